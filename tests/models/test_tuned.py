@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+
+import pytest
+import tiny
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import PreTrainedModel
+
+from zoft.errors import RecipeError
+from zoft.models.adapters import attach_lora
+from zoft.models.tuned import decays, parameter_ids, tuned_parameters
+from zoft.recipe.schema import TuneSection
+
+BUILDERS = [tiny.opt, tiny.llama, tiny.gpt2, tiny.qwen2]
+
+
+@pytest.mark.parametrize("build", BUILDERS)
+def test_full_tuning_takes_each_parameter_once(build: Callable[[], PreTrainedModel]) -> None:
+    model = build()
+    tuned = tuned_parameters(model, TuneSection())
+    assert list(tuned) == [name for name, _ in model.named_parameters()]
+    assert len({id(p) for p in tuned.values()}) == len(tuned)
+    assert all(tuned[name] is p for name, p in model.named_parameters())
+
+
+def test_a_tied_parameter_has_its_first_name() -> None:
+    tuned = tuned_parameters(tiny.qwen2(tie=True), TuneSection())
+    assert "model.embed_tokens.weight" in tuned
+    assert "lm_head.weight" not in tuned
+    assert "lm_head.weight" in tuned_parameters(tiny.qwen2(tie=False), TuneSection())
+
+
+def test_lora_tunes_the_adapter_alone() -> None:
+    tune = TuneSection(method="lora", exclude=["*layers.1.*"])
+    tuned = tuned_parameters(attach_lora(tiny.llama(), tune, seed=0), tune)
+    assert len(tuned) == 4  # A and B of q_proj and v_proj in layer 0
+    assert all("layers.0." in name and "lora_" in name for name in tuned)
+
+
+def test_globs_choose() -> None:
+    tune = TuneSection(include=["*.self_attn.*", "*norm*"], exclude=["*.k_proj.*"])
+    names = set(tuned_parameters(tiny.llama(), tune))
+    assert "model.layers.0.self_attn.q_proj.weight" in names
+    assert "model.norm.weight" in names
+    assert not any("k_proj" in name or "mlp" in name for name in names)
+
+
+def test_globs_that_match_nothing_are_all_named() -> None:
+    tune = TuneSection(include=["*.self_attention.q_proj*", "*"], exclude=["lm_haed.weight"])
+    with pytest.raises(RecipeError) as caught:
+        tuned_parameters(tiny.llama(), tune)
+    first, second = str(caught.value).splitlines()
+    assert first.startswith("tune.include: '*.self_attention.q_proj*'")
+    assert "self_attn.q_proj.weight" in first
+    assert second.startswith("tune.exclude: 'lm_haed.weight'")
+    assert "lm_head.weight" in second
+    with pytest.raises(RecipeError, match="leave none"):
+        tuned_parameters(tiny.llama(), TuneSection(exclude=["*"]))
+
+
+def test_ids_are_checksums_of_the_names() -> None:
+    assert parameter_ids(["b", "a"]) == {"b": zlib.crc32(b"b"), "a": zlib.crc32(b"a")}
+    assert list(parameter_ids(["b", "a"])) == ["b", "a"]
+
+
+def test_a_collision_moves_the_later_name() -> None:
+    pair = ["plumless", "buckeroo"]  # the classical pair of words with one CRC-32
+    number = zlib.crc32(b"buckeroo")
+    assert number == zlib.crc32(b"plumless")
+    assert parameter_ids(pair) == {"plumless": number + 1, "buckeroo": number}
+
+
+@given(st.lists(st.text(max_size=20), unique=True), st.randoms())
+def test_ids_are_distinct_words_in_any_order(names: list[str], random: object) -> None:
+    ids = parameter_ids(names)
+    shuffled = list(names)
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    assert parameter_ids(shuffled) == ids
+    assert len(set(ids.values())) == len(names)
+    assert all(0 <= number < 2**32 for number in ids.values())
+
+
+@pytest.mark.parametrize("build", BUILDERS)
+def test_norms_and_biases_do_not_decay(build: Callable[[], PreTrainedModel]) -> None:
+    model = build()
+    decaying = decays(model)
+    assert all(not name.endswith("bias") and "norm" not in name for name in decaying)
+    matrices = {name for name, p in model.named_parameters() if p.ndim == 2}
+    assert decaying == matrices

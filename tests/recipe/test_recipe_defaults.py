@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from zoft.recipe.defaults import with_defaults
+from zoft.recipe.schema import Recipe
+
+
+def recipe(**sections: Any) -> Recipe:
+    data = {"train": {"path": "t.jsonl"}, "format": "text"}
+    return Recipe.model_validate({"model": {"name": "m"}, "data": data, **sections})
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "lr", "moments", "window", "perturbation"),
+    [
+        ("full", "r-adazo", 1e-4, "scalar", 22, "auto"),
+        ("full", "mezo", 1e-6, "scalar", 22, "auto"),
+        ("lora", "r-adazo", 5e-5, "full", 22, 1e-2),
+        ("lora", "mezo", 1e-4, "full", 22, 1e-2),
+    ],
+)
+def test_what_auto_stands_for(
+    method: str, name: str, lr: float, moments: str, window: int, perturbation: object
+) -> None:
+    filled = with_defaults(recipe(tune={"method": method}, optimizer={"name": name})).optimizer
+    assert (filled.lr, filled.moments, filled.window) == (lr, moments, window)
+    assert filled.perturbation == perturbation
+
+
+def test_a_longer_window_where_moments_are_recomputed() -> None:
+    assert with_defaults(recipe(optimizer={"moments": "window"})).optimizer.window == 44
+
+
+def test_what_was_given_stays() -> None:
+    given = {"lr": 3.0, "moments": "full", "window": 7, "perturbation": 0.5}
+    sections = {
+        "tune": {"method": "lora"},
+        "optimizer": given,
+        "model": {"name": "m", "dtype": "bfloat16"},
+        "train": {"micro_batch_size": 3},
+    }
+    filled = with_defaults(recipe(**sections))
+    assert filled.optimizer.model_dump(include=set(given)) == given
+    assert (filled.model.dtype, filled.train.micro_batch_size) == ("bfloat16", 3)
+
+
+def test_the_rest_follows_from_the_recipe() -> None:
+    filled = with_defaults(recipe(train={"batch_size": 5}))
+    assert (filled.model.dtype, filled.train.micro_batch_size) == ("float32", 5)
+    assert filled.objective.name == "lm"
+    words = {"template": "{text}", "labels": {0: "a", 1: "b"}, "train": {"path": "t"}}
+    assert with_defaults(recipe(data=words)).objective.name == "choice"
+
+
+def test_what_needs_the_machine_stays_auto() -> None:
+    filled = with_defaults(recipe())
+    assert (filled.device, filled.model.compute_dtype) == ("auto", "auto")
+    assert filled.tune.target_modules == "auto"
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_defaults_are_valid_and_filled_once(method: str) -> None:
+    filled = with_defaults(recipe(tune={"method": method}))
+    assert with_defaults(filled) == filled
+    assert Recipe.model_validate(filled.model_dump()) == filled

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from zoft.recipe.keys import fields, holds_text
+from zoft.recipe.schema import Recipe
+
+MINIMAL: dict[str, Any] = {
+    "model": {"name": "m"},
+    "data": {"train": {"path": "t.jsonl"}, "template": "{text} It was", "labels": {0: "a", 1: "b"}},
+}
+
+
+def data(**changes: Any) -> dict[str, Any]:
+    return {"data": {**MINIMAL["data"], **changes}}
+
+
+def test_only_the_model_and_the_training_rows_are_required() -> None:
+    with pytest.raises(ValidationError) as caught:
+        Recipe.model_validate({"model": {}, "data": {"format": "text"}})
+    assert [error["loc"] for error in caught.value.errors()] == [
+        ("model", "name"),
+        ("data", "train"),
+    ]
+
+
+def test_every_field_is_documented() -> None:
+    assert len(fields()) > 50
+    for key, field in fields().items():
+        assert field.description, f"{'.'.join(key)} has no description"
+        assert field.description.endswith((".", "...")), key
+
+
+def test_a_recipe_is_frozen() -> None:
+    recipe = Recipe.model_validate(MINIMAL)
+    with pytest.raises(ValidationError, match="frozen"):
+        recipe.seed = 1  # type: ignore[misc]
+
+
+def test_label_values_become_text_and_keep_their_order() -> None:
+    recipe = Recipe.model_validate(MINIMAL | data(labels={1: "yes", 0: "no"}))
+    assert list(recipe.data.labels.items()) == [("1", "yes"), ("0", "no")]
+    recipe = Recipe.model_validate(MINIMAL | data(labels={"b": "yes", False: "no"}))
+    assert list(recipe.data.labels) == ["b", "False"]
+
+
+def test_an_empty_section_means_its_defaults() -> None:
+    assert Recipe.model_validate(MINIMAL | {"train": None}) == Recipe.model_validate(MINIMAL)
+
+
+@pytest.mark.parametrize(
+    ("changes", "where", "what"),
+    [
+        (data(template=None), ("data", "template"), "needs one"),
+        (data(template="It was"), ("data", "template"), "must name a column"),
+        (data(template="{} was"), ("data", "template"), "must name a column"),
+        (data(template="{text was"), ("data", "template"), "brace"),
+        (data(labels={0: "a"}), ("data", "labels"), "at least two"),
+        (data(labels={0: "a", 1: "a"}), ("data", "labels"), "same word"),
+        (data(labels={0: "a", "0": "b"}), ("data", "labels"), "same text"),
+        (data(columns={"txt": "review"}), ("data", "columns"), "no role txt"),
+        (data(format="text") | {"objective": {"name": "choice"}}, ("objective",), "not text"),
+        (
+            {"train": {"batch_size": 4, "micro_batch_size": 5}},
+            ("train", "micro_batch_size"),
+            "5 is more than train.batch_size 4",
+        ),
+    ],
+)
+def test_keys_that_do_not_fit_each_other(
+    changes: dict[str, Any], where: tuple[str, ...], what: str
+) -> None:
+    with pytest.raises(ValidationError) as caught:
+        Recipe.model_validate(MINIMAL | changes)
+    (error,) = caught.value.errors()
+    assert error["loc"] == where
+    assert what in error["msg"]
+
+
+@pytest.mark.parametrize("form", ["prompt-completion", "messages", "text"])
+def test_only_classification_needs_a_template(form: str) -> None:
+    recipe = Recipe.model_validate(MINIMAL | {"data": {"train": {"path": "t"}, "format": form}})
+    assert recipe.data.template is None
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("train", "steps", 0),
+        ("train", "steps", 2**32),
+        ("train", "steps", 1e3),
+        ("train", "steps", True),
+        ("train", "steps", "10"),
+        ("optimizer", "lr", 0.0),
+        ("optimizer", "lr", "1e-4"),
+        ("optimizer", "perturbation", float("inf")),
+        ("optimizer", "betas", [0.9, 1.0]),
+        ("optimizer", "betas", [0.9]),
+        ("optimizer", "directions", 1025),
+        ("optimizer", "sides", 3),
+        ("optimizer", "window", 0),
+        ("tune", "include", "*"),
+        ("model", "revision", 1234),
+        ("data", "max_length", 1),
+        ("checkpoint", "keep_last", 0),
+    ],
+)
+def test_values_out_of_type_or_range(section: str, key: str, value: object) -> None:
+    values = {**MINIMAL, section: {**MINIMAL.get(section, {}), key: value}}
+    with pytest.raises(ValidationError) as caught:
+        Recipe.model_validate(values)
+    assert {error["loc"][:2] for error in caught.value.errors()} == {(section, key)}
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:11"])
+def test_devices(device: str) -> None:
+    assert Recipe.model_validate(MINIMAL | {"device": device}).device == device
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:a", "cpu:0", "cpu\n"])
+def test_no_devices(device: str) -> None:
+    with pytest.raises(ValidationError):
+        Recipe.model_validate(MINIMAL | {"device": device})
+
+
+def test_which_keys_hold_text() -> None:
+    text = [("model", "name"), ("data", "template"), ("data", "eval", "path"), ("output_dir",)]
+    assert all(holds_text(key) for key in [*text, ("data", "labels", "0")])
+    assert not any(holds_text(key) for key in [("seed",), ("data", "labels"), ("tune", "include")])

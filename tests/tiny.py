@@ -1,0 +1,130 @@
+"""Models of two layers and a tokenizer, built in memory: same bits at every call, milliseconds.
+
+`opt() llama() gpt2() qwen2()` return models as `zoft.models.load` hands them over: in eval mode,
+without gradients, without a cache. The ids of `tokenizer()` are below VOCABULARY.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+VOCABULARY = 283  # a prime: no tile, chunk or word of 32 divides it
+BOS, EOS, PAD = "<s>", "</s>", "<pad>"
+BOS_ID, EOS_ID, PAD_ID = 0, 1, 2
+WORDS = (" It", " was", " great", " bad")  # one token each; " terrible" is nine bytes, nine tokens
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{{ eos_token }}"
+    "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+_Model = TypeVar("_Model", bound=PreTrainedModel)
+_IDS = {"bos_token_id": BOS_ID, "eos_token_id": EOS_ID, "pad_token_id": PAD_ID}
+
+
+def opt(seed: int = 0, dtype: torch.dtype = torch.float32) -> OPTForCausalLM:
+    """Learned positions with an offset, biases everywhere, tied embeddings."""
+    config = OPTConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        word_embed_proj_dim=32,
+        ffn_dim=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=128,
+        **_IDS,
+    )
+    return _build(OPTForCausalLM, config, seed, dtype)
+
+
+def llama(seed: int = 0, dtype: torch.dtype = torch.float32, tie: bool = False) -> LlamaForCausalLM:
+    """RMS norms, rotary positions, grouped keys and values, a head of its own unless `tie`."""
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=48,
+        intermediate_size=80,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=tie,
+        **_IDS,
+    )
+    return _build(LlamaForCausalLM, config, seed, dtype)
+
+
+def gpt2(seed: int = 0, dtype: torch.dtype = torch.float32) -> GPT2LMHeadModel:
+    """Conv1D (weights lie in x out), learned positions, tied embeddings."""
+    config = GPT2Config(
+        vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=128, **_IDS
+    )
+    return _build(GPT2LMHeadModel, config, seed, dtype)
+
+
+def qwen2(seed: int = 0, dtype: torch.dtype = torch.float32, tie: bool = True) -> Qwen2ForCausalLM:
+    """LLaMA-like with biases in q, k, v; tied embeddings."""
+    config = Qwen2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=tie,
+        **_IDS,
+    )
+    return _build(Qwen2ForCausalLM, config, seed, dtype)
+
+
+def tokenizer(*, bos: bool = True, chat_template: str | None = None) -> PreTrainedTokenizerFast:
+    """Byte-level BPE: the 256 bytes and WORDS. With `bos` it puts BOS in front; it adds no EOS."""
+    vocabulary = {BOS: BOS_ID, EOS: EOS_ID, PAD: PAD_ID}
+    for byte in sorted(pre_tokenizers.ByteLevel.alphabet()):
+        vocabulary[byte] = len(vocabulary)
+    merges: list[tuple[str, str]] = []
+    for word in WORDS:
+        letters = "Ġ" + word[1:]  # byte-level spelling of the leading space
+        for end in range(1, len(letters)):
+            merge = (letters[:end], letters[end])
+            if merge not in merges:
+                merges.append(merge)
+                vocabulary[letters[: end + 1]] = len(vocabulary)
+    assert len(vocabulary) <= VOCABULARY
+    core = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    if bos:
+        core.post_processor = processors.TemplateProcessing(
+            single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, BOS_ID)]
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        model_max_length=256,
+        chat_template=chat_template,
+    )
+
+
+def _build(kind: type[_Model], config: PreTrainedConfig, seed: int, dtype: torch.dtype) -> _Model:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = kind(config)
+    model.config.use_cache = False
+    return model.to(dtype).eval().requires_grad_(False)

@@ -1,0 +1,192 @@
+"""Checkpoints: folders that are either complete, with a hash for every file, or not there.
+
+A run's folder holds `checkpoint-000500/`; each is written beside its place, synced, closed by a
+COMPLETE file and renamed. Names that begin with a dot and end in `.partial` are leftovers.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from zoft.errors import EnvironmentProblem
+from zoft.models.quiet import first_line, quiet
+
+COMPLETE = "COMPLETE"
+_STATE, _META = "optimizer.safetensors", "trainer.json"
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+def checkpoint_folder(run_folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return run_folder / f"checkpoint-{step:06d}"
+
+
+def save(folder: Path, writer: Callable[[Path], None]) -> None:
+    """Fill `folder` by `writer(temporary folder)`: whole and on the disk, or not changed at all.
+
+    What stood there is replaced. Raises EnvironmentProblem if the disk refuses.
+    """
+    partial = folder.with_name(f".{folder.name}.partial")
+    replaced = folder.with_name(f".{folder.name}.replaced.partial")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.parent.glob(".*.partial"):
+            shutil.rmtree(leftover)
+        partial.mkdir()
+        writer(partial)
+        _complete(partial)
+        if folder.exists():
+            folder.rename(replaced)
+        partial.rename(folder)
+        _sync(folder.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+        reason = "the disk is full" if full else first_line(error)
+        raise EnvironmentProblem(f"cannot write {folder}: {reason}") from error
+    finally:
+        if replaced.exists() and not folder.exists():  # interrupted between the two renames
+            replaced.rename(folder)
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def verify(folder: Path) -> bool:
+    """Whether every file that COMPLETE names is there with its size and its sha256."""
+    return _matches(folder) and all(
+        _sha256(folder / name) == entry["sha256"] for name, entry in _manifest(folder).items()
+    )
+
+
+def find(run_folder: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first (sizes checked; `verify` reads the bytes)."""
+    steps = {
+        path: int(match[1])
+        for path in (run_folder.iterdir() if run_folder.is_dir() else ())
+        if (match := _NAME.fullmatch(path.name)) and _matches(path)
+    }
+    return sorted(steps, key=steps.__getitem__)
+
+
+def prune(run_folder: Path, keep_last: int, best: Collection[Path]) -> None:
+    """Delete all but the `keep_last` newest complete checkpoints (at least one) and the best."""
+    kept = {path.name for path in best}
+    for path in find(run_folder)[: -max(keep_last, 1)]:
+        if path.name not in kept:
+            doomed = path.with_name(f".{path.name}.partial")  # never half of a checkpoint in sight
+            path.rename(doomed)
+            shutil.rmtree(doomed)
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Raise EnvironmentProblem unless `needed` bytes are free where `folder` is or will be."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise EnvironmentProblem(
+            f"{folder} needs {needed / 1e9:.2f} GB on its disk, {free / 1e9:.2f} GB are free"
+        )
+
+
+def write_model(
+    folder: Path, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """The model (or the adapter alone) and the tokenizer as Hugging Face files.
+
+    Equal weights give equal bytes, in every process.
+    """
+    if isinstance(model, PeftModel):
+        # "auto" would ask the Hub whether the vocabulary grew; tuned parameters are the adapter's.
+        model.save_pretrained(str(folder), save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)  # peft's empty form of a model card
+        config = folder / "adapter_config.json"
+        content = json.loads(config.read_text())
+        content["target_modules"] = sorted(content["target_modules"])  # peft's set has no order
+        config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+    else:
+        cached = model.config.use_cache
+        model.config.use_cache = True  # off while tuning; whoever loads the files wants to generate
+        try:
+            with quiet():
+                model.save_pretrained(folder)
+        finally:
+            model.config.use_cache = cached
+    tokenizer.save_pretrained(folder)
+
+
+def write_state(folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """What resuming needs beside the weights: tensors, and plain values as JSON."""
+    own = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+    save_file(own, folder / _STATE)
+    (folder / _META).write_text(json.dumps(meta, indent=2, sort_keys=True) + "\n")
+
+
+def read_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `write_state` wrote, on the CPU. Raises EnvironmentProblem if it cannot be read."""
+    try:
+        meta: dict[str, Any] = json.loads((folder / _META).read_text())
+        return load_file(folder / _STATE), meta
+    except (OSError, ValueError, SafetensorError) as error:
+        raise EnvironmentProblem(
+            f"cannot read the state in {folder}: {first_line(error)}"
+        ) from error
+
+
+def _complete(folder: Path) -> None:
+    """Write every file and name to the disk, then the list of them."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    manifest = {
+        path.relative_to(folder).as_posix(): {
+            "size": path.stat().st_size,
+            "sha256": _sha256(path),
+        }
+        for path in files
+    }
+    (folder / COMPLETE).write_text(json.dumps(manifest, indent=2) + "\n")
+    for path in (*files, folder / COMPLETE, *filter(Path.is_dir, folder.rglob("*")), folder):
+        _sync(path)
+
+
+def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
+    manifest: dict[str, dict[str, Any]] = json.loads((folder / COMPLETE).read_text())
+    return manifest
+
+
+def _matches(folder: Path) -> bool:
+    try:
+        return all(
+            (folder / name).stat().st_size == entry["size"]
+            for name, entry in _manifest(folder).items()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

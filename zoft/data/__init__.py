@@ -1,0 +1,1 @@
+"""From files or Hub sets to token sequences, and the order in which training visits them."""

@@ -1,0 +1,123 @@
+"""Rows to examples: the recipe's format, its limit of length, and an account of every row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+from transformers import PreTrainedTokenizerBase
+
+from zoft.data import formats
+from zoft.data.examples import Choice, Example, Sequence, length
+from zoft.data.sources import Rows
+from zoft.data.tokens import Tokens
+from zoft.errors import DataError
+from zoft.recipe.schema import DataSection
+
+CHUNK = 1000  # rows tokenized at once: enough to be fast, little enough to stay small
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What became of the rows: read = kept + too_long + untrained; truncated are among the kept."""
+
+    read: int
+    kept: int
+    truncated: int
+    too_long: int
+    untrained: int
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The examples of one data set, in the order of its rows."""
+
+    examples: tuple[Example, ...]
+    counts: Counts
+
+
+def encode(
+    rows: Rows, section: DataSection, tokenizer: PreTrainedTokenizerBase, *, choice: bool
+) -> Encoded:
+    """Turn rows into examples of at most `data.max_length` tokens.
+
+    `choice` says whether classification scores every label word (Choice) or learns the right one
+    (Sequence). Rows without a token to learn are dropped and counted. Raises DataError for a row
+    that does not fit the format, for a long one under `on_overflow: error`, and if none is left.
+    """
+    examples: list[Example] = []
+    truncated = too_long = untrained = 0
+    tokens = Tokens.of(tokenizer)
+    for number, example in formatted(rows, section, tokens, choice):
+        if not trains(example):
+            untrained += 1
+        elif length(example) <= section.max_length:
+            examples.append(example)
+        elif section.on_overflow == "error":
+            raise DataError(
+                f"row {number}: {length(example)} tokens, data.max_length is {section.max_length}; "
+                "raise it, or set data.on_overflow to drop or truncate"
+            )
+        elif section.on_overflow == "truncate" and (
+            short := shortened(example, section.max_length, len(tokens.start))
+        ):
+            examples.append(short)
+            truncated += 1
+        else:
+            too_long += 1
+    counts = Counts(len(rows), len(examples), truncated, too_long, untrained)
+    if not examples:
+        raise DataError(
+            f"none of {counts.read} rows can be used: {too_long} longer than data.max_length "
+            f"({section.max_length}), {untrained} without a token to learn"
+        )
+    return Encoded(tuple(examples), counts)
+
+
+def formatted(
+    rows: Rows, section: DataSection, tokens: Tokens, choice: bool
+) -> Iterator[tuple[int, Example]]:
+    """Row numbers, from 1, and the examples they become, whatever their length."""
+    numbered = enumerate(rows, 1)
+    while chunk := list(islice(numbered, CHUNK)):
+        match section.format:
+            case "classification":
+                examples = formats.classification(chunk, section, tokens, choice=choice)
+            case "prompt-completion":
+                examples = formats.prompt_completion(chunk, section, tokens)
+            case "messages":
+                examples = formats.messages(chunk, section, tokens)
+            case "text":
+                examples = formats.text(chunk, section, tokens)
+        for (number, _), example in zip(chunk, examples, strict=True):
+            yield number, example
+
+
+def trains(example: Example) -> bool:
+    """Whether the example has a token to learn, and something to predict it from."""
+    match example:
+        case Sequence(supervised=supervised):
+            return bool(supervised)
+        case Choice(prompt=prompt):
+            return bool(prompt)
+
+
+def shortened(example: Example, limit: int, start: int) -> Example | None:
+    """Cut an example down to `limit` tokens, or None if nothing to learn would remain.
+
+    The prompt loses tokens from its left, but keeps the `start` tokens (BOS) that the tokenizer put
+    there, or else its last one. If that is not enough, a Sequence also loses its end; options are
+    compared as wholes and never cut.
+    """
+    excess = length(example) - limit
+    match example:
+        case Sequence(ids=ids, supervised=supervised):
+            cut = min(excess, max(supervised[0] - max(start, 1), 0))
+            kept = (ids[:start] + ids[start + cut :])[:limit]
+            moved = tuple(p - cut for p in supervised if p - cut < limit)
+            return Sequence(kept, moved) if moved else None
+        case Choice(prompt=prompt, options=options, label=label):
+            if len(prompt) - excess < max(start, 1):
+                return None
+            return Choice(prompt[:start] + prompt[start + excess :], options, label)

@@ -1,0 +1,34 @@
+"""What a row becomes: token ids, and which of them are predicted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Sequence:
+    """One text. Each supervised position p >= 1 is the target of what stands before it."""
+
+    ids: tuple[int, ...]
+    supervised: tuple[int, ...]  # ascending positions into ids
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One prompt and its possible continuations, of which `options[label]` is right."""
+
+    prompt: tuple[int, ...]
+    options: tuple[tuple[int, ...], ...]
+    label: int
+
+
+Example = Sequence | Choice
+
+
+def length(example: Example) -> int:
+    """Tokens of the longest sequence that the example puts through the model."""
+    match example:
+        case Sequence(ids=ids):
+            return len(ids)
+        case Choice(prompt=prompt, options=options):
+            return len(prompt) + max(map(len, options))

@@ -1,0 +1,107 @@
+"""Read rows from JSONL, JSON, CSV and Parquet files; what is broken is named by file and line."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from zoft.errors import DataError
+
+Row = dict[str, Any]
+
+
+def read_file(path: Path) -> list[Row]:
+    """The rows of one file, by its suffix. Values keep the file's types; in CSV all are strings."""
+    try:
+        return READERS[path.suffix.lower()](path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def read_json(path: Path) -> list[Row]:
+    """One object per line, or one array of objects."""
+    text = read_text(path)
+    if text.lstrip().startswith("["):
+        items = list(enumerate(parse_json(text, path, 1), 1))
+        unit = "item "
+    else:
+        # Not splitlines: a JSON string may hold U+2028 and its like.
+        lines = enumerate(text.split("\n"), 1)
+        items = [(n, parse_json(line, path, n)) for n, line in lines if line.strip()]
+        unit = ""
+    for n, item in items:
+        if not isinstance(item, dict):
+            raise DataError(f"{path}:{unit}{n}: expected an object, found {json.dumps(item)[:80]}")
+    return [item for _, item in items]
+
+
+def parse_json(text: str, path: Path, line: int) -> Any:
+    """Parse JSON that begins on the given line of the file."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        at_end = error.msg.startswith("Unterminated") or error.pos >= len(text.rstrip())
+        cut = "; is the file cut off?" if at_end else ""
+        where = f"{path}:{line + error.lineno - 1}"
+        raise DataError(f"{where}: not valid JSON ({error.msg}){cut}") from error
+
+
+def read_csv(path: Path) -> list[Row]:
+    """Comma-separated, with a header line; quotes as in RFC 4180."""
+    text = read_text(path)
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # its default is 128 KiB
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        header = next(reader, [])
+        if len(set(header)) < len(header):
+            raise DataError(f"{path}:1: a column name stands twice: {', '.join(header)}")
+        rows = []
+        for values in filter(None, reader):
+            if len(values) != len(header):
+                raise DataError(
+                    f"{path}:{reader.line_num}: {len(values)} values for {len(header)} columns"
+                )
+            rows.append(dict(zip(header, values, strict=True)))
+    except csv.Error as error:
+        raise DataError(f"{path}:{reader.line_num}: not valid CSV ({error})") from error
+    return rows
+
+
+def read_parquet(path: Path) -> list[Row]:
+    """Apache Parquet."""
+    import pyarrow  # type: ignore[import-untyped]
+    import pyarrow.parquet  # type: ignore[import-untyped]
+
+    try:
+        rows: list[Row] = pyarrow.parquet.read_table(path).to_pylist()
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{path}: not a valid Parquet file ({one_line(error)})") from error
+    return rows
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 file; a byte order mark, which spreadsheets write, is dropped."""
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        byte = content[error.start]
+        raise DataError(f"{path}:{line}: not UTF-8 (byte 0x{byte:02x}); convert it") from error
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+READERS: dict[str, Callable[[Path], list[Row]]] = {
+    ".jsonl": read_json,
+    ".json": read_json,
+    ".csv": read_csv,
+    ".parquet": read_parquet,
+}

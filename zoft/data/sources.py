@@ -1,0 +1,159 @@
+"""Find the rows that a recipe names: a file, a folder of files, or a set on the Hub."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from zoft.data.files import READERS, Row, one_line, read_file
+from zoft.errors import DataError, EnvironmentProblem
+from zoft.recipe.schema import DataSource
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A data set in memory, in its own order. Iterating gives one dict per row."""
+
+    rows: list[Row]
+
+    @property
+    def column_names(self) -> list[str]:
+        """Every key of any row, in order of first appearance."""
+        return list(dict.fromkeys(key for row in self.rows for key in row))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+
+def load_rows(source: DataSource) -> Rows:
+    """Read a data source.
+
+    Raises DataError for what is missing, broken or empty, and EnvironmentProblem where the Hub
+    cannot be reached.
+    """
+    path = Path(source.path).expanduser()
+    if path.is_dir():
+        rows = [row for file in files_of(path, source) for row in read_file(file)]
+    elif path.exists():
+        rows = read_file(checked(path, source))
+    elif looks_local(source.path):
+        raise DataError(missing(path))
+    else:
+        rows = read_hub(source)
+    if not rows:
+        raise DataError(f"{source.path}: holds no rows")
+    return Rows(rows[: source.limit])
+
+
+def fingerprint(rows: Rows) -> str:
+    """sha256 (hex) over the rows' order, keys and values; where they were read from is no part."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row, sort_keys=True, default=repr).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def checked(file: Path, source: DataSource) -> Path:
+    """The file itself, if it is of a kind that can be read and nothing contradicts it."""
+    if file.suffix.lower() not in READERS:
+        raise DataError(f"{file}: expected a file that ends in {', '.join(READERS)}")
+    if source.split or source.name:
+        raise DataError(f"{file}: a file has no `split` and no `name`; remove them")
+    return file
+
+
+def files_of(folder: Path, source: DataSource) -> list[Path]:
+    """The files of one split of a folder: `train.jsonl`, `train-00000-of-00002.parquet`, ...
+
+    Without `split` there must be only one, lest training rows and test rows be mixed unnoticed.
+    """
+    if source.name:
+        raise DataError(f"{folder}: `name` is for sets on the Hub; name the subfolder in `path`")
+    splits: dict[str, list[Path]] = {}
+    for file in sorted(folder.iterdir()):
+        if file.suffix.lower() in READERS and not file.name.startswith("."):
+            splits.setdefault(re.sub(r"[-_.]?\d+(-of-\d+)?$", "", file.stem), []).append(file)
+    if not splits:
+        raise DataError(f"{folder}: holds no file that ends in {', '.join(READERS)}")
+    wanted = one_split(str(folder), source.split, list(splits))
+    return splits[wanted]
+
+
+def read_hub(source: DataSource) -> list[Row]:
+    """Download (or take from the cache) one split of a set on the Hub."""
+    import datasets
+    from datasets.exceptions import DatasetNotFoundError
+
+    named = f"{source.path} on the Hugging Face Hub"
+    try:
+        with quiet():
+            splits = datasets.get_dataset_split_names(source.path, source.name)
+            # A split may be a slice, train[:10%], which only the library understands.
+            sliced = bool(re.search(r"[\[+]", source.split or ""))
+            split = source.split if sliced else one_split(named, source.split, splits)
+            table = datasets.load_dataset(source.path, source.name, split=split)
+    except DatasetNotFoundError as error:
+        if "gated" in str(error):
+            raise EnvironmentProblem(f"{named}: gated; accept its terms and log in") from error
+        hint = "not found, nor is there such a file (a private set needs a login)"
+        raise DataError(f"{named}: {hint}") from error
+    except OSError as error:
+        raise EnvironmentProblem(f"{named}: cannot be fetched ({one_line(error)})") from error
+    except (ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(f"{named}: {one_line(error)}") from error
+    rows: list[Row] = table.select(range(min(source.limit or len(table), len(table)))).to_list()
+    return rows
+
+
+def one_split(where: str, wanted: str | None, splits: list[str]) -> str:
+    """The split that is asked for, or the only one."""
+    if wanted is None and len(splits) == 1:
+        return splits[0]
+    if wanted is None:
+        raise DataError(f"{where}: `split` must choose one of {', '.join(sorted(splits))}")
+    if wanted not in splits:
+        raise DataError(f"{where}: no split {wanted!r}; there are {', '.join(sorted(splits))}")
+    return wanted
+
+
+def looks_local(path: str) -> bool:
+    """Whether a name can only be a path: Hub ids are `name` or `owner/name` without suffix."""
+    return path.startswith((".", "/", "~")) or path.count("/") > 1 or Path(path).suffix in READERS
+
+
+def missing(path: Path) -> str:
+    """What to say about a path that does not exist: the nearest names beside where it should be."""
+    beside = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
+    if near := difflib.get_close_matches(path.name, beside, n=3, cutoff=0.5):
+        return f"{path}: no such file; did you mean {' or '.join(near)}?"
+    return f"{path}: no such file" + ("" if path.parent.is_dir() else f", nor folder {path.parent}")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the libraries' progress bars and retry messages off the terminal."""
+    import datasets
+
+    bars = datasets.are_progress_bars_disabled()
+    loggers = [logging.getLogger(name) for name in ("datasets", "huggingface_hub")]
+    levels = [logger.level for logger in loggers]
+    datasets.disable_progress_bars()
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        if not bars:
+            datasets.enable_progress_bars()
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

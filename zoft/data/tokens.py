@@ -1,0 +1,66 @@
+"""Text to token ids: what the tokenizer puts in front exactly once, and nothing behind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from zoft.errors import DataError
+
+Ids = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A tokenizer, and the tokens (BOS, if any) that it puts in front of a text."""
+
+    tokenizer: PreTrainedTokenizerBase
+    start: Ids
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> Tokens:
+        """Find `start` by tokenizing a letter with and without special tokens.
+
+        `bos_token_id` would not do: GPT-2 has one but does not use it, and OPT's is its EOS.
+        """
+        bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+        full = tokenizer("a")["input_ids"]
+        places = range(len(full) - len(bare) + 1)
+        at = next((i for i in places if full[i : i + len(bare)] == bare), 0)
+        return cls(tokenizer, tuple(full[:at]))
+
+    def encode(self, texts: list[str]) -> list[Ids]:
+        """Token ids of each text, with `start` in front unless the text already begins with it."""
+        return [self._started(tuple(ids)) for ids in self._bare(texts)["input_ids"]]
+
+    def encode_with_offsets(self, text: str) -> tuple[Ids, tuple[int, ...]]:
+        """Token ids of one text and the character at which each begins (-1 for `start`)."""
+        if not self.tokenizer.is_fast:
+            name = type(self.tokenizer).__name__
+            raise DataError(f"data.format: messages needs a fast tokenizer, {name} is not one")
+        encoding = self._bare([text], return_offsets_mapping=True)
+        bare = tuple(encoding["input_ids"][0])
+        begins = tuple(begin for begin, _ in encoding["offset_mapping"][0])
+        ids = self._started(bare)
+        return ids, (-1,) * (len(ids) - len(bare)) + begins
+
+    def ended(self, ids: Ids) -> Ids:
+        """`ids` with EOS behind, where the tokenizer has one and it does not stand there yet."""
+        eos = self.tokenizer.eos_token_id
+        return ids if eos is None or ids[-1:] == (eos,) else (*ids, eos)
+
+    def _started(self, ids: Ids) -> Ids:
+        return ids if ids[: len(self.start)] == self.start else self.start + ids
+
+    def _bare(self, texts: list[str], **options: bool) -> Any:
+        # verbose=False: lengths are our business (data.max_length), not a warning of the library.
+        return self.tokenizer(texts, add_special_tokens=False, verbose=False, **options)
+
+
+def shared(a: Sequence[object], b: Sequence[object]) -> int:
+    """Length of the longest common prefix of two sequences."""
+    differ = (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
+    return next(differ, min(len(a), len(b)))

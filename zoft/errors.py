@@ -1,0 +1,56 @@
+"""Everything that zoft raises on purpose. The command line prints one line and picks the exit code.
+
+ZoftError              1  unexpected
+├── RecipeError        2  usage or recipe
+├── DataError          3  data
+├── EnvironmentProblem 4  files, network, authentication, disk, missing hardware
+├── OutOfMemory        5  with the overrides that would fit
+├── Diverged           6  too many non-finite losses in a row; the last good checkpoint is kept
+└── Interrupted        130 / 143  resumable
+"""
+
+from __future__ import annotations
+
+
+class ZoftError(Exception):
+    """A failure that zoft can explain. `str(error)` is what the user reads."""
+
+    exit_code = 1
+
+
+class RecipeError(ZoftError):
+    """The command line or the recipe is wrong; the message lists every problem, one a line."""
+
+    exit_code = 2
+
+
+class DataError(ZoftError):
+    """A data set is missing, has the wrong columns, or holds no row that can be trained on."""
+
+    exit_code = 3
+
+
+class EnvironmentProblem(ZoftError):
+    """Something outside the recipe is missing: a model, the network, rights, disk, a device."""
+
+    exit_code = 4
+
+
+class OutOfMemory(ZoftError):
+    """The device or the host ran out of memory."""
+
+    exit_code = 5
+
+
+class Diverged(ZoftError):
+    """`train.max_nonfinite` steps in a row had a loss that is not finite."""
+
+    exit_code = 6
+
+
+class Interrupted(ZoftError):
+    """SIGINT or SIGTERM arrived; the step was finished and the journal synced."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -1,0 +1,1 @@
+"""Philox and the sweeps over weights: reference (torch, literal), cpu (numba)."""

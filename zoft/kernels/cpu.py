@@ -1,0 +1,405 @@
+"""The sweeps on a CPU: numba, compiled once and cached on disk, bit-equal to `reference.py`.
+
+Layout 1. The flat parameter is cut into rows of 256 elements. Rademacher: 32 rows are a tile, a tile
+takes 64 Philox calls, and element l*256 + 64*j + b takes bit l of output j of call b (set: -1).
+Gaussian and rounding bits: 2 rows are a tile of 64 calls, and element h*256 + 64*j + b takes the
+h-th 16 bits of output j of call b. Neighbours in memory are neighbours in the 256 words, so every
+inner loop below vectorises. They index slices that start at 0: an index `start + i` might be negative
+for all numba knows, and its wrap-around keeps a loop scalar (8 times slower, measured).
+
+Numba contracts nothing into FMA and divides and takes roots as IEEE says, unless asked: don't ask.
+Threads are Python's (the kernels hold no GIL): a second OpenMP beside torch's would fight over cores.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+from zoft.kernels import normal
+from zoft.kernels.philox import M0, M1, PURPOSE_DENSE, PURPOSE_ROUNDING, ROUNDS, W0, W1
+from zoft.kernels.terms import Adam, Rounding, Terms
+
+ROW = 256
+FLOAT32, BFLOAT16, FLOAT16 = 0, 1, 2  # how 16-bit storage is read and written
+MIN_PER_THREAD = 1 << 16  # elements; below it a thread costs more than it saves
+
+_u32, _u64 = np.uint32, np.uint64
+_jit = njit(nogil=True, cache=True, error_model="numpy")
+
+
+@intrinsic
+def _float(_typing: Any, _bits_type: Any) -> Any:  # the float32 with these 32 bits
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.FloatType())
+
+    return types.float32(types.uint32), generate
+
+
+@intrinsic
+def _bits(_typing: Any, _float_type: Any) -> Any:  # the 32 bits of a float32
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.IntType(32))
+
+    return types.uint32(types.float32), generate
+
+
+@_jit
+def philox_words(words, seed, step, param, last, tile):  # type: ignore[no-untyped-def]
+    """Fill words[64*j + b] with output j of call b of a tile: 64 calls, 256 words."""
+    low = _u64(0xFFFFFFFF)
+    for b in range(64):
+        block = _u64(tile) * _u64(64) + _u64(b)
+        c0, c1, c2, c3 = block & low, block >> _u64(32), _u64(param), _u64(last)
+        k0, k1 = _u64(seed), _u64(step)
+        for _ in range(ROUNDS):
+            p0, p1 = _u64(M0) * c0, _u64(M1) * c2
+            c0, c1 = (p1 >> _u64(32)) ^ c1 ^ k0, p1 & low
+            c2, c3 = (p0 >> _u64(32)) ^ c3 ^ k1, p0 & low
+            k0, k1 = (k0 + _u64(W0)) & low, (k1 + _u64(W1)) & low
+        words[b], words[64 + b] = _u32(c0), _u32(c1)
+        words[128 + b], words[192 + b] = _u32(c2), _u32(c3)
+
+
+@_jit
+def _load(x, source, kind):  # type: ignore[no-untyped-def]
+    """x as float32 from stored bits (uint32: float32; uint16: bfloat16 or float16)."""
+    n = len(x)
+    if kind == FLOAT32:
+        for i in range(n):
+            x[i] = _float(_u32(source[i]))
+    elif kind == BFLOAT16:
+        for i in range(n):
+            x[i] = _float(_u32(source[i]) << _u32(16))
+    else:
+        for i in range(n):
+            h = _u32(source[i])
+            shifted = (h & _u32(0x7FFF)) << _u32(13)
+            bits = _bits(_float(shifted) * np.float32(2.0**112))  # moves the exponent's bias
+            if shifted >= _u32(0x0F800000):  # inf and NaN
+                bits |= _u32(0x7F800000)
+            x[i] = _float(bits | (h & _u32(0x8000)) << _u32(16))
+
+
+@_jit
+def _store_nearest(out, x, kind):  # type: ignore[no-untyped-def]
+    """Store float32 x, rounded to nearest even."""
+    n = len(x)
+    if kind == FLOAT32:
+        for i in range(n):
+            out[i] = _bits(x[i])
+    elif kind == BFLOAT16:
+        for i in range(n):
+            u = _bits(x[i])
+            rounded = (u + _u32(0x7FFF) + ((u >> _u32(16)) & _u32(1))) >> _u32(16)
+            out[i] = rounded if u & _u32(0x7FFFFFFF) <= _u32(0x7F800000) else _u32(0x7FC0)
+    else:
+        for i in range(n):
+            u = _bits(x[i])
+            a = u & _u32(0x7FFFFFFF)
+            r = (a - _u32(0x38000000) + _u32(0xFFF) + ((a >> _u32(13)) & _u32(1))) >> _u32(13)
+            if a < _u32(0x38800000):  # subnormal: 0.5 has the ulp of the smallest half
+                r = _bits(_float(a) + np.float32(0.5)) - _u32(0x3F000000)
+            if a >= _u32(0x47800000):
+                r = _u32(0x7C00) if a <= _u32(0x7F800000) else _u32(0x7E00)
+            out[i] = r | (u >> _u32(16)) & _u32(0x8000)
+
+
+@_jit
+def _store_stochastic(out, x, kind, words, half):  # type: ignore[no-untyped-def]
+    """Store float32 x with 16 (bfloat16) or 13 (float16) random bits below the mantissa."""
+    n = len(x)
+    shift = _u32(16 * half)
+    if kind == BFLOAT16:
+        for i in range(n):
+            u = _bits(x[i])
+            r = (words[i] >> shift) & _u32(0xFFFF)
+            if u & _u32(0x7F800000) == _u32(0x7F800000):
+                r = _u32(0)  # inf and NaN pass
+            out[i] = (u + r) >> _u32(16)
+    else:
+        for i in range(n):
+            u = _bits(x[i])
+            a = u & _u32(0x7FFFFFFF)
+            r = (words[i] >> shift) & _u32(0x1FFF)
+            h = (a - _u32(0x38000000) + r) >> _u32(13)
+            if a < _u32(0x38800000):  # subnormal: a grid of 2**-24
+                units = _float(a) * np.float32(2.0**24) + np.float32(r) * np.float32(2.0**-13)
+                h = _u32(np.int32(units))
+            if h > _u32(0x7C00):
+                h = _u32(0x7C00)
+            if a >= _u32(0x7F800000):
+                h = _u32(0x7C00) if a == _u32(0x7F800000) else _u32(0x7E00)
+            out[i] = h | (u >> _u32(16)) & _u32(0x8000)
+
+
+@_jit
+def _perturb(  # type: ignore[no-untyped-def]
+    out, out_kind, out_start, weight, kind, start, first, n,
+    seed, step, param, k, scale, gaussian, table, words, x,
+):  # fmt: skip
+    """out[out_start:][:n] = weight[start:][:n] + scale * z of the elements numbered from `first`."""
+    tile_rows = 2 if gaussian else 32
+    last_tile = np.int64(-1)
+    scale_bits = _bits(scale)
+    done = np.int64(0)
+    while done < n:
+        element = first + done
+        row, column = element // ROW, element % ROW
+        tile, part = row // tile_rows, row % tile_rows
+        if tile != last_tile:
+            philox_words(words, seed, step, param, PURPOSE_DENSE << 24 | k, tile)
+            last_tile = tile
+        count = min(ROW - column, n - done)
+        y, bits = x[:count], words[column : column + count]
+        _load(y, weight[start + done : start + done + count], kind)
+        if gaussian:
+            shift = _u32(16 * part)
+            for i in range(count):
+                y[i] += scale * table[(bits[i] >> shift) & _u32(0xFFFF)]
+        else:
+            shift = _u32(31 - part)
+            for i in range(count):
+                sign = (bits[i] << shift) & _u32(0x80000000)
+                y[i] += _float(scale_bits ^ sign)
+        to = out_start + done
+        _store_nearest(out[to : to + count], y, out_kind)
+        done += count
+
+
+@_jit
+def perturb_span(  # type: ignore[no-untyped-def]
+    out, out_kind, weight, kind, begin, end, offset, seed, step, param, k, scale, gaussian, table
+):
+    """The flat elements [begin, end) of a parameter whose stored element 0 has number `offset`."""
+    words, x = np.empty(ROW, np.uint32), np.empty(ROW, np.float32)
+    _perturb(
+        out, out_kind, begin, weight, kind, begin, offset + begin, end - begin,
+        seed, step, param, k, scale, gaussian, table, words, x,
+    )  # fmt: skip
+
+
+@_jit
+def perturb_rows_span(  # type: ignore[no-untyped-def]
+    out, out_kind, weight, kind, rows, columns, begin, end,
+    seed, step, param, k, scale, gaussian, table,
+):  # fmt: skip
+    """out[i] = weight[rows[i]] + scale * z for i in [begin, end); every row has `columns` elements."""
+    words, x = np.empty(ROW, np.uint32), np.empty(ROW, np.float32)
+    for i in range(begin, end):
+        start = rows[i] * columns
+        _perturb(
+            out, out_kind, i * columns, weight, kind, start, start, columns,
+            seed, step, param, k, scale, gaussian, table, words, x,
+        )  # fmt: skip
+
+
+@_jit
+def _add_terms(g, total, words, n, first, last, column, part, gaussian, table, unit):  # type: ignore[no-untyped-def]
+    """g = unit * sum of n_i z_i over the terms [first, last). Exact, so in any order."""
+    count = len(g)
+    if gaussian:
+        shift = _u32(16 * part)
+        for i in range(count):
+            total[i] = 0.0
+        for t in range(first, last):
+            bits = words[t, column : column + count]
+            for i in range(count):
+                entry = table[(bits[i] >> shift) & _u32(0xFFFF)]
+                total[i] += np.float64(n[t]) * np.float64(entry)
+        for i in range(count):
+            g[i] = np.float32(total[i]) * unit
+    else:
+        shift = _u32(31 - part)
+        for i in range(count):
+            g[i] = np.float32(0.0)
+        for t in range(first, last):
+            bits, coefficient = words[t, column : column + count], _bits(n[t])
+            for i in range(count):
+                g[i] += _float(coefficient ^ ((bits[i] << shift) & _u32(0x80000000)))
+        for i in range(count):
+            g[i] *= unit
+
+
+SUM, STORED, WINDOW = 0, 1, 2
+
+
+@_jit
+def update_span(  # type: ignore[no-untyped-def]
+    mode, weight, kind, exp_avg, exp_avg_sq, begin, end, seed, param,
+    steps, ks, n, starts, units, gaussian, table,
+    decay, beta1, beta2, rest1, rest2, lr, correction, eps, rounding_seed, rounding_step,
+):  # fmt: skip
+    """Update the flat elements [begin, end) in place; `starts` and `units` cut the terms by step."""
+    words = np.empty((max(len(n), 1), ROW), np.uint32)
+    noise = np.empty(ROW, np.uint32)
+    buffers = np.empty((4, ROW), np.float32)
+    sums = np.empty(ROW, np.float64)
+    tile_rows = 2 if gaussian else 32
+    last_tile = last_noise = np.int64(-1)
+    element = begin
+    while element < end:
+        row, column = element // ROW, element % ROW
+        count = min(ROW - column, end - element)
+        tile, part = row // tile_rows, row % tile_rows
+        if tile != last_tile:
+            for t in range(len(n)):
+                philox_words(words[t], seed, steps[t], param, PURPOSE_DENSE << 24 | ks[t], tile)
+            last_tile = tile
+        stored = weight[element : element + count]
+        x, g, total = buffers[0, :count], buffers[1, :count], sums[:count]
+        _load(x, stored, kind)
+        if mode == SUM:
+            _add_terms(g, total, words, n, 0, len(n), column, part, gaussian, table, units[0])
+            for i in range(count):
+                x[i] = x[i] * decay + g[i]
+        else:
+            if mode == STORED:
+                m, v = exp_avg[element : element + count], exp_avg_sq[element : element + count]
+            else:
+                m, v = buffers[2, :count], buffers[3, :count]
+                m[:], v[:] = np.float32(0.0), np.float32(0.0)
+            for s in range(len(units)):
+                _add_terms(
+                    g, total, words, n, starts[s], starts[s + 1], column, part,
+                    gaussian, table, units[s],
+                )  # fmt: skip
+                for i in range(count):
+                    m[i] = beta1 * m[i] + rest1 * g[i]
+                    v[i] = beta2 * v[i] + rest2 * (m[i] * m[i])
+            for i in range(count):
+                x[i] = x[i] * decay - (lr * m[i]) / (np.sqrt(v[i] / correction) + eps)
+        if kind == FLOAT32:
+            _store_nearest(stored, x, kind)
+        else:
+            if row // 2 != last_noise:
+                last = PURPOSE_ROUNDING << 24
+                philox_words(noise, rounding_seed, rounding_step, param, last, row // 2)
+                last_noise = row // 2
+            _store_stochastic(stored, x, kind, noise[column : column + count], row % 2)
+        element += count
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="zoft-kernel")
+
+
+def _spread(span: Any, n: int, align: int) -> None:
+    """Call span(begin, end) over [0, n) from torch.get_num_threads() threads, cut at `align`."""
+    threads = min(torch.get_num_threads(), max(1, n // max(MIN_PER_THREAD, align)))
+    if threads == 1:
+        span(0, n)
+        return
+    pieces = -(-n // align)
+    cuts = [min(n, align * (pieces * i // threads)) for i in range(threads + 1)]
+    # The caller works too, and waits for every piece even if its own is interrupted.
+    others = [_pool(threads - 1).submit(span, *cuts[i : i + 2]) for i in range(1, threads)]
+    try:
+        span(cuts[0], cuts[1])
+    finally:
+        for other in others:
+            other.result()
+
+
+def _stored(tensor: torch.Tensor) -> tuple[npt.NDArray[Any], int]:
+    """The tensor's bits as a flat numpy view, and how to read them."""
+    flat = tensor.detach().view(-1)
+    if tensor.dtype == torch.float32:
+        return flat.numpy().view(np.uint32), FLOAT32
+    kinds = {torch.bfloat16: BFLOAT16, torch.float16: FLOAT16}
+    if tensor.dtype not in kinds:
+        raise TypeError(f"weights of {tensor.dtype} cannot be tuned")
+    return flat.view(torch.int16).numpy().view(np.uint16), kinds[tensor.dtype]
+
+
+def perturb(
+    out: torch.Tensor, weight: torch.Tensor, *, offset: int = 0, seed: int, step: int,
+    param: int, k: int, scale: float, gaussian: bool,
+) -> None:  # fmt: skip
+    """out = weight + scale * z in float32, rounded once to out's dtype.
+
+    Both are contiguous and of one size; `weight` may be a slice whose first element has number
+    `offset` in the whole parameter.
+    """
+    o, out_kind = _stored(out)
+    w, kind = _stored(weight)
+    z = (offset, seed, step, param, k, np.float32(scale), gaussian, _table(gaussian))
+    _spread(lambda a, b: perturb_span(o, out_kind, w, kind, a, b, *z), o.size, 32 * ROW)
+
+
+def perturb_rows(
+    out: torch.Tensor, weight: torch.Tensor, rows: torch.Tensor, *, seed: int, step: int,
+    param: int, k: int, scale: float, gaussian: bool,
+) -> None:  # fmt: skip
+    """out[i] = weight[rows[i]] + scale * z; weight (R, C), rows (n,) int64, out (n, C)."""
+    o, out_kind = _stored(out)
+    w, kind = _stored(weight)
+    index, columns = rows.numpy(), weight.shape[1]
+    z = (seed, step, param, k, np.float32(scale), gaussian, _table(gaussian))
+    # A row redraws the tiles it touches: some 100 elements' work each.
+    _spread(
+        lambda a, b: perturb_rows_span(o, out_kind, w, kind, index, columns, a, b, *z),
+        index.size,
+        max(1, MIN_PER_THREAD // (8 * columns)),
+    )
+
+
+def add_directions(
+    weight: torch.Tensor, terms: Terms, *, param: int, decay: float, rounding: Rounding
+) -> None:
+    """weight = weight * decay + sum_i a_i z_i, in place, in one sweep."""
+    _update(SUM, weight, None, None, [terms], None, param, decay, rounding)
+
+
+def radazo_full(
+    weight: torch.Tensor, exp_avg: torch.Tensor, exp_avg_sq: torch.Tensor, terms: Terms,
+    adam: Adam, *, param: int, decay: float, rounding: Rounding,
+) -> None:  # fmt: skip
+    """One R-AdaZO update with stored float32 moments, all three in place."""
+    _update(STORED, weight, exp_avg, exp_avg_sq, [terms], adam, param, decay, rounding)
+
+
+def radazo_window(
+    weight: torch.Tensor, window: list[Terms], adam: Adam, *, param: int, decay: float,
+    rounding: Rounding,
+) -> None:  # fmt: skip
+    """One R-AdaZO update whose moments are recomputed from the last steps, oldest first."""
+    _update(WINDOW, weight, None, None, window, adam, param, decay, rounding)
+
+
+def _update(
+    mode: int, weight: torch.Tensor, exp_avg: torch.Tensor | None,
+    exp_avg_sq: torch.Tensor | None, window: list[Terms], adam: Adam | None, param: int,
+    decay: float, rounding: Rounding,
+) -> None:  # fmt: skip
+    w, kind = _stored(weight)
+    none = np.empty(0, np.float32)
+    m = none if exp_avg is None else exp_avg.view(-1).numpy()
+    v = none if exp_avg_sq is None else exp_avg_sq.view(-1).numpy()
+    adam = adam or Adam(beta1=0.0, beta2=0.0, lr=0.0, correction=1.0, eps=0.0)
+    gaussian = window[0].gaussian
+    arguments = (
+        window[0].seed, param,
+        np.concatenate([t.steps for t in window]),
+        np.concatenate([t.ks for t in window]),
+        np.concatenate([t.n for t in window]),
+        np.cumsum([0, *(len(t.n) for t in window)]),
+        np.array([t.unit for t in window], np.float32),
+        gaussian, _table(gaussian), np.float32(decay),
+        *(np.float32(x) for x in adam.constants()),
+        rounding.seed, rounding.step,
+    )  # fmt: skip
+    _spread(lambda a, b: update_span(mode, w, kind, m, v, a, b, *arguments), w.size, 32 * ROW)
+
+
+def _table(gaussian: bool) -> npt.NDArray[np.float32]:
+    return normal.table() if gaussian else np.empty(0, np.float32)

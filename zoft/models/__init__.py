@@ -1,0 +1,1 @@
+"""Models: found, converted to safetensors once, loaded, and the parameters that learn."""

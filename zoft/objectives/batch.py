@@ -1,0 +1,68 @@
+"""Examples as tensors: right-padded rows, and the flat positions whose next token is scored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """R rows of T tokens, N scored positions, B examples (B = R, or R / options for `choice`).
+
+    input_ids (R, T) · positions (N,) flat numbers row * T + column of the hidden states that go
+    through the head · targets (N,) the token that follows each · row (N,) its row ·
+    vocab (n,) the only logits needed, or None for all · labels (B,) the right option, or None ·
+    lengths (R,) tokens before the padding · examples B.
+    """
+
+    input_ids: Tensor
+    positions: Tensor
+    targets: Tensor
+    row: Tensor
+    lengths: Tensor
+    examples: int
+    vocab: Tensor | None = None
+    labels: Tensor | None = None
+
+    @property
+    def tokens(self) -> int:
+        return int(self.lengths.sum())
+
+    def attention_mask(self) -> Tensor:
+        """(R, T) int64: 1 before the padding."""
+        columns = torch.arange(self.input_ids.shape[1], device=self.input_ids.device)
+        return (columns < self.lengths[:, None]).long()
+
+    def to(self, device: torch.device) -> Batch:
+        moved = {
+            name: value.to(device) if isinstance(value := getattr(self, name), Tensor) else value
+            for name in self.__dataclass_fields__
+        }
+        return Batch(**moved)
+
+
+def pad(
+    rows: Sequence[Sequence[int]], scored: Sequence[Sequence[int]], width: int, **fields: object
+) -> Batch:
+    """A batch of token rows; `scored` are the columns p >= 1 predicted from column p - 1.
+
+    Padded on the right with token 0, which causal attention never shows to a scored position.
+    """
+    input_ids = torch.zeros(len(rows), width, dtype=torch.int64)
+    for i, ids in enumerate(rows):
+        input_ids[i, : len(ids)] = torch.tensor(ids)
+    places = [(i, column) for i, columns in enumerate(scored) for column in columns]
+    row = torch.tensor([i for i, _ in places], dtype=torch.int64)
+    column = torch.tensor([c for _, c in places], dtype=torch.int64)
+    return Batch(
+        input_ids=input_ids,
+        positions=row * width + column - 1,
+        targets=input_ids[row, column],
+        row=row,
+        lengths=torch.tensor([len(ids) for ids in rows]),
+        **fields,  # type: ignore[arg-type]
+    )

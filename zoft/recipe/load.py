@@ -1,0 +1,191 @@
+"""A recipe is read, overridden, validated once, and all that is wrong with it said at once."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
+
+from zoft.errors import RecipeError
+from zoft.recipe import packaged
+from zoft.recipe.keys import Key
+from zoft.recipe.overrides import Values, apply
+from zoft.recipe.problems import explain
+from zoft.recipe.schema import Recipe
+
+
+@dataclass(frozen=True, order=True)
+class Problem:
+    """Sorts as it reads: the file from top to bottom, then the overrides as they were given."""
+
+    override: int  # -1 is the file
+    line: int
+    column: int
+    text: str
+
+
+@dataclass
+class _Document:
+    """Where each key came from: a place in the file, or an override."""
+
+    path: Path
+    root: MappingNode
+    overrides: Sequence[str]
+    origins: dict[Key, int] = field(default_factory=dict)
+
+    def override(self, number: int, key: Key) -> None:
+        """From here on, `key` and all below it come from this override."""
+        self.origins = {k: n for k, n in self.origins.items() if k[: len(key)] != key}
+        self.origins[key] = number
+
+    def problem(self, key: Key, text: str) -> Problem:
+        text = f"{'.'.join(key)}: {text}"
+        for depth in range(len(key), 0, -1):
+            if (number := self.origins.get(key[:depth])) is not None:
+                return self.in_override(number, text)
+        return self.in_file(_node(self.root, key), text)
+
+    def in_override(self, number: int, text: str) -> Problem:
+        return Problem(number, 0, 0, f"override {self.overrides[number]!r}: {text}")
+
+    def in_file(self, node: Node, text: str) -> Problem:
+        line, column = node.start_mark.line + 1, node.start_mark.column + 1
+        return Problem(-1, line, column, f"{self.path}:{line}:{column}: {text}")
+
+
+def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe from a path or by the name of a packaged one, with the overrides applied.
+
+    Raises RecipeError with every problem, one a line: its place, its key, what is expected.
+    """
+    path = _find(source)
+    root, values = _parse(path, _read(path))
+    document = _Document(path, root, overrides)
+    problems = [document.in_file(node, text) for node, text in _repeated(root, (), set())]
+    for number, override in enumerate(overrides):
+        try:
+            values, key = apply(values, override)
+        except ValueError as error:
+            problems.append(document.in_override(number, str(error)))
+        else:
+            document.override(number, key)
+    if values.get("output_dir") is None:
+        values = {**values, "output_dir": f"runs/{path.stem}"}
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        problems += [document.problem(key, text) for key, text in explain(error, values)]
+    if problems:
+        raise RecipeError("\n".join(problem.text for problem in sorted(problems)))
+    return recipe
+
+
+def recipe_text(source: str | Path) -> str:
+    """The recipe as its author wrote it, comments included. Raises RecipeError."""
+    return _read(_find(source))
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """YAML with every field, which `load_recipe` reads back to an equal recipe."""
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.width = 2**31  # ruamel's folding of long or exotic lines loses characters
+    yaml.allow_unicode = not re.search("[\x85\u2028\u2029\ufeff]", recipe.model_dump_json())
+    # The order of labels has a meaning. (ruamel types this attribute as None.)
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    stream = io.StringIO()
+    yaml.dump(recipe.model_dump(mode="json"), stream)
+    return stream.getvalue()
+
+
+def _find(source: str | Path) -> Path:
+    path = Path(source)
+    if path.is_file():
+        return path
+    if shipped := packaged.path_of(str(source)):
+        return shipped
+    if path.is_dir():
+        raise RecipeError(f"{path} is a folder; a recipe is a YAML file in it")
+    beside = path.parent.glob("*.yaml") if path.parent.is_dir() else ()
+    names = [*packaged.names(), *(str(file) for file in beside)]
+    near = get_close_matches(str(source), names, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise RecipeError(
+        f"{source}: no such file{hint} (packaged recipes: {', '.join(packaged.names())})"
+    )
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise RecipeError(f"{path}:{line}: not UTF-8 text") from error
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _parse(path: Path, text: str) -> tuple[MappingNode, Values]:
+    """The node tree, which knows places, and the plain values."""
+    yaml = YAML(typ="safe", pure=True)  # YAML 1.2: 1e-6 is a number, `no` is text
+    yaml.allow_duplicate_keys = True  # `_repeated` names all of them
+    try:
+        root, values = yaml.compose(text), yaml.load(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        raise RecipeError(f"{path}{place}: not YAML: {error.problem}") from error
+    except (YAMLError, ValueError, RecursionError) as error:
+        raise RecipeError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if values is None:
+        raise RecipeError(f"{path}: empty; a recipe has at least model.name and data.train.path")
+    if not isinstance(root, MappingNode) or not isinstance(values, dict):
+        raise RecipeError(f"{path}:1:1: expected sections such as `model:`, not {_kind(values)}")
+    return root, values
+
+
+def _kind(value: Any) -> str:
+    return "a list" if isinstance(value, list) else "a single value"
+
+
+def _node(root: Node, key: Key) -> Node:
+    """The node of the key itself, or of the nearest section that the file has."""
+    place, node = root, root
+    for part in key:
+        if isinstance(node, MappingNode):
+            pairs = [(name, value) for name, value in node.value if name.value == part]
+        elif isinstance(node, SequenceNode) and part.isdecimal() and int(part) < len(node.value):
+            pairs = [(node.value[int(part)],) * 2]
+        else:
+            pairs = []
+        if not pairs:
+            break
+        place, node = pairs[0]
+    return place
+
+
+def _repeated(node: Node, key: Key, seen: set[int]) -> Iterator[tuple[Node, str]]:
+    """Keys written twice in one mapping: YAML forbids them, and most readers keep one silently."""
+    if id(node) in seen:  # an anchor
+        return
+    seen.add(id(node))
+    if isinstance(node, SequenceNode):
+        for item in node.value:
+            yield from _repeated(item, key, seen)
+    elif isinstance(node, MappingNode):
+        lines: dict[str, int] = {}
+        for name, value in node.value:
+            below = (*key, str(name.value))
+            if below[-1] in lines:
+                yield name, f"{'.'.join(below)}: written twice, first in line {lines[below[-1]]}"
+            lines.setdefault(below[-1], name.start_mark.line + 1)
+            yield from _repeated(value, below, seen)

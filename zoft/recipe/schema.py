@@ -1,0 +1,316 @@
+"""The recipe: every choice of a run, with its meaning, its unit and what `auto` stands for.
+
+The classes are closed (an unknown key is an error), strict (`"3"` is no number) and frozen. What
+follows from the recipe alone is filled in by `defaults.with_defaults`, what needs the machine
+(device, compute_dtype, perturbation of full tuning) by the run.
+"""
+
+from __future__ import annotations
+
+from string import Formatter
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+Auto = Literal["auto"]
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+Whole = Annotated[int, Field(ge=0)]
+Counted = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+ROLES = ("text", "label", "prompt", "completion", "messages")
+
+
+def _text_keys(mapping: Any) -> Any:
+    """YAML reads the keys of `{0: bad, true: good}` as numbers and bools; a label is text."""
+    if not isinstance(mapping, dict):
+        return mapping
+    renamed = {str(key): value for key, value in mapping.items()}
+    if len(renamed) < len(mapping):
+        raise ValueError("two keys are the same text")
+    return renamed
+
+
+TextMap = Annotated[dict[str, str], BeforeValidator(_text_keys)]
+
+
+class Section(BaseModel):
+    """What all sections share: closed, frozen, no type coercion, no NaN."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty(cls, value: Any) -> Any:
+        """A section whose keys are all commented out is null in YAML, and means the defaults."""
+        return {} if value is None else value
+
+
+class ModelSection(Section):
+    name: str = Field(
+        min_length=1,
+        description="The base model: a Hub id, a folder, or a .gguf file (converted once).",
+    )
+    revision: str | None = Field(
+        None, description="Branch, tag or commit of a Hub model. Empty: its main branch."
+    )
+    dtype: DType = Field(
+        "auto", description="Type of the tuned weights. auto: float32, where no update is lost."
+    )
+    compute_dtype: DType = Field(
+        "auto",
+        description="Type the forward passes compute in. auto: what the device does fast.",
+    )
+    trust_remote_code: bool = Field(
+        False, description="Run Python code that comes with the model. Only for authors you trust."
+    )
+
+
+class TuneSection(Section):
+    method: Literal["full", "lora"] = Field(
+        "full", description="Which weights learn: all of them, or a LoRA adapter beside them."
+    )
+    r: Counted = Field(8, description="LoRA: rank of the adapter.")
+    alpha: Positive = Field(16.0, description="LoRA: the adapter is scaled by alpha / r.")
+    target_modules: list[str] | Auto = Field(
+        "auto",
+        description="LoRA: name endings of the modules that get an adapter. auto: peft's choice "
+        "for the model family, else q_proj and v_proj.",
+    )
+    include: list[str] = Field(
+        ["*"], description="Tune the parameters whose name matches one of these globs ..."
+    )
+    exclude: list[str] = Field([], description="... and none of these.")
+
+
+class DataSource(Section):
+    path: str = Field(
+        min_length=1,
+        description="A .jsonl, .json, .csv or .parquet file, a folder of those, or a Hub set.",
+    )
+    name: str | None = Field(None, description="Configuration of a Hub set, e.g. sst2 of glue.")
+    split: str | None = Field(None, description="Split, e.g. train or validation[:1000].")
+    limit: Counted | None = Field(None, description="Use the first so many rows. Empty: all.")
+
+
+class DataSection(Section):
+    train: DataSource = Field(description="Rows to learn from.")
+    eval: DataSource | None = Field(
+        None, description="Rows scored before, during (eval.every) and after the run."
+    )
+    test: DataSource | None = Field(None, description="Rows scored once, at the end.")
+    format: Literal["classification", "prompt-completion", "messages", "text"] = Field(
+        "classification",
+        description="What a row is. classification: columns text and label, scored over label "
+        "words; prompt-completion: the completion is learnt; messages: a chat, the assistant's "
+        "turns are learnt; text: every token is learnt.",
+    )
+    columns: TextMap = Field(
+        {},
+        description="Role to column name, where they differ. Roles: text, label, prompt, "
+        "completion, messages.",
+    )
+    template: str | None = Field(
+        None,
+        validate_default=True,
+        description="classification: the prompt, with {column} for a column of the row, e.g. "
+        '"{text} It was". The label word follows it.',
+    )
+    labels: TextMap = Field(
+        {},
+        validate_default=True,
+        description="classification: label value to label word, e.g. {0: terrible, 1: great}.",
+    )
+    max_length: int = Field(512, ge=2, description="Longest example, in tokens.")
+    on_overflow: Literal["error", "drop", "truncate"] = Field(
+        "error",
+        description="A longer example stops the run, is dropped, or loses the start of its prompt "
+        "(never its completion).",
+    )
+
+    @field_validator("columns")
+    @classmethod
+    def _known_roles(cls, columns: dict[str, str]) -> dict[str, str]:
+        if unknown := [role for role in columns if role not in ROLES]:
+            raise ValueError(f"no role {', '.join(unknown)}: the roles are {', '.join(ROLES)}")
+        return columns
+
+    @field_validator("template")
+    @classmethod
+    def _fits_a_row(cls, template: str | None, info: ValidationInfo) -> str | None:
+        if template is None:
+            if info.data.get("format") == "classification":
+                raise ValueError('data.format classification needs one, e.g. "{text} It was"')
+            return None
+        try:
+            fields = [field for _, field, _, _ in Formatter().parse(template) if field is not None]
+        except ValueError as error:
+            raise ValueError(f"{error}; a literal brace is written twice") from error
+        if not fields or any(not field or field.isdigit() for field in fields):
+            raise ValueError(f"{template!r} must name a column in braces, e.g. {{text}}")
+        return template
+
+    @field_validator("labels")
+    @classmethod
+    def _tells_labels_apart(cls, labels: dict[str, str], info: ValidationInfo) -> dict[str, str]:
+        if info.data.get("format") == "classification" and len(labels) < 2:
+            raise ValueError(
+                "data.format classification needs at least two, e.g. {0: terrible, 1: great}"
+            )
+        if len(set(labels.values())) < len(labels):
+            raise ValueError("two labels have the same word")
+        return labels
+
+
+class ObjectiveSection(Section):
+    name: Literal["auto", "choice", "lm"] = Field(
+        "auto",
+        description="What is minimised. choice: cross-entropy over the label words; lm: "
+        "cross-entropy on the learnt tokens. auto: choice for classification, else lm.",
+    )
+
+
+class OptimizerSection(Section):
+    name: Literal["r-adazo", "mezo"] = Field(
+        "r-adazo",
+        description="r-adazo: moments of the estimated gradient (arXiv 2502.01014); mezo: plain "
+        "zeroth-order SGD (arXiv 2305.17333).",
+    )
+    lr: Positive | Auto = Field(
+        "auto",
+        description="Learning rate. r-adazo: the RMS step of a weight. auto: r-adazo 1e-4 "
+        "(LoRA 5e-5), mezo 1e-6 (LoRA 1e-4).",
+    )
+    betas: Annotated[tuple[Decay, Decay], Field(strict=False)] = Field(
+        (0.9, 0.99), description="r-adazo: decay of the first and the second moment."
+    )
+    eps: NotNegative = Field(
+        1e-8, description="r-adazo: keeps the denominator from zero (the paper's zeta)."
+    )
+    bias_correction: Literal["v", "none", "adam"] = Field(
+        "v",
+        description="r-adazo: correct the second moment for its start at zero; none: the paper; "
+        "adam: correct both moments.",
+    )
+    moments: Literal["auto", "full", "window", "scalar"] = Field(
+        "auto",
+        description="r-adazo. full: m and v stored, 8 bytes per tuned weight; window: recomputed "
+        "from the last steps; scalar: one v for all. auto: LoRA full, full tuning scalar.",
+    )
+    window: Counted | Auto = Field(
+        "auto",
+        description="r-adazo: past steps that moments window (auto: 44) and unfolded scalar "
+        "(auto: 22) look back.",
+    )
+    fold_momentum: bool = Field(
+        True,
+        description="r-adazo, scalar: fold the momentum into the rate; one direction per sweep "
+        "and no window.",
+    )
+    perturbation: Positive | Auto = Field(
+        "auto",
+        description="How far a probe moves each weight (the papers' epsilon). auto: LoRA 1e-2, "
+        "full tuning 1e-3, or more where compute_dtype would round that away.",
+    )
+    distribution: Literal["rademacher", "gaussian"] = Field(
+        "rademacher", description="Directions of random signs, or of normal numbers."
+    )
+    directions: Annotated[int, Field(ge=1, le=1024)] = Field(
+        1, description="Directions averaged in one step. The cost grows with them."
+    )
+    sides: Literal[2, 1] = Field(
+        2, description="2: central difference, two forwards a direction; 1: one, and a shared one."
+    )
+    weight_decay: NotNegative = Field(
+        0.0, description="Decoupled decay per step, times the rate; not on norms and biases."
+    )
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="The rate after the warm-up: constant, or down to zero."
+    )
+    warmup_steps: Whole = Field(0, description="Steps over which the rate rises from zero.")
+
+
+class TrainSection(Section):
+    steps: Annotated[int, Field(ge=1, lt=2**32)] = Field(1000, description="Updates to make.")
+    batch_size: Counted = Field(16, description="Examples in one step.")
+    micro_batch_size: Counted | Auto = Field(
+        "auto",
+        description="Examples in one forward pass. auto: the whole batch. Less saves memory.",
+    )
+    max_nonfinite: Counted = Field(
+        10, description="Give up after so many steps in a row whose loss is not finite."
+    )
+
+    @field_validator("micro_batch_size")
+    @classmethod
+    def _within_the_batch(cls, size: int | Auto, info: ValidationInfo) -> int | Auto:
+        batch = info.data.get("batch_size", size)
+        if isinstance(size, int) and size > batch:
+            raise ValueError(f"{size} is more than train.batch_size {batch}")
+        return size
+
+
+class EvalSection(Section):
+    every: Whole = Field(0, description="Steps between evaluations. 0: at the start and the end.")
+    batch_size: Counted = Field(32, description="Examples in one forward pass of an evaluation.")
+
+
+class CheckpointSection(Section):
+    every: Whole = Field(0, description="Steps between checkpoints. 0: none, the journal resumes.")
+    keep_last: Counted = Field(2, description="Newest checkpoints to keep.")
+    keep_best: Whole = Field(1, description="Best checkpoints (by the eval set) to keep as well.")
+
+
+class JournalSection(Section):
+    sync_seconds: NotNegative = Field(
+        5.0, description="Longest time that a power cut can undo, in seconds. 0: sync every step."
+    )
+
+
+class LoggingSection(Section):
+    every: Counted = Field(10, description="Steps between lines of progress.")
+
+
+class Recipe(Section):
+    version: Literal[1] = Field(1, description="Version of this schema.")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
+        0, description="Directions, data order and initial adapter depend on it alone."
+    )
+    output_dir: str | None = Field(
+        None, min_length=1, description="The run's folder. Empty: runs/ and the recipe's name."
+    )
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$",
+        description="auto, cpu, cuda or cuda:N. auto: the first GPU, else the CPU.",
+    )
+    model: ModelSection = Field(description="The model that is tuned.")
+    tune: TuneSection = Field(TuneSection(), description="Which of its weights learn.")
+    data: DataSection = Field(description="What it learns from.")
+    objective: ObjectiveSection = Field(ObjectiveSection(), description="What is minimised.")
+    optimizer: OptimizerSection = Field(OptimizerSection(), description="How the weights move.")
+    train: TrainSection = Field(TrainSection(), description="How long, and how much at once.")
+    eval: EvalSection = Field(EvalSection(), description="When the eval set is scored.")
+    checkpoint: CheckpointSection = Field(CheckpointSection(), description="What is kept.")
+    journal: JournalSection = Field(JournalSection(), description="The log a run resumes from.")
+    logging: LoggingSection = Field(LoggingSection(), description="What is printed.")
+
+    @field_validator("objective")
+    @classmethod
+    def _choice_needs_labels(
+        cls, objective: ObjectiveSection, info: ValidationInfo
+    ) -> ObjectiveSection:
+        data = info.data.get("data")
+        if objective.name == "choice" and data and data.format != "classification":
+            raise ValueError(f"choice needs data.format classification, not {data.format}")
+        return objective

@@ -1,0 +1,224 @@
+"""The loop: measure, write it down, move the weights. The order is what makes a kill harmless."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from zoft import checkpoint
+from zoft.data.examples import Example
+from zoft.data.order import batch_rows
+from zoft.errors import Diverged
+from zoft.interrupts import Stop
+from zoft.journal import Entry, Journal
+from zoft.objectives.batch import Batch
+from zoft.objectives.objective import Objective
+from zoft.recipe.schema import Recipe
+from zoft.scoring import score
+from zoft.tracking import Event, Metrics, Narrator, in_words
+from zoft.zo.estimators import Estimator
+from zoft.zo.optimizers.mezo import MeZO
+from zoft.zo.optimizers.radazo import RAdaZO
+from zoft.zo.schedule import learning_rate
+
+
+@dataclass
+class Trainer:
+    """Everything a run is made of. `recipe` has no `auto` left.
+
+    `step` counts the steps behind the weights, `skipped` those of them that were not finite,
+    `nonfinite` the latest such steps in a row, `scores` the eval events by step.
+    """
+
+    recipe: Recipe
+    folder: Path
+    device: torch.device
+    model: PreTrainedModel | PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    estimator: Estimator
+    objective: Objective
+    optimizer: MeZO | RAdaZO
+    train_set: Sequence[Example]
+    eval_set: Sequence[Example] | None
+    masked: bool
+    metrics: Metrics
+    narrator: Narrator
+    stop: Stop
+    step: int = 0
+    skipped: int = 0
+    nonfinite: int = 0
+    scores: dict[int, Event] = field(default_factory=dict)
+
+    def fit(self, journal: Journal) -> None:
+        """Take the steps that are left. Raises Diverged, Interrupted."""
+        try:
+            self._after_step(journal)  # what a killed run still owed at this step
+            while self.step < self.recipe.train.steps:
+                begun = time.perf_counter()
+                batches = self.batches(self.step + 1)
+                entry = self._measure(self.step + 1, batches)
+                journal.append(entry)
+                self.apply(entry)
+                self._tell(entry, batches, time.perf_counter() - begun)
+                self._after_step(journal)
+                self.stop.check()
+        finally:
+            journal.sync()
+
+    def batches(self, step: int) -> list[Batch]:
+        """The examples of a step, a function of (seed, step), in micro-batches of equal width."""
+        settings = self.recipe.train
+        rows = batch_rows(self.recipe.seed, step, settings.batch_size, len(self.train_set))
+        assert isinstance(settings.micro_batch_size, int)
+        return self.objective.batches(
+            [self.train_set[row] for row in rows], settings.micro_batch_size, self.device
+        )
+
+    def loss(self, batches: Sequence[Batch]) -> float:
+        """Mean loss at the weights that the open probe shows."""
+        return self.objective.evaluate(self.estimator.view, batches, masked=self.masked).mean
+
+    def _measure(self, step: int, batches: Sequence[Batch]) -> Entry:
+        settings = self.recipe.optimizer
+        assert isinstance(settings.lr, float)
+        lr = learning_rate(
+            step,
+            lr=settings.lr,
+            steps=self.recipe.train.steps,
+            schedule=settings.schedule,
+            warmup_steps=settings.warmup_steps,
+        )
+        return Entry(self.estimator.measure(step, lambda: self.loss(batches)), lr)
+
+    def apply(self, entry: Entry) -> None:
+        """Move the weights by one line of the journal. Resuming calls this and nothing else."""
+        self.step = entry.measurement.step
+        if entry.measurement.finite:
+            self.optimizer.update(entry.measurement, entry.lr)
+            self.nonfinite = 0
+        else:
+            self.skipped += 1
+            self.nonfinite += 1
+
+    def state(self) -> dict[str, Any]:
+        """What trainer.json holds."""
+        _, numbers = self.optimizer.state_dict()
+        counters = {"step": self.step, "skipped": self.skipped, "nonfinite": self.nonfinite}
+        return {**counters, "optimizer": numbers}
+
+    def load(self, folder: Path) -> None:
+        """Take the state of a checkpoint (its weights are in the model already)."""
+        tensors, meta = checkpoint.read_state(folder)
+        self.step, self.skipped = meta["step"], meta["skipped"]
+        self.nonfinite = meta["nonfinite"]
+        self.optimizer.load_state_dict(tensors, meta["optimizer"])
+
+    # -- after a step ---------------------------------------------------------------------------
+
+    def _after_step(self, journal: Journal) -> None:
+        if self.nonfinite >= self.recipe.train.max_nonfinite:
+            raise Diverged(
+                f"the loss was not finite in {self.nonfinite} steps in a row, up to step "
+                f"{self.step}: lower optimizer.lr; the weights of the last good step are kept"
+            )
+        if self.eval_set is not None and self._due(self.recipe.eval.every, ends=True):
+            self._evaluate()
+        if self._due(self.recipe.checkpoint.every, ends=False):
+            self._checkpoint(journal)
+
+    def _due(self, every: int, *, ends: bool) -> bool:
+        if self.step in (0, self.recipe.train.steps) and ends:
+            return True
+        return self.step > 0 and every > 0 and self.step % every == 0
+
+    def _tell(self, entry: Entry, batches: Sequence[Batch], seconds: float) -> None:
+        m = entry.measurement
+        event = self.metrics.write(
+            "train",
+            m.step,
+            loss=m.loss,
+            loss_plus=_clean(m.loss_plus),
+            loss_minus=_clean(m.loss_minus),
+            projected_grad=_clean(m.projected_grad),
+            lr=entry.lr,
+            skipped=self.skipped,
+            seconds=round(seconds, 4),
+            tokens=sum(batch.tokens for batch in batches),
+        )
+        self.narrator.step(event)
+
+    def _evaluate(self) -> None:
+        if self.step in self.scores or self.eval_set is None:
+            return
+        event = self.metrics.write("eval", self.step, **self.evaluate(self.eval_set))
+        self.scores[self.step] = event
+        what = "before tuning" if self.step == 0 else f"step {self.step}"
+        self.narrator.say(f"eval {what}: {in_words(event)}")
+
+    def evaluate(self, examples: Sequence[Example]) -> dict[str, Any]:
+        """accuracy (where there are labels), loss, rows, seconds."""
+        begun = time.perf_counter()
+        result = score(
+            self.estimator.view,
+            self.objective,
+            examples,
+            batch_size=self.recipe.eval.batch_size,
+            masked=self.masked,
+            device=self.device,
+            between=self.stop.check,
+        )
+        values: dict[str, Any] = {} if result.accuracy is None else {"accuracy": result.accuracy}
+        seconds = round(time.perf_counter() - begun, 3)
+        return {**values, "loss": result.mean, "rows": len(examples), "seconds": seconds}
+
+    def _checkpoint(self, journal: Journal) -> None:
+        target = checkpoint.checkpoint_folder(self.folder, self.step)
+        if target in checkpoint.find(self.folder):
+            return
+        tensors, _ = self.optimizer.state_dict()
+        weights = [slot for _, slot in self.model.named_parameters()]
+        size = sum(t.numel() * t.element_size() for t in [*tensors.values(), *weights])
+        if isinstance(self.model, PeftModel):
+            size = sum(t.numel() * t.element_size() for t in tensors.values()) * 2
+        checkpoint.require_space(self.folder, size)
+        journal.sync()  # a checkpoint must not be ahead of the journal
+
+        def write(folder: Path) -> None:
+            checkpoint.write_model(folder, self.model, self.tokenizer)
+            checkpoint.write_state(folder, tensors, self.state())
+
+        begun = time.perf_counter()
+        checkpoint.save(target, write)
+        self.metrics.write(
+            "checkpoint",
+            self.step,
+            path=target.name,
+            seconds=round(time.perf_counter() - begun, 3),
+        )
+        settings = self.recipe.checkpoint
+        best = self.best_steps()[: settings.keep_best]
+        kept = [checkpoint.checkpoint_folder(self.folder, step) for step in best]
+        checkpoint.prune(self.folder, settings.keep_last, kept)
+
+    def best_steps(self) -> list[int]:
+        """The scored checkpoints' steps, best first: by accuracy, then by loss, then the earlier."""
+        present = {path.name for path in checkpoint.find(self.folder)}
+        scored = [
+            event
+            for step, event in self.scores.items()
+            if checkpoint.checkpoint_folder(self.folder, step).name in present
+            and event["loss"] is not None
+        ]
+        scored.sort(key=lambda e: (-e.get("accuracy", 0.0), e["loss"], e["step"]))
+        return [event["step"] for event in scored]
+
+
+def _clean(values: Sequence[float]) -> list[float | None]:
+    return [value if value - value == 0 else None for value in values]

@@ -1,0 +1,1 @@
+"""The mathematics: directions, probes, estimators, optimizers."""

@@ -1,0 +1,1 @@
+"""Update rules as pure functions, each with the state that a resume needs."""

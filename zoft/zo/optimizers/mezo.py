@@ -1,0 +1,44 @@
+"""MeZO: zeroth-order SGD (Malladi et al., NeurIPS 2023, arXiv 2305.17333, algorithm 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from zoft.kernels.terms import Rounding, make_terms
+from zoft.zo.estimators import Measurement
+from zoft.zo.optimizers.sweep import Sweep, Tuned, add
+
+
+def coefficients(projected_grad: Sequence[float], lr: float) -> list[float]:
+    """theta <- theta - lr * (1/K) sum_k c_k z_k: the factor of each z_k."""
+    return [-lr * c / len(projected_grad) for c in projected_grad]
+
+
+class MeZO:
+    """No state at all: an update is its measurement and its rate."""
+
+    def __init__(
+        self, weights: list[Tuned], *, seed: int, gaussian: bool, weight_decay: float
+    ) -> None:
+        self.weights = weights
+        self.seed, self.gaussian, self.weight_decay = seed, gaussian, weight_decay
+
+    def update(self, measurement: Measurement, lr: float) -> None:
+        """Move the weights by one finite measurement."""
+        grads = measurement.projected_grad
+        addresses = [(measurement.step, k) for k in range(len(grads))]
+        terms = make_terms(self.seed, self.gaussian, addresses, coefficients(grads, lr))
+        add(
+            self.weights,
+            terms,
+            Sweep(lr * self.weight_decay, Rounding(self.seed, measurement.step)),
+        )
+
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, object]]:
+        """Tensors for optimizer.safetensors, numbers for trainer.json."""
+        return {}, {}
+
+    def load_state_dict(self, tensors: dict[str, Tensor], numbers: dict[str, object]) -> None:
+        del tensors, numbers

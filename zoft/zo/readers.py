@@ -1,0 +1,66 @@
+"""Which modules read which parameters: watched on one forward pass, not guessed from names.
+
+A parameter is mostly read by the module that owns it, but peft keeps vectors in containers that are
+never entered, Mamba reads a child's weight from the parent, and tied weights are read in two places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class _Watch(TorchDispatchMode):
+    def __init__(self, parameters: Iterable[Tensor]) -> None:
+        super().__init__()
+        # Views (a transpose, a slice) share the storage.
+        self.watched = {p.untyped_storage().data_ptr(): p for p in parameters}
+        self.running: list[nn.Module] = []
+        self.readers: dict[Tensor, list[nn.Module]] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        for leaf in tree_leaves((args, kwargs)):
+            if isinstance(leaf, Tensor) and self.running:
+                parameter = self.watched.get(leaf.untyped_storage().data_ptr())
+                if parameter is not None:
+                    found = self.readers.setdefault(parameter, [])
+                    if self.running[-1] not in found:
+                        found.append(self.running[-1])
+        return func(*args, **(kwargs or {}))
+
+
+def find_readers(
+    parameters: Iterable[Tensor], forward: Callable[[], object]
+) -> dict[Tensor, list[nn.Module]]:
+    """Run `forward` and return the innermost modules that read each parameter, in order.
+
+    A parameter that nothing reads is missing from the result. Every parameter must have a storage of
+    its own.
+    """
+    watch = _Watch(parameters)
+
+    def enter(module: nn.Module, _inputs: Any) -> None:
+        watch.running.append(module)
+
+    def leave(_module: nn.Module, _inputs: Any, _output: Any) -> None:
+        watch.running.pop()
+
+    handles = [
+        hooks.register_module_forward_pre_hook(enter),
+        hooks.register_module_forward_hook(leave, always_call=True),
+    ]
+    try:
+        with torch.no_grad(), watch:
+            forward()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return watch.readers
