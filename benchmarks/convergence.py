@@ -19,7 +19,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from machine import stamp
+from machine import append, stamp
+
+from zoft.evaluate import evaluate
 
 GRID = {"r-adazo": [1e-4, 2e-4, 4e-4], "mezo": [1e-5, 3e-5, 1e-4]}
 RECIPE = """
@@ -49,12 +51,13 @@ def main() -> None:
     recipe = a.runs / "recipe.yaml"
     recipe.write_text(RECIPE.format(model=a.model, data=a.data, rows=a.rows), encoding="utf-8")
     lines = list(_table(recipe, a.runs, a.data, a.steps, a.seeds))
-    text = "\n".join([f"### SST-2, {a.rows} training rows, {2 * a.steps} forward passes", "", *lines])
+    text = "\n".join(
+        [f"### SST-2, {a.rows} training rows, {2 * a.steps} forward passes", "", *lines]
+    )
     text += f"\n\n{stamp()}\n"
     print(text)
     if a.append:
-        with (Path(__file__).parent / "RESULTS.md").open("a", encoding="utf-8") as results:
-            results.write(f"\n{text}")
+        append(text)
 
 
 def _table(recipe: Path, runs: Path, data: Path, steps: int, seeds: list[int]) -> Iterator[str]:
@@ -62,12 +65,14 @@ def _table(recipe: Path, runs: Path, data: Path, steps: int, seeds: list[int]) -
     yield "|---|---|---|---|---|"
     for name, rates in GRID.items():
         tried = {lr: _run(recipe, runs, name, lr, seeds[0], steps) for lr in rates}
-        best = max(rates, key=lambda lr: (tried[lr]["after"]["accuracy"], -tried[lr]["after"]["loss"]))
+        best = max(
+            rates, key=lambda lr: (tried[lr]["after"]["accuracy"], -tried[lr]["after"]["loss"])
+        )
         accuracies = []
         for lr in rates:
             for seed in seeds if lr == best else seeds[:1]:
                 found = _run(recipe, runs, name, lr, seed, steps)
-                test = "–"
+                test = ""
                 if lr == best:
                     score = _test(recipe, found["folder"], data)
                     accuracies.append(score["accuracy"])
@@ -80,12 +85,15 @@ def _table(recipe: Path, runs: Path, data: Path, steps: int, seeds: list[int]) -
         yield f"| {name} | {best:g} | mean | | **{statistics.mean(accuracies):.3f}** |"
 
 
-def _run(
-    recipe: Path, runs: Path, name: str, lr: float, seed: int, steps: int
-) -> dict[str, Any]:
+def _run(recipe: Path, runs: Path, name: str, lr: float, seed: int, steps: int) -> dict[str, Any]:
     """Train, or go on, or do nothing if it is finished; the first and the last eval event."""
     folder = runs / f"{name}-lr{lr:g}-seed{seed}-{steps}"
-    overrides = [f"optimizer.name={name}", f"optimizer.lr={lr}", f"seed={seed}", f"train.steps={steps}"]
+    overrides = [
+        f"optimizer.name={name}",
+        f"optimizer.lr={lr}",
+        f"seed={seed}",
+        f"train.steps={steps}",
+    ]
     _zoft("train", str(recipe), *overrides, "--output-dir", str(folder), "--resume", "auto")
     events = [json.loads(line) for line in (folder / "metrics.jsonl").open(encoding="utf-8")]
     evals = {event["step"]: event for event in events if event["event"] == "eval"}
@@ -96,17 +104,11 @@ def _test(recipe: Path, folder: Path, data: Path) -> dict[str, float]:
     """Scored once, and kept beside the run."""
     kept = folder / "test.json"
     if not kept.exists():
-        command = (
-            "import json, sys; from zoft.evaluate import evaluate; "
-            "json.dump(evaluate(sys.argv[1], sys.argv[2], sys.argv[3:])['test'], open(sys.argv[4], 'w'))"
-        )
-        subprocess.run(
-            [sys.executable, "-c", command.replace("sys.argv[3:]", "['~data.eval', sys.argv[3]]"),
-             str(folder), str(recipe), f"data.test.path={data / 'test.jsonl'}", str(kept)],
-            check=True,
-        )  # fmt: skip
-    found: dict[str, float] = json.loads(kept.read_text(encoding="utf-8"))
-    return found
+        changes = ["~data.eval", f"data.test.path={data / 'test.jsonl'}"]
+        found = evaluate(str(folder), str(recipe), changes)["test"]
+        kept.write_text(json.dumps(found), encoding="utf-8")
+    stored: dict[str, float] = json.loads(kept.read_text(encoding="utf-8"))
+    return stored
 
 
 def _zoft(*arguments: str) -> None:

@@ -1,8 +1,7 @@
-"""The line under every table: what it was measured on, from which commit, by which command."""
+"""Under every table: what it was measured on, from which commit, by which command."""
 
 from __future__ import annotations
 
-import os
 import platform
 import shlex
 import subprocess
@@ -17,11 +16,19 @@ def stamp() -> str:
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
     ).stdout.strip()
-    command = shlex.join(["python", *(Path(a).name if os.path.isabs(a) else a for a in sys.argv)])
+    command = shlex.join(
+        ["python", *(Path(a).name if Path(a).is_absolute() else a for a in sys.argv)]
+    )
     return (
         f"{_cpu()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
         f"commit {commit or 'unknown'}: `{command}`"
     )
+
+
+def append(text: str) -> None:
+    """Add a section to RESULTS.md."""
+    with (Path(__file__).parent / "RESULTS.md").open("a", encoding="utf-8") as results:
+        results.write(f"\n{text}")
 
 
 def _cpu() -> str:

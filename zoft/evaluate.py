@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from zoft import checkpoint
 from zoft.data.encoding import encode
@@ -66,7 +67,9 @@ def evaluate(
     return results
 
 
-def _load(target: str, recipe: Recipe, device: torch.device) -> tuple[View, object]:
+def _load(
+    target: str, recipe: Recipe, device: torch.device
+) -> tuple[View, PreTrainedTokenizerBase]:
     """The model that `target` names, seen in the recipe's compute type."""
     where = _weights(target)
     compute = DTYPES[recipe.model.compute_dtype]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 
 from zoft import __version__, checkpoint
 from zoft.data.encoding import Encoded, encode
@@ -104,7 +105,10 @@ def _build(
     make_repeatable(device)
     narrator = narrator_for(recipe.train.steps, 0, recipe.logging.every)
     where = local_safetensors(
-        recipe.model.name, recipe.model.revision, trust_remote_code=recipe.model.trust_remote_code
+        recipe.model.name,
+        recipe.model.revision,
+        trust_remote_code=recipe.model.trust_remote_code,
+        say=narrator.say,
     )
     tokenizer = load_tokenizer(where, recipe.model)
     sets = {
@@ -123,11 +127,11 @@ def _build(
     )
     if lora:
         adapter = saved or (folder.start if resuming else None)
-        model = (
-            load_adapter(model, adapter, own)
-            if adapter
-            else attach_lora(model, recipe.tune, recipe.seed, own)
-        )
+        if adapter:
+            model = load_adapter(model, adapter, own)
+        else:
+            model = attach_lora(model, recipe.tune, recipe.seed, own)
+        recipe = _with_targets(recipe, model)
     parameters = tuned_parameters(model, recipe.tune)
     ids = parameter_ids(parameters)
     probe = torch.tensor([[1, 2, 3, 4]], device=device)
@@ -175,6 +179,14 @@ def _build(
         "parameters": [[w.name, w.param, list(w.parameter.shape), w.decays] for w in weights],
     }
     return trainer, header
+
+
+def _with_targets(recipe: Recipe, model: PeftModel) -> Recipe:
+    """The recipe with the modules that `tune.target_modules: auto` turned out to mean."""
+    found = model.peft_config["default"].target_modules
+    assert found is not None
+    tune = recipe.tune.model_copy(update={"target_modules": sorted(found)})
+    return recipe.model_copy(update={"tune": tune})
 
 
 def _sources(recipe: Recipe) -> list[tuple[str, DataSource]]:
@@ -369,7 +381,7 @@ def _finish(trainer: Trainer, folder: RunFolder) -> None:
         values = {"set": "test", **trainer.evaluate(found.examples)}
     elif trainer.eval_set is not None:
         scored = trainer.scores[trainer.step]
-        kept = {
+        kept: dict[str, Any] = {
             key: scored[key] for key in ("accuracy", "loss", "rows", "seconds") if key in scored
         }
         values = {"set": "eval", **kept}

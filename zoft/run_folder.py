@@ -154,7 +154,7 @@ def _merged(now: BaseModel, before: BaseModel) -> dict[str, Any]:
 
 def require_same(recipe: Recipe, previous: Recipe) -> None:
     """Raises RecipeError, a line per key, if the recipe would not repeat the run's first steps."""
-    free = FREE
+    free: tuple[str, ...] = FREE
     if previous.optimizer.schedule == recipe.optimizer.schedule == "constant":
         free = (*FREE, "train.steps")
     now, before = dict(_leaves(recipe)), dict(_leaves(previous))

@@ -164,10 +164,16 @@ def gguf_file(path: Path, model: PreTrainedModel) -> None:
     writer.close()
 
 
-def test_gguf_becomes_a_folder_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gguf_becomes_a_folder_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     model, file = tiny.llama(), tmp_path / "tiny.gguf"
     gguf_file(file, model)
+    capsys.readouterr()
     folder = local_safetensors(str(file), None)
+    said = capsys.readouterr()
+    assert said.out == f"converting {file} to safetensors, once (into {cache_folder()}) ...\n"
+    assert said.err == ""
     assert same(folder, model)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert (

@@ -36,7 +36,7 @@ _u32, _u64 = np.uint32, np.uint64
 _jit = njit(nogil=True, cache=True, error_model="numpy")
 
 
-@intrinsic
+@intrinsic  # type: ignore[untyped-decorator]
 def _float(_typing: Any, _bits_type: Any) -> Any:  # the float32 with these 32 bits
     def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         return builder.bitcast(args[0], ir.FloatType())
@@ -44,7 +44,7 @@ def _float(_typing: Any, _bits_type: Any) -> Any:  # the float32 with these 32 b
     return types.float32(types.uint32), generate
 
 
-@intrinsic
+@intrinsic  # type: ignore[untyped-decorator]
 def _bits(_typing: Any, _float_type: Any) -> Any:  # the 32 bits of a float32
     def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         return builder.bitcast(args[0], ir.IntType(32))

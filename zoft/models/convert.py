@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import io
 import json
-import logging
 import os
 import pickle
 import shutil
 import zipfile
 from collections.abc import Callable
+from contextlib import redirect_stderr
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -43,21 +45,29 @@ _BIN_INDEX = "pytorch_model.bin.index.json"
 _COMPANIONS = ("*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja")
 _CODE = ("*.py",)
 
-log = logging.getLogger(__name__)
+Begin = Callable[[], None]  # called before a conversion begins
 
 
-def local_safetensors(name: str, revision: str | None, *, trust_remote_code: bool = False) -> Path:
+def local_safetensors(
+    name: str,
+    revision: str | None,
+    *,
+    trust_remote_code: bool = False,
+    say: Callable[[str], None] = print,
+) -> Path:
     """The folder with the safetensors, config and tokenizer of the model called `name`.
 
-    `name` is a `.gguf` file, a folder, or a Hub id (at `revision`; None: its main branch).
+    `name` is a `.gguf` file, a folder, or a Hub id (at `revision`; None: its main branch). A
+    conversion takes its time; `say` is told before it begins.
     Raises EnvironmentProblem if it does not exist, cannot be fetched or cannot be converted.
     """
     companions = _COMPANIONS + (_CODE if trust_remote_code else ())
     path = Path(name).expanduser()
+    begin = partial(say, f"converting {name} to safetensors, once (into {cache_folder()}) ...")
     if name.endswith(".gguf"):
         if not path.is_file():
             raise EnvironmentProblem(f"model.name: there is no file {name}")
-        return _from_gguf(path)
+        return _from_gguf(path, begin)
     if path.is_dir():
         folder = path
     elif path.exists() or name.startswith((".", "/", "~")):
@@ -70,7 +80,7 @@ def local_safetensors(name: str, revision: str | None, *, trust_remote_code: boo
     if _has(folder, WEIGHTS, WEIGHTS_INDEX):
         return folder
     if _has(folder, _BIN, _BIN_INDEX):
-        return _from_bin(folder, companions)
+        return _from_bin(folder, companions, begin)
     if _has(folder, "adapter_config.json"):
         raise EnvironmentProblem(f"model.name: {name} is an adapter; name its base model")
     raise EnvironmentProblem(f"model.name: {name} holds neither {WEIGHTS} nor {_BIN}")
@@ -112,7 +122,7 @@ def _snapshot(name: str, revision: str | None, patterns: tuple[str, ...]) -> Pat
     return Path(folder)
 
 
-def _from_gguf(file: Path) -> Path:
+def _from_gguf(file: Path, begin: Begin) -> Path:
     try:
         with file.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -120,7 +130,7 @@ def _from_gguf(file: Path) -> Path:
         raise EnvironmentProblem(f"cannot read {file}: {error.strerror}") from error
 
     def build(target: Path) -> None:
-        with quiet():
+        with quiet(), redirect_stderr(io.StringIO()):  # the bar of this conversion has no switch
             tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
             model = AutoModelForCausalLM.from_pretrained(
                 str(file.parent),
@@ -131,10 +141,10 @@ def _from_gguf(file: Path) -> Path:
             model.save_pretrained(target)
             tokenizer.save_pretrained(target)
 
-    return _once(f"{file.stem}-{digest[:16]}", file, build)
+    return _once(f"{file.stem}-{digest[:16]}", file, begin, build)
 
 
-def _from_bin(folder: Path, companions: tuple[str, ...]) -> Path:
+def _from_bin(folder: Path, companions: tuple[str, ...], begin: Begin) -> Path:
     index = folder / _BIN_INDEX
     try:
         names = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else ()
@@ -164,7 +174,7 @@ def _from_bin(folder: Path, companions: tuple[str, ...]) -> Path:
         for file in files:
             shutil.copy(file, target)
 
-    return _once(f"{folder.name}-{key}", folder, build)
+    return _once(f"{folder.name}-{key}", folder, begin, build)
 
 
 def _read_bin(shard: Path) -> dict[str, Tensor]:
@@ -186,7 +196,7 @@ def _read_bin(shard: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _once(key: str, source: Path, build: Callable[[Path], None]) -> Path:
+def _once(key: str, source: Path, begin: Begin, build: Callable[[Path], None]) -> Path:
     """The cached folder `key`; made by `build` if it is not there, complete or not at all."""
     target = cache_folder() / key
     if target.is_dir():
@@ -198,7 +208,7 @@ def _once(key: str, source: Path, build: Callable[[Path], None]) -> Path:
             fcntl.flock(lock, fcntl.LOCK_EX)  # the ranks of one machine convert together: one works
             if target.is_dir():
                 return target
-            log.info("converting %s to %s (once)", source, target)
+            begin()
             shutil.rmtree(partial, ignore_errors=True)  # a killed conversion's
             partial.mkdir()
             build(partial)

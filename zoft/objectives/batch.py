@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -39,10 +39,11 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         moved = {
-            name: value.to(device) if isinstance(value := getattr(self, name), Tensor) else value
+            name: value.to(device)
             for name in self.__dataclass_fields__
+            if isinstance(value := getattr(self, name), Tensor)
         }
-        return Batch(**moved)
+        return replace(self, **moved)  # type: ignore[arg-type]
 
 
 def pad(

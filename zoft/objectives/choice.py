@@ -57,7 +57,7 @@ def score(logits: Tensor, batch: Batch) -> Score:
         logs = -token_losses(logits, batch.targets)
         counts = batch.row.bincount(minlength=batch.input_ids.shape[0]).tolist()
         # Row by row, not by index_add_: atomics add in any order on a GPU.
-        scores = torch.stack([part.mean() for part in logs.split(counts)])
+        scores = torch.stack([part.mean() for part in torch.split(logs, counts)])
         scores = scores.view(batch.examples, -1)
     losses = nn.functional.cross_entropy(scores, batch.labels, reduction="none")
     hits = int((scores.argmax(dim=1) == batch.labels).sum())

@@ -31,7 +31,15 @@ class Direction:
         Both contiguous; `offset` is the number of the slice's first element in the parameter.
         """
         kernels_for(weight.device).perturb(
-            out, weight, offset=offset, param=param, scale=scale, **self._address()
+            out,
+            weight,
+            offset=offset,
+            seed=self.seed,
+            step=self.step,
+            param=param,
+            k=self.k,
+            scale=scale,
+            gaussian=self.gaussian,
         )
 
     def perturb_rows(
@@ -39,7 +47,15 @@ class Direction:
     ) -> None:
         """out[i] = weight[rows[i]] + scale * z; weight (R, C), rows (n,) int64, out (n, C)."""
         kernels_for(weight.device).perturb_rows(
-            out, weight, rows, param=param, scale=scale, **self._address()
+            out,
+            weight,
+            rows,
+            seed=self.seed,
+            step=self.step,
+            param=param,
+            k=self.k,
+            scale=scale,
+            gaussian=self.gaussian,
         )
 
     def values(self, weight: Tensor, param: int) -> Tensor:
@@ -47,6 +63,3 @@ class Direction:
         out = torch.empty(weight.shape, dtype=torch.float32, device=weight.device)
         self.perturb(out, torch.zeros_like(out), param, 1.0)
         return out
-
-    def _address(self) -> dict[str, int]:
-        return {"seed": self.seed, "step": self.step, "k": self.k, "gaussian": self.gaussian}

@@ -174,15 +174,16 @@ class View:
         """The forward that stands in for the leaf's own while the probe lasts."""
         module, weight = leaf.module, leaf.own("weight")
         kind = getattr(type(module), "forward", None)
-        plain_owner = weight is not None and all(s.owner is module for s in leaf.slots)
+        only_own = all(slot.owner is module for slot in leaf.slots)
         if (
-            plain_owner
+            weight is not None
+            and only_own
             and kind is nn.Embedding.forward
             and isinstance(module, nn.Embedding)
             and module.max_norm is None
         ):
             return lambda ids: self._embedding(weight, ids)
-        if plain_owner and kind in (nn.Linear.forward, Conv1D.forward):
+        if only_own and kind in (nn.Linear.forward, Conv1D.forward):
             return lambda x: self._linear(leaf, x, transposed=kind is Conv1D.forward)
         return self._swapped(leaf, module.forward)
 
@@ -262,8 +263,8 @@ class View:
                 rows = self._rows(weight, lean.vocab, torch.float32)
             else:
                 rows = head.weight[lean.vocab].float()
-            vector = self._value(bias, torch.float32) if bias else head.bias
-            vector = vector[lean.vocab].float() if isinstance(vector, Tensor) else None
+            whole = self._value(bias, torch.float32) if bias else head.bias
+            vector = whole[lean.vocab].float() if isinstance(whole, Tensor) else None
             return nn.functional.linear(hidden.float(), rows, vector)
 
         return run

@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Formatting, lint and types. To repair the first two: .venv/bin/ruff format; .venv/bin/ruff check --fix
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+bash scripts/env.sh test
+.venv/bin/ruff format --check
+.venv/bin/ruff check
+.venv/bin/mypy

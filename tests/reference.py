@@ -1,0 +1,66 @@
+"""Dense twins of the update rules: z is stored, sums are plain, everything in float64.
+
+They share nothing with the kernels but the directions' values, which the caller passes in.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def gradient(grads: list[float], directions: list[Tensor]) -> Tensor:
+    """(1/K) sum_k c_k z_k."""
+    total = sum(c * z.double() for c, z in zip(grads, directions, strict=True))
+    assert isinstance(total, Tensor)
+    return total / len(grads)
+
+
+def mezo(theta: Tensor, gradients: list[Tensor], lr: float, weight_decay: float = 0.0) -> Tensor:
+    """Zeroth-order SGD over a list of steps (arXiv 2305.17333, algorithm 1)."""
+    theta = theta.double()
+    for g in gradients:
+        theta = theta * (1 - lr * weight_decay) - lr * g
+    return theta
+
+
+def radazo(
+    theta: Tensor,
+    gradients: list[Tensor],
+    lr: float,
+    betas: tuple[float, float],
+    eps: float = 1e-8,
+    correction: str = "v",
+    window: int | None = None,
+) -> Tensor:
+    """R-AdaZO (arXiv 2502.01014, algorithm 2) with element-wise moments of the last `window` steps."""
+    theta = theta.double()
+    for t in range(1, len(gradients) + 1):
+        first = 0 if window is None else max(0, t - window)
+        m = v = torch.zeros_like(theta)
+        for g in gradients[first:t]:
+            m = betas[0] * m + (1 - betas[0]) * g
+            v = betas[1] * v + (1 - betas[1]) * m**2
+        if correction != "none":
+            v = v / (1 - betas[1] ** (t - first))
+        if correction == "adam":
+            m = m / (1 - betas[0] ** t)
+        theta = theta - lr * m / (v.sqrt() + eps)
+    return theta
+
+
+def radazo_scalar(
+    theta: Tensor, gradients: list[Tensor], lr: float, betas: tuple[float, float]
+) -> Tensor:
+    """One v for all weights: the mean of m**2 over them. `gradients` of signs have mean g**2 = s."""
+    theta = theta.double()
+    s = V = 0.0
+    m = torch.zeros_like(theta)
+    for t, g in enumerate(gradients, 1):
+        m = betas[0] * m + (1 - betas[0]) * g
+        s = betas[0] ** 2 * s + (1 - betas[0]) ** 2 * float((g**2).mean())
+        V = betas[1] * V + (1 - betas[1]) * s
+        theta = theta - lr * m / math.sqrt(V / (1 - betas[1] ** t))
+    return theta

@@ -1,0 +1,223 @@
+"""A probe equals the model with its weights moved, and leaves no trace."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import tiny
+import torch
+from torch import nn
+
+from zoft.errors import RecipeError
+from zoft.models.adapters import attach_lora
+from zoft.models.tuned import parameter_ids, tuned_parameters
+from zoft.recipe.schema import TuneSection
+from zoft.zo.directions import Direction
+from zoft.zo.probe import View
+
+MODELS = {
+    "opt": tiny.opt,
+    "llama": tiny.llama,
+    "gpt2": tiny.gpt2,
+    "qwen2-tied": lambda: tiny.qwen2(tie=True),
+}
+Z = Direction(seed=5, step=3, k=1, gaussian=False)
+INPUT = torch.arange(24).view(3, 8) * 7 % tiny.VOCABULARY
+POSITIONS = torch.tensor([3, 7, 12, 23])
+
+
+def view_of(model, tune=None, compute=torch.float32):
+    tuned = tuned_parameters(model, tune or TuneSection())
+    return View(model, tuned, parameter_ids(tuned), compute, INPUT[:1]), tuned
+
+
+def moved(model, tune, direction, scale):
+    """A copy of the model whose weights are W + scale * z."""
+    twin = copy.deepcopy(model)
+    tuned = tuned_parameters(twin, tune)
+    ids = parameter_ids(tuned)
+    for name, parameter in tuned.items():
+        parameter.data += scale * direction.values(parameter.data, ids[name])
+    return twin
+
+
+def bytes_of(model):
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("gaussian", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_probe_equals_the_moved_model_on_every_layer(name, gaussian):
+    model = MODELS[name]()
+    direction = Direction(5, 3, 1, gaussian)
+    twin = moved(model, TuneSection(), direction, 1e-2)
+    view, tuned = view_of(model)
+    slots = {slot.parameter for leaf in view.leaves for slot in leaf.slots}
+    assert slots == set(tuned.values())  # every tuned parameter is reached
+    outputs: dict[str, list[torch.Tensor]] = {}
+
+    def record(key):
+        def hook(_module, _inputs, output):
+            outputs.setdefault(key, []).append(output[0] if isinstance(output, tuple) else output)
+
+        return hook
+
+    for m in (model, twin):
+        for key, module in m.named_modules():
+            if (
+                key
+                and not isinstance(module, nn.ModuleList)
+                and module is not m.get_output_embeddings()
+            ):
+                module.register_forward_hook(record(key))
+    with view.probe(direction, 1e-2):
+        logits = view.logits(INPUT, POSITIONS)
+    with torch.no_grad():
+        expected = twin(input_ids=INPUT).logits.reshape(-1, tiny.VOCABULARY)[POSITIONS]
+    assert len(outputs) > 10
+    for key, (ours, theirs) in outputs.items():
+        torch.testing.assert_close(ours, theirs, atol=2e-6, rtol=1e-5, msg=key)
+    torch.testing.assert_close(logits, expected, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_lora_is_probed_alone(name):
+    model = attach_lora(MODELS[name](), TuneSection(method="lora", r=4), seed=1)
+    tune = TuneSection(method="lora", r=4)
+    before = bytes_of(model)
+    expected = moved(model, tune, Z, 0.1)(input_ids=INPUT).logits.reshape(-1, tiny.VOCABULARY)
+    view, tuned = view_of(model, tune)
+    assert all("lora_" in key for key in tuned)
+    with view.probe(Z, 0.1):
+        logits = view.logits(INPUT, POSITIONS)
+    torch.testing.assert_close(logits, expected[POSITIONS], atol=2e-6, rtol=1e-5)
+    assert all(torch.equal(p, before[key]) for key, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_few_rows_of_the_head_equal_the_whole_head(name):
+    view, _ = view_of(MODELS[name]())
+    vocab = torch.tensor([3, 200, 11])
+    for direction, scale in ((None, 0.0), (Z, 1e-2), (Z, -1e-2)):
+        with view.probe(direction, scale):
+            whole = view.logits(INPUT, POSITIONS)
+            few = view.logits(INPUT, POSITIONS, vocab)
+        torch.testing.assert_close(few, whole[:, vocab], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("compute", [torch.bfloat16, torch.float16])
+def test_low_precision_passes_deliver_the_perturbation(name, compute):
+    model = MODELS[name]()
+    view, _ = view_of(model, compute=compute)
+    before = bytes_of(model)
+
+    def change(probe_view, scale=0.05):
+        passes = []
+        for s in (scale, -scale):
+            with probe_view.probe(Z, s):
+                passes.append(probe_view.logits(INPUT, POSITIONS).float())
+        return passes[0] - passes[1]
+
+    exact = change(view_of(copy.deepcopy(model))[0])
+    ours = change(view)
+    # The direction of the change is right to the type's accuracy.
+    cosine = nn.functional.cosine_similarity(ours.flatten(), exact.flatten(), dim=0)
+    assert cosine > (0.98 if compute == torch.bfloat16 else 0.999)
+    assert all(torch.equal(p, before[key]) for key, p in model.named_parameters())
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+
+
+def test_norms_are_perturbed_in_float32():
+    model = tiny.llama()
+    tune = TuneSection(include=["*norm*"])
+    tuned = tuned_parameters(model, tune)
+    view = View(model, tuned, parameter_ids(tuned), torch.bfloat16, INPUT[:1])
+    norm = model.model.norm
+    hidden = torch.ones(1, 1, norm.weight.numel(), dtype=torch.bfloat16)
+    with view.probe(Z, 1e-3):  # bfloat16 would round 1.001 back to 1
+        leaf = next(x for x in view.leaves if x.module is norm)
+        seen = view._value(leaf.slots[0], torch.float32).clone()
+        assert norm(hidden).dtype == torch.bfloat16
+    assert torch.equal((seen - 1).sign(), Z.values(norm.weight, leaf.slots[0].param).sign())
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+@pytest.mark.parametrize("name", MODELS)
+def test_whatever_is_raised_inside_everything_is_put_back(name, error):
+    model = MODELS[name]()
+    view, _ = view_of(model, compute=torch.bfloat16)
+    before = bytes_of(model)
+    modules = {key: dict(m.__dict__) for key, m in model.named_modules()}
+    layers = [
+        m for m in model.modules() if isinstance(m, nn.LayerNorm) or "Norm" in type(m).__name__
+    ]
+
+    def interrupt(*_):
+        raise error
+
+    handle = layers[-1].register_forward_hook(interrupt)  # deep inside, scratch is in place
+    with pytest.raises(error), view.probe(Z, 1e-2):
+        view.logits(INPUT, POSITIONS)
+    handle.remove()
+    assert all(torch.equal(p, before[key]) for key, p in model.named_parameters())
+    for key, module in model.named_modules():
+        assert set(module.__dict__) == set(modules[key])
+        assert "forward" not in module.__dict__
+    with view.probe(Z, 1e-2):  # and it can be used again
+        assert view.logits(INPUT, POSITIONS).isfinite().all()
+
+
+def test_a_probe_outside_or_inside_another_is_refused():
+    view, _ = view_of(tiny.llama())
+    with pytest.raises(RuntimeError, match="outside"):
+        view.logits(INPUT, POSITIONS)
+    with view.plain(), pytest.raises(RuntimeError, match="nest"), view.plain():
+        pass
+
+
+def test_a_parameter_that_nothing_reads_is_a_clear_error():
+    model = tiny.llama()
+    model.model.unused = nn.Linear(4, 4, bias=False)
+    with pytest.raises(RecipeError, match=r"model\.unused\.weight.*tune\.exclude"):
+        view_of(model)
+    view, _ = view_of(model, TuneSection(exclude=["*unused*"]))
+    with view.probe(Z, 1e-2):
+        assert view.logits(INPUT, POSITIONS).shape == (4, tiny.VOCABULARY)
+
+
+class ReadsItsChild(nn.Module):
+    """As Mamba does: the parent multiplies with the weight of a child that never runs."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+        self.scale = nn.Module()
+        self.scale.weight = nn.Parameter(torch.full((48,), 1.5))
+
+    def forward(self, *args, **kwargs):
+        return self.inner(*args, **kwargs) * self.scale.weight
+
+
+def test_a_vector_in_a_container_that_never_runs_is_reached():
+    model = tiny.llama()
+    model.model.layers[0].mlp = ReadsItsChild(model.model.layers[0].mlp).requires_grad_(False)
+    twin = moved(model, TuneSection(), Z, 1e-2)
+    view, _ = view_of(model)
+    with view.probe(Z, 1e-2):
+        logits = view.logits(INPUT, POSITIONS)
+    expected = twin(input_ids=INPUT).logits.reshape(-1, tiny.VOCABULARY)[POSITIONS]
+    torch.testing.assert_close(logits, expected, atol=2e-6, rtol=1e-5)
+
+
+def test_nothing_is_allocated_after_the_first_pass():
+    view, _ = view_of(tiny.llama())
+    for _ in range(2):
+        with view.probe(Z, 1e-2):
+            view.logits(INPUT, POSITIONS)
+    arena = view._scratch._arena
+    assert arena.numel() > 0
+    with view.probe(Z, -1e-2):
+        view.logits(INPUT, POSITIONS)
+    assert view._scratch._arena is arena
