@@ -23,13 +23,14 @@ import zoft.run  # what training imports
 from zoft.evaluate import evaluate
 from zoft.kernels import cpu
 from zoft.kernels.terms import Rounding, make_terms
-w = torch.zeros(10)
-cpu.perturb(torch.zeros(10), w, seed=0, step=0, param=0, k=0, scale=1.0, gaussian=False)
-cpu.perturb(torch.zeros(10, dtype=torch.bfloat16), w, seed=0, step=0, param=0, k=0, scale=1.0, gaussian=False)
-cpu.perturb_rows(torch.zeros(1, 2), w.view(5, 2), torch.tensor([0]), seed=0, step=0, param=0, k=0, scale=1.0, gaussian=False)
-cpu.add_directions(w, make_terms(0, False, [(1, 0)], [1.0]), param=0, decay=1.0, rounding=Rounding(0, 1))
+w, z = torch.zeros(10), dict(seed=0, step=0, param=0, k=0, scale=1.0, gaussian=False)
+cpu.perturb(torch.zeros(10), w, **z)
+cpu.perturb(torch.zeros(10, dtype=torch.bfloat16), w, **z)
+cpu.perturb_rows(torch.zeros(1, 2), w.view(5, 2), torch.tensor([0]), **z)
+one = make_terms(0, False, [(1, 0)], [1.0])
+cpu.add_directions(w, one, param=0, decay=1.0, rounding=Rounding(0, 1))
 evaluate(sys.argv[1], sys.argv[2], sys.argv[3:])
-from zoft.machine import peak_memory_bytes
+from zoft.memory import peak_memory_bytes
 print(peak_memory_bytes(torch.device("cpu")))
 """
 TRAIN = """
@@ -37,7 +38,7 @@ import sys, torch
 import zoft.evaluate
 from zoft.run import train
 train(sys.argv[2], sys.argv[4:], output_dir=sys.argv[3])
-from zoft.machine import peak_memory_bytes
+from zoft.memory import peak_memory_bytes
 print(peak_memory_bytes(torch.device("cpu")))
 """
 

@@ -112,7 +112,7 @@ def _row(
     tokens = int(statistics.median(batch.input_ids.numel() for batch in batches))
     return (
         f"| {dtype} | {tokens} | {two:.3f} s | {probes:.3f} s | {update:.3f} s | "
-        f"**{statistics.median(ratios):.3f}** ({ratios[len(ratios) // 4]:.3f}–"
+        f"**{statistics.median(ratios):.3f}** ({ratios[len(ratios) // 4]:.3f} to "
         f"{ratios[-1 - len(ratios) // 4]:.3f}) |"
     )
 

@@ -47,4 +47,4 @@ index=(${ZOFT_TORCH_INDEX:+--extra-index-url "$ZOFT_TORCH_INDEX"})
 "${pip[@]}" install "${index[@]}" -c constraints.txt -e ".${extra:+[$extra]}" >.venv/pip.log 2>&1 ||
     fail "pip could not install zoft: $({ grep -o 'ERROR: .*' .venv/pip.log || cat .venv/pip.log; } |
         tail -n 1 | sed 's/^ERROR: //') (is the package index reachable? see .venv/pip.log)"
-echo "$key" >"$stamp"
+echo "$key" | tee .venv/zoft.stamp >"$stamp" # an extra comes with all that zoft needs

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
+import kills
 import pytest
 import small
 import tiny
@@ -206,27 +203,13 @@ def test_stopped_anywhere_and_resumed_it_ends_with_the_same_bytes(
     assert [e["step"] for e in events(target, "eval")] == [0, 5, 10, 12]
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.campaign)])
-def test_kill_9_at_random_moments(finished, tmp_path, kills):
+def test_kill_9_at_random_moments(finished, tmp_path):
     recipe, _ = finished
-    steps = ["train.steps=60", "checkpoint.every=20"]
-    train(str(recipe), steps, output_dir=str(tmp_path / "whole"))
-    target = tmp_path / "killed"
-    command = [sys.executable, "-m", "zoft", "train", str(recipe), *steps,
-               "--output-dir", str(target), "--resume", "auto"]  # fmt: skip
-    chance = random.Random(kills)
-    moments = sorted(chance.sample(range(1, 58), kills))
-    journal = target / "journal.jsonl"
-    for moment in moments:
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-            while process.poll() is None:
-                lines = journal.read_bytes().count(b"\n") - 1 if journal.exists() else 0
-                if lines >= moment:
-                    process.send_signal(signal.SIGKILL)
-                    break
-                time.sleep(0.0005)
-    train(str(recipe), steps, output_dir=str(target), resume="auto")
-    assert weights(target / "final") == weights(tmp_path / "whole" / "final")
+    changes = ["train.steps=60", "checkpoint.every=20"]
+    whole = kills.uninterrupted(str(recipe), changes, tmp_path / "whole")
+    killed, moments = kills.killed(str(recipe), changes, tmp_path / "killed", steps=60, times=3)
+    assert len(moments) == 3
+    assert killed == whole
 
 
 def test_sigterm_is_resumable(finished, tmp_path):
@@ -288,7 +271,7 @@ def test_a_loss_that_is_not_finite_changes_nothing_and_ends_the_run(tmp_path, mo
     train(str(recipe), ["train.max_nonfinite=3", "train.steps=6"], output_dir=str(tmp_path / "six"))
     seen = []
     monkeypatch.setattr(Trainer, "fit", lambda self, _: seen.append(self.model.state_dict()))
-    monkeypatch.setattr(run, "_finish", lambda *_: None)
+    monkeypatch.setattr(run, "finish", lambda *_: None)
     train(str(recipe), ["train.max_nonfinite=3"], resume="auto")
     expected = load_file(tmp_path / "six/final/model.safetensors")
     assert all(torch.equal(seen[0][name], value) for name, value in expected.items())

@@ -13,7 +13,8 @@ from zoft.data.encoding import encode
 from zoft.data.sources import load_rows
 from zoft.errors import EnvironmentProblem, RecipeError
 from zoft.interrupts import stop_on_signals
-from zoft.machine import DTYPES, make_repeatable, peak_memory_bytes, resolve
+from zoft.machine import DTYPES, make_repeatable, resolve
+from zoft.memory import peak_memory_bytes
 from zoft.models.adapters import base_of, is_adapter, load_adapter
 from zoft.models.convert import local_safetensors
 from zoft.models.load import load_model, load_tokenizer

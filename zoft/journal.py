@@ -64,9 +64,13 @@ class Journal:
     def create(cls, path: Path, header: Header, sync_seconds: float) -> Journal:
         """A new journal; an unfinished file of that name (no step in it) is replaced."""
         journal = cls(path, sync_seconds)
-        os.ftruncate(journal._file.fileno(), 0)
-        journal._write({"format": FORMAT, "version": VERSION, **header})
-        journal.sync()
+        try:
+            os.ftruncate(journal._file.fileno(), 0)
+            journal._write({"format": FORMAT, "version": VERSION, **header})
+            journal.sync()
+        except BaseException:
+            journal.close()
+            raise
         return journal
 
     @classmethod
@@ -87,9 +91,9 @@ class Journal:
             {
                 "step": m.step,
                 "lr": entry.lr,
-                "loss_plus": _nullable(m.loss_plus),
-                "loss_minus": _nullable(m.loss_minus),
-                "projected_grad": _nullable(m.projected_grad),
+                "loss_plus": m.loss_plus,
+                "loss_minus": m.loss_minus,
+                "projected_grad": m.projected_grad,
             }
         )
         if time.monotonic() - self._synced >= self._sync_seconds:
@@ -115,7 +119,7 @@ class Journal:
         self.close()
 
     def _write(self, line: dict[str, Any]) -> None:
-        text = json.dumps(line, allow_nan=False, separators=(",", ":")) + "\n"
+        text = json.dumps(_nullable(line), allow_nan=False, separators=(",", ":")) + "\n"
         try:
             written = self._file.write(text.encode())
         except OSError as error:
@@ -142,7 +146,8 @@ def _parse(path: Path, content: bytes) -> tuple[Header, list[Entry], int]:
             else:
                 entries.append(_entry(values, expected=number))
         except (ValueError, KeyError, TypeError) as error:
-            if 0 < number == len(lines) - 1:
+            torn = isinstance(error, json.JSONDecodeError | UnicodeDecodeError)
+            if torn and 0 < number == len(lines) - 1:
                 break
             raise EnvironmentProblem(f"{path}:{number + 1} is damaged: {error}") from error
         good += len(line)
@@ -171,8 +176,17 @@ def _entry(values: dict[str, Any], expected: int) -> Entry:
     return Entry(measurement, float(values["lr"]))
 
 
-def _nullable(values: tuple[float, ...]) -> list[float | None]:
-    return [x if math.isfinite(x) else None for x in values]
+def _nullable(value: Any) -> Any:
+    """None for every number in `value` that is not finite: JSON has no word for it."""
+    match value:
+        case dict():
+            return {key: _nullable(x) for key, x in value.items()}
+        case list() | tuple():
+            return [_nullable(x) for x in value]
+        case float() if not math.isfinite(value):
+            return None
+        case _:
+            return value
 
 
 def _from_null(values: list[float | None]) -> tuple[float, ...]:

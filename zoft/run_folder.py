@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
@@ -15,6 +15,8 @@ from zoft import checkpoint
 from zoft.errors import EnvironmentProblem, RecipeError
 from zoft.recipe.load import dump_recipe, load_recipe
 from zoft.recipe.schema import Recipe
+
+_Section = TypeVar("_Section", bound=BaseModel)
 
 # What may change from one part of a run to the next: it moves no weight. (`train.steps` moves none
 # under a constant rate.) A change of device is allowed, and said: c may differ in its last bits.
@@ -58,8 +60,9 @@ class RunFolder:
 
     @property
     def exists(self) -> bool:
-        """Whether a run is here: it has a journal and says how it was set up."""
-        return self.journal.is_file() and self.resolved.is_file()
+        """Whether a run is here: its journal has begun, and it says how it was set up."""
+        begun = self.journal.is_file() and self.journal.stat().st_size > 0
+        return begun and self.resolved.is_file()
 
     def manifest(self) -> dict[str, Any]:
         """run.json, or nothing."""
@@ -137,19 +140,22 @@ def require_empty(folder: RunFolder) -> None:
 
 
 def keep_choices(recipe: Recipe, previous: Recipe) -> Recipe:
-    """Replace every `auto` of the recipe by what the run chose before."""
-    return Recipe.model_validate(_merged(recipe, previous))
+    """Replace every `auto` of the recipe by what the run chose before.
+
+    Not validated: what no longer fits together, `require_same` can say better.
+    """
+    return _merged(recipe, previous)
 
 
-def _merged(now: BaseModel, before: BaseModel) -> dict[str, Any]:
+def _merged(now: _Section, before: _Section) -> _Section:
     merged: dict[str, Any] = {}
     for name in type(now).model_fields:
         value, old = getattr(now, name), getattr(before, name)
         if isinstance(value, BaseModel) and isinstance(old, BaseModel):
             merged[name] = _merged(value, old)
-        else:
-            merged[name] = old if value == "auto" else value
-    return merged
+        elif value == "auto":
+            merged[name] = old
+    return now.model_copy(update=merged)
 
 
 def require_same(recipe: Recipe, previous: Recipe) -> None:

@@ -86,7 +86,7 @@ class PlainNarrator:
 class LiveNarrator:
     """One line that is redrawn, under the lines that stay."""
 
-    def __init__(self, steps: int, done: int, console: Console) -> None:
+    def __init__(self, steps: int, console: Console) -> None:
         self._smooth = Smoothed()
         self._progress = Progress(
             TextColumn("step {task.completed}/{task.total}"),
@@ -97,7 +97,7 @@ class LiveNarrator:
             transient=True,
             expand=True,
         )
-        self._task = self._progress.add_task("", total=steps, completed=done, numbers="")
+        self._task = self._progress.add_task("", total=steps, numbers="")
         self._progress.start()
 
     def say(self, text: str) -> None:
@@ -140,9 +140,9 @@ def in_words(event: Event) -> str:
     return f"{accuracy}loss {loss} ({event['rows']:,} rows)"
 
 
-def narrator_for(steps: int, done: int, every: int) -> Narrator:
+def narrator_for(steps: int, every: int) -> Narrator:
     """A live line on a terminal, plain lines elsewhere."""
     console = Console()
     if console.is_terminal and sys.stdout.isatty():
-        return LiveNarrator(steps, done, console)
+        return LiveNarrator(steps, console)
     return PlainNarrator(steps, every)

@@ -47,6 +47,7 @@ class Trainer:
     optimizer: MeZO | RAdaZO
     train_set: Sequence[Example]
     eval_set: Sequence[Example] | None
+    test_set: Sequence[Example] | None
     masked: bool
     metrics: Metrics
     narrator: Narrator

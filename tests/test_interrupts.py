@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from zoft.errors import Interrupted
+from zoft.interrupts import Stop, stop_on_signals
+
+
+@pytest.fixture(autouse=True)
+def handlers_are_restored() -> Iterator[None]:
+    """Every test leaves the handlers that it found."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    after = [signal.getsignal(number) for number in numbers]
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+    assert after == before
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["TERM", "INT"]
+)
+def test_a_signal_stops_at_the_next_safe_point(number: signal.Signals, code: int) -> None:
+    with stop_on_signals() as stop:
+        stop.check()
+        os.kill(os.getpid(), number)
+        assert stop.signal == number
+        with pytest.raises(Interrupted, match=f"stopped by {number.name}.*--resume auto") as caught:
+            stop.check()
+    assert caught.value.exit_code == code
+
+
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_ctrl_c_leaves_at_once(first: signal.Signals) -> None:
+    with stop_on_signals() as stop:
+        os.kill(os.getpid(), first)
+        assert stop.signal == first
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_second_sigterm_is_as_patient_as_the_first() -> None:
+    with stop_on_signals() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.signal == signal.SIGTERM
+
+
+def test_handlers_come_back_whatever_is_raised() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    inside = []
+
+    def fails() -> None:
+        inside.append(signal.getsignal(signal.SIGTERM))
+        raise RuntimeError("lost")
+
+    with pytest.raises(RuntimeError, match="lost"), stop_on_signals():
+        fails()
+    assert inside != [before]
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_without_a_signal_nothing_stops() -> None:
+    Stop().check()

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from torch import Tensor, nn
+
+from zoft.data.examples import Choice, Example, Sequence
+from zoft.errors import Interrupted
+from zoft.objectives.objective import objective_for
+from zoft.objectives.score import Score
+from zoft.scoring import needs_mask, score
+from zoft.zo.probe import View
+
+CPU = torch.device("cpu")
+SEQUENCES = [Sequence((0, *range(9, 9 + n)), (n - 1, n)) for n in (5, 2, 9, 3, 7, 4, 2)]
+CHOICES = [Choice(x.ids, ((40,), (50, 51)), i % 2) for i, x in enumerate(SEQUENCES)]
+SETS = [("lm", SEQUENCES), ("choice", CHOICES)]
+
+
+class Bidirectional(nn.Module):
+    """Logits that depend on the mean of the whole row, the padding too unless it is masked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.embedding = nn.Embedding(tiny.VOCABULARY, 8)
+            self.head = nn.Linear(8, tiny.VOCABULARY, bias=False)
+        self.requires_grad_(False)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.head
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, use_cache: bool = False
+    ) -> SimpleNamespace:
+        del use_cache
+        x = self.embedding(input_ids)
+        seen = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        mean = (x * seen[..., None]).sum(1) / seen.sum(1, keepdim=True)
+        return SimpleNamespace(logits=self.head(x + mean[:, None]))
+
+
+def view_of(model: nn.Module, dtype: torch.dtype = torch.float32) -> View:
+    return View(model, {}, {}, dtype, torch.tensor([[1, 2, 3, 4]]))
+
+
+@pytest.fixture(scope="module")
+def view() -> View:
+    model = tiny.llama()
+    model.get_output_embeddings().weight.mul_(30)
+    return view_of(model)
+
+
+def scored(view: View, name: Any, examples: list[Example], size: int, masked: bool) -> Score:
+    return score(view, objective_for(name), examples, batch_size=size, masked=masked, device=CPU)
+
+
+@pytest.mark.parametrize(("name", "examples"), SETS)
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("size", [2, 3, 64])
+def test_batches_score_as_single_examples(
+    view: View, name: str, examples: list[Example], size: int, masked: bool
+) -> None:
+    single = scored(view, name, examples, 1, masked)
+    batched = scored(view, name, examples, size, masked)
+    assert batched.loss == pytest.approx(single.loss, rel=1e-5)
+    assert (batched.weight, batched.hits) == (single.weight, single.hits)
+
+
+def test_the_order_of_the_rows_does_not_matter(view: View) -> None:
+    there = scored(view, "lm", SEQUENCES, 3, False)
+    back = scored(view, "lm", SEQUENCES[::-1], 3, False)
+    assert back.loss == pytest.approx(there.loss, rel=1e-5)
+
+
+def test_between_is_called_after_each_batch_and_may_stop(view: View) -> None:
+    calls: list[int] = []
+
+    def stop_at_the_second() -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise Interrupted("enough", 130)
+
+    settings: dict[str, Any] = {"batch_size": 3, "masked": False, "device": CPU}
+    with pytest.raises(Interrupted):
+        score(view, objective_for("lm"), SEQUENCES, between=stop_at_the_second, **settings)
+    assert len(calls) == 2
+    score(view, objective_for("lm"), SEQUENCES, between=lambda: calls.append(1), **settings)
+    assert len(calls) == 2 + 3  # the probe was left: a whole evaluation ran
+
+
+@pytest.mark.parametrize("build", [tiny.llama, tiny.opt, tiny.gpt2, tiny.qwen2])
+@pytest.mark.parametrize(("name", "examples"), SETS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_causal_models_need_no_mask(
+    build: Callable[[], nn.Module], name: Any, examples: list[Example], dtype: torch.dtype
+) -> None:
+    assert needs_mask(view_of(build(), dtype), objective_for(name), examples, CPU) is False
+
+
+@pytest.mark.parametrize(("name", "examples"), SETS)
+def test_a_model_that_sees_the_padding_needs_a_mask(name: Any, examples: list[Example]) -> None:
+    view = view_of(Bidirectional())
+    assert needs_mask(view, objective_for(name), examples, CPU) is True
+    # And with one, its batches score as single examples; without, they do not.
+    single = scored(view, name, examples, 1, masked=True).loss
+    assert scored(view, name, examples, 7, masked=True).loss == pytest.approx(single, rel=1e-5)
+    assert scored(view, name, examples, 7, masked=False).loss != pytest.approx(single, rel=1e-3)
+
+
+def test_without_padding_there_is_nothing_to_mask() -> None:
+    view, same = view_of(Bidirectional()), [Sequence((0, 9, n), (2,)) for n in (10, 20)]
+    assert needs_mask(view, objective_for("lm"), same, CPU) is False
