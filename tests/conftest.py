@@ -6,7 +6,15 @@ import os
 import sys
 from pathlib import Path
 
+from hypothesis import HealthCheck, settings
+
 sys.path.insert(0, str(Path(__file__).parent))
 
 # Read once, when huggingface_hub is imported: a test that asks for the Hub fails at once.
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# A busy machine is no failure: hypothesis would time every example.
+settings.register_profile(
+    "zoft", deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=60
+)
+settings.load_profile("zoft")

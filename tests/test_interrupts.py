@@ -26,7 +26,7 @@ def handlers_are_restored() -> Iterator[None]:
     ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["TERM", "INT"]
 )
 def test_a_signal_stops_at_the_next_safe_point(number: signal.Signals, code: int) -> None:
-    with stop_on_signals() as stop:
+    with stop_on_signals("; go on with --resume auto") as stop:
         stop.check()
         os.kill(os.getpid(), number)
         assert stop.signal == number

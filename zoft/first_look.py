@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from zoft.trainer import Trainer
@@ -13,6 +14,9 @@ def look_at_the_signal(trainer: Trainer) -> dict[str, Any]:
     estimator, say = trainer.estimator, trainer.narrator.say
     batches = trainer.batches(1)
     noise = measure_noise(estimator, lambda: trainer.loss(batches))
+    if not math.isfinite(noise.projected_grad):
+        say("warning: the loss of the first batch is not finite; its steps will be skipped")
+        return {}
     ratio = noise.signal_to_noise
     say(
         f"signal-to-noise of the projected gradient: {min(ratio, 9999):.1f} "

@@ -16,19 +16,21 @@ class Stop:
     """Set by a signal; `check` raises Interrupted (exit code 128 + signal) at a safe point."""
 
     signal: int | None = None
+    hint: str = ""
 
     def check(self) -> None:
         if self.signal is not None:
             name = signal.Signals(self.signal).name
-            raise Interrupted(
-                f"stopped by {name}; nothing is lost: go on with --resume auto", 128 + self.signal
-            )
+            raise Interrupted(f"stopped by {name}{self.hint}", 128 + self.signal)
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[Stop]:
-    """The first signal sets the flag, a second Ctrl-C leaves at once (the journal stays intact)."""
-    stop = Stop()
+def stop_on_signals(hint: str = "") -> Iterator[Stop]:
+    """The first signal sets the flag, a second Ctrl-C leaves at once (the journal stays intact).
+
+    `hint` tells the user how to go on.
+    """
+    stop = Stop(hint=hint)
 
     def note(number: int, _frame: FrameType | None) -> None:
         if stop.signal is not None and number == signal.SIGINT:

@@ -68,7 +68,7 @@ def train(
             return
     steps, every = recipe.train.steps, recipe.logging.every
     with (
-        stop_on_signals() as stop,
+        stop_on_signals("; nothing is lost: go on with --resume auto") as stop,
         memory_explained(recipe),
         closing(narrator_for(steps, every)) as narrator,
     ):

@@ -46,7 +46,8 @@ def needs_mask(
     With causal attention no scored position can see a pad, so both passes agree up to rounding;
     looked at on a first batch instead of believed.
     """
-    [batch] = objective.batches(examples, len(examples), device)
+    by_length = sorted(examples, key=lambda example: objective.width([example]))
+    [batch] = objective.batches([by_length[0], by_length[-1]], 2, device)
     if int(batch.lengths.min()) == batch.input_ids.shape[1]:
         return False  # no padding to tell them apart by
     with view.plain():
