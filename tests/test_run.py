@@ -401,6 +401,71 @@ def test_other_data_or_another_base_is_refused_on_resume(tmp_path):
         train(str(recipe), resume="auto")
 
 
+def test_examples_that_the_model_has_no_place_for_are_refused(tmp_path):
+    recipe = small.write(tmp_path)
+    (tmp_path / "train.jsonl").write_text(json.dumps({"text": "a" * 400, "label": 0}) + "\n")
+    with pytest.raises(DataError, match=r"has 256 positions.*data\.max_length=256"):
+        train(str(recipe))
+    assert not (tmp_path / "run").exists()
+
+
+def test_resume_auto_spoils_no_other_folder(tmp_path):
+    recipe = small.write(tmp_path)
+    (tmp_path / "run/start").mkdir(parents=True)
+    (tmp_path / "run/metrics.jsonl").write_text("mine")
+    with pytest.raises(RecipeError, match="not empty"):
+        train(str(recipe), resume="auto")
+    assert (tmp_path / "run/metrics.jsonl").read_text() == "mine"
+    assert (tmp_path / "run/start").is_dir()
+
+
+def test_fewer_steps_than_were_taken_are_refused(finished, tmp_path):
+    recipe, _ = finished
+    target = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "finish", lambda *_: None)
+        train(str(recipe), output_dir=str(target))
+    with pytest.raises(RecipeError, match=r"train\.steps: 7.*already took 12"):
+        train(str(recipe), ["train.steps=7"], output_dir=str(target), resume="auto")
+
+
+def test_a_journal_of_another_layout_is_refused(finished, tmp_path):
+    recipe, _ = finished
+    target = tmp_path / "run"
+    train(str(recipe), ["train.steps=3"], output_dir=str(target))
+    text = (target / "journal.jsonl").read_text()
+    (target / "journal.jsonl").write_text(text.replace('"layout":1', '"layout":2', 1))
+    with pytest.raises(EnvironmentProblem, match="layout"):
+        train(str(recipe), output_dir=str(target), resume="auto")
+
+
+def test_adapter_modules_are_kept_as_they_were_named(tmp_path):
+    recipe = small.write(tmp_path, "lora")
+    changes = ["tune.target_modules=[v_proj, q_proj]", "train.steps=3"]
+    train(str(recipe), changes)
+    train(str(recipe), [*changes, "train.steps=5"], resume="auto")
+    assert events(tmp_path / "run", "final")[0]["step"] == 5
+
+
+def test_another_test_set_is_scored_on_a_finished_run(tmp_path, capsys):
+    recipe = small.write(tmp_path)
+    train(str(recipe), ["train.steps=2"])
+    train(str(recipe), ["train.steps=2", f"data.test.path={tmp_path}/test.jsonl"], resume="auto")
+    [final] = events(tmp_path / "run", "final")
+    assert final["set"] == "test"
+    assert "test  " in capsys.readouterr().out
+
+
+def test_an_interrupted_extension_leaves_no_stale_result(tmp_path, monkeypatch):
+    recipe = small.write(tmp_path)
+    train(str(recipe), ["train.steps=5"])
+    monkeypatch.setattr(Trainer, "_measure", lambda *_: (_ for _ in ()).throw(Killed()))
+    with pytest.raises(Killed):
+        train(str(recipe), ["train.steps=9"], resume="auto")
+    assert not (tmp_path / "run/final").exists()
+    assert evaluate(str(tmp_path / "run"), str(recipe))["eval"]["rows"] == 20  # checkpoint-000005
+
+
 def test_running_out_of_memory_names_what_would_fit(tmp_path, monkeypatch):
     recipe = small.write(tmp_path)
 

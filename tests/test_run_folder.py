@@ -35,9 +35,17 @@ def chosen(**sections: Any) -> Recipe:
     return with_defaults(recipe(device="cpu", model=model, optimizer=optimizer, **sections))
 
 
-def a_run(path: Path) -> RunFolder:
+def a_beginning(path: Path) -> RunFolder:
+    """What a run leaves that is killed before its journal begins."""
     folder = RunFolder(path)
-    folder.create("# mine\nmodel: {name: m}\n", chosen())
+    with folder.claimed():
+        (path / "recipe.yaml").write_text("# mine\nmodel: {name: m}\n")
+        folder.write_resolved(chosen())
+    return folder
+
+
+def a_run(path: Path) -> RunFolder:
+    folder = a_beginning(path)
     folder.journal.write_text("{}\n")
     return folder
 
@@ -109,7 +117,7 @@ def test_each_key_that_differs_is_named_on_a_line_of_its_own() -> None:
     [
         {"output_dir": "runs/b"},
         {"device": "cuda:1"},
-        {"data": {"eval": {"path": "e.jsonl"}}},
+        {"train": {"micro_batch_size": 2, "max_nonfinite": 99}},
         {"data": {"test": {"path": "e.jsonl", "limit": 3}}},
         {"eval": {"every": 5, "batch_size": 2}},
         {"checkpoint": {"every": 7}},
@@ -130,6 +138,7 @@ def test_what_moves_no_weight_may_change(change: dict[str, Any]) -> None:
     [
         ({"data": {"train": {"path": "other.jsonl"}}}, "data.train.path"),
         ({"data": {"max_length": 64}}, "data.max_length"),
+        ({"data": {"eval": {"path": "e.jsonl"}}}, "data.eval.path"),  # scores would not compare
         ({"train": {"batch_size": 32}}, "train.batch_size"),
         ({"objective": {"name": "lm"}, "optimizer": {"name": "mezo"}}, "optimizer.name"),
         ({"optimizer": {"schedule": "linear"}}, "optimizer.schedule"),
@@ -176,12 +185,13 @@ def test_a_run_is_named_by_its_folder_or_by_a_checkpoint(tmp_path: Path) -> None
 
 
 def test_a_run_has_a_journal_and_says_how_it_was_set_up(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "run")
-    assert not folder.exists
-    folder.create("", chosen())
+    assert not RunFolder(tmp_path / "run").exists
+    folder = a_beginning(tmp_path / "run")
     assert not folder.exists
     folder.journal.touch()
     assert not folder.exists  # killed as it was opened: nothing to go on with
+    folder.journal.write_text('{"format":')
+    assert not folder.exists  # a power cut in the header
     folder.journal.write_text("{}\n")
     assert folder.exists
     folder.resolved.unlink()
@@ -204,7 +214,7 @@ def test_both_recipes_are_kept(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(EnvironmentProblem, match=r"file/run cannot be written: Not a directory"):
-        RunFolder(tmp_path / "file" / "run").create("", chosen())
+        a_beginning(tmp_path / "file" / "run")
 
 
 def test_the_newest_checkpoint_that_is_whole(tmp_path: Path) -> None:
@@ -238,12 +248,25 @@ def test_the_manifest_grows_and_is_never_half_written(tmp_path: Path) -> None:
         RunFolder(tmp_path / "gone").update_manifest(step=1)
 
 
-def test_what_was_measured_is_discarded_and_the_recipes_stay(tmp_path: Path) -> None:
-    folder = a_run(tmp_path)
-    folder.metrics.write_text("{}\n")
+def test_a_beginning_may_be_begun_again_and_nothing_else_may(tmp_path: Path) -> None:
+    folder = a_beginning(tmp_path / "run")
     folder.update_manifest(step=1)
     folder.start.mkdir()
-    (folder.start / "adapter.safetensors").touch()
-    folder.discard_measurements()
-    assert {path.name for path in tmp_path.iterdir()} == {"recipe.yaml", "resolved.yaml"}
-    folder.discard_measurements()
+    (folder.path / ".start.partial").mkdir()
+    require_empty(folder)
+    (folder.path / "metrics.jsonl").touch()  # written after the journal: a run lost its journal
+    with pytest.raises(RecipeError, match="not empty"):
+        require_empty(folder)
+    mine = RunFolder(tmp_path / "mine")
+    mine.start.mkdir(parents=True)
+    (mine.path / "run.json").write_text("{}")  # somebody's own files, by chance of these names
+    with pytest.raises(RecipeError, match="not empty"):
+        require_empty(mine)
+
+
+def test_two_processes_cannot_begin_one_run(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    with folder.claimed(), pytest.raises(EnvironmentProblem, match="in use"), folder.claimed():
+        pass
+    with pytest.raises(EnvironmentProblem, match="in use"), a_run(tmp_path / "run").claimed():
+        pass  # the other began while this one was loading

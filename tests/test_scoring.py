@@ -114,6 +114,7 @@ def test_a_model_that_sees_the_padding_needs_a_mask(name: Any, examples: list[Ex
     assert scored(view, name, examples, 7, masked=False).loss != pytest.approx(single, rel=1e-3)
 
 
-def test_without_padding_there_is_nothing_to_mask() -> None:
+def test_rows_of_one_length_are_padded_to_see_what_padding_does() -> None:
     view, same = view_of(Bidirectional()), [Sequence((0, 9, n), (2,)) for n in (10, 20)]
-    assert needs_mask(view, objective_for("lm"), same, CPU) is False
+    assert needs_mask(view, objective_for("lm"), same, CPU) is True
+    assert needs_mask(view_of(tiny.llama()), objective_for("lm"), same, CPU) is False

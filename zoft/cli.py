@@ -62,7 +62,7 @@ def train(
         typer.Option(
             metavar="none|auto|PATH",
             help="none: a new run; auto: go on with the run in the output folder, if there is one; "
-            "PATH: go on from this checkpoint.",
+            "PATH: go on with the run that this folder or checkpoint belongs to.",
         ),
     ] = "none",
     output_dir: Annotated[
@@ -186,6 +186,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         return _interrupted()
+    except OSError as error:  # rights, a full or a broken disk: the file and the reason say it all
+        _complain(f"{error.filename or 'the system'}: {error.strerror or error}")
+        return EnvironmentProblem.exit_code
     except Exception as error:
         summary = next(iter(str(error).splitlines()), "")
         _complain(

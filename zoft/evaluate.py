@@ -14,7 +14,7 @@ from zoft.data.sources import load_rows
 from zoft.errors import EnvironmentProblem, RecipeError
 from zoft.interrupts import stop_on_signals
 from zoft.machine import DTYPES, make_repeatable, resolve
-from zoft.memory import peak_memory_bytes
+from zoft.memory import memory_explained, peak_memory_bytes
 from zoft.models.adapters import base_of, is_adapter, load_adapter
 from zoft.models.convert import local_safetensors
 from zoft.models.load import load_model, load_tokenizer
@@ -23,7 +23,7 @@ from zoft.recipe.defaults import with_defaults
 from zoft.recipe.load import load_recipe
 from zoft.recipe.schema import Recipe
 from zoft.run_folder import RunFolder
-from zoft.scoring import needs_mask, score
+from zoft.scoring import needs_mask, require_fits, score
 from zoft.tracking import in_words
 from zoft.zo.probe import View
 
@@ -44,13 +44,14 @@ def evaluate(
     view, tokenizer = _load(target, recipe, device)
     objective = objective_for(recipe.objective.name)  # type: ignore[arg-type]
     results: dict[str, dict[str, float]] = {}
-    with stop_on_signals() as stop:
+    with stop_on_signals() as stop, memory_explained(recipe):
         for name, rows in sets.items():
             if rows is None:
                 continue
             examples = encode(
                 load_rows(rows), recipe.data, tokenizer, choice=recipe.objective.name == "choice"
             ).examples
+            require_fits(view.model, examples, objective)
             found = score(
                 view,
                 objective,
@@ -74,7 +75,9 @@ def _load(
     """The model that `target` names, seen in the recipe's compute type."""
     where = _weights(target)
     compute = DTYPES[recipe.model.compute_dtype]
-    base, adapter = recipe.model.model_copy(update={"name": str(where), "revision": None}), None
+    named = target == recipe.model.name  # the recipe's own base, at the recipe's revision
+    revision = recipe.model.revision if named else None
+    base, adapter = recipe.model.model_copy(update={"name": where, "revision": revision}), None
     if is_adapter(where):
         name, revision = base_of(where)
         base, adapter = base.model_copy(update={"name": name, "revision": revision}), where

@@ -119,7 +119,7 @@ class Journal:
         self.close()
 
     def _write(self, line: dict[str, Any]) -> None:
-        text = json.dumps(_nullable(line), allow_nan=False, separators=(",", ":")) + "\n"
+        text = json.dumps(nullable(line), allow_nan=False, separators=(",", ":")) + "\n"
         try:
             written = self._file.write(text.encode())
         except OSError as error:
@@ -176,13 +176,13 @@ def _entry(values: dict[str, Any], expected: int) -> Entry:
     return Entry(measurement, float(values["lr"]))
 
 
-def _nullable(value: Any) -> Any:
+def nullable(value: Any) -> Any:
     """None for every number in `value` that is not finite: JSON has no word for it."""
     match value:
         case dict():
-            return {key: _nullable(x) for key, x in value.items()}
+            return {key: nullable(x) for key, x in value.items()}
         case list() | tuple():
-            return [_nullable(x) for x in value]
+            return [nullable(x) for x in value]
         case float() if not math.isfinite(value):
             return None
         case _:

@@ -71,6 +71,8 @@ def already_finished(folder: RunFolder, recipe: Recipe) -> bool:
     final = manifest.get("final")
     if manifest.get("status") != "finished" or not final or final["step"] < recipe.train.steps:
         return False
+    if recipe.data.test != folder.previous().data.test:
+        return False  # another test set: score it
     if final["step"] > recipe.train.steps:
         raise RecipeError(
             f"train.steps: the run in {folder.path} already took {final['step']} steps"

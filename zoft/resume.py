@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -12,9 +13,9 @@ from importlib.metadata import version
 import torch
 
 from zoft import __version__, checkpoint
-from zoft.errors import EnvironmentProblem
+from zoft.errors import EnvironmentProblem, RecipeError
 from zoft.first_look import look_at_the_signal
-from zoft.journal import Entry, Header, Journal
+from zoft.journal import Entry, Header, Journal, nullable
 from zoft.run_folder import RunFolder
 from zoft.trainer import Trainer
 
@@ -22,26 +23,26 @@ from zoft.trainer import Trainer
 def begin(trainer: Trainer, folder: RunFolder, header: Header, text: str) -> Journal:
     """Look at the signal, then make the folder: nothing is left behind by a run that can't start."""
     header["noise"] = look_at_the_signal(trainer)
-    folder.create(text, trainer.recipe)
-    folder.discard_measurements()
-    if trainer.recipe.tune.method == "lora":
-        checkpoint.save(
-            folder.start, lambda at: checkpoint.write_model(at, trainer.model, trainer.tokenizer)
+    with folder.claimed():
+        (folder.path / "recipe.yaml").write_text(text, encoding="utf-8")
+        folder.write_resolved(trainer.recipe)
+        if trainer.recipe.tune.method == "lora":
+            checkpoint.save(
+                folder.start,
+                lambda at: checkpoint.write_model(at, trainer.model, trainer.tokenizer),
+            )
+        folder.update_manifest(
+            status="running",
+            command=sys.argv,
+            started=datetime.now(UTC).isoformat(timespec="seconds"),
+            versions=versions(),
+            **surroundings(trainer),
+            attention_mask=trainer.masked,
+            base=header["base"],
+            data=header["data"],
+            noise=header["noise"],
         )
-    folder.update_manifest(
-        status="running",
-        command=sys.argv,
-        started=datetime.now(UTC).isoformat(timespec="seconds"),
-        versions=versions(),
-        device=trainer.recipe.device,
-        cpu=platform.processor() or platform.machine(),
-        threads=torch.get_num_threads(),
-        attention_mask=trainer.masked,
-        base=header["base"],
-        data=header["data"],
-        noise=header["noise"],
-    )
-    return Journal.create(folder.journal, header, trainer.recipe.journal.sync_seconds)
+        return Journal.create(folder.journal, header, trainer.recipe.journal.sync_seconds)
 
 
 def go_on(trainer: Trainer, folder: RunFolder, header: Header) -> Journal:
@@ -54,21 +55,50 @@ def go_on(trainer: Trainer, folder: RunFolder, header: Header) -> Journal:
                     f"the {name} is not the one that {folder.path} was started with "
                     f"(sha256 {header[what]['sha256'][:12]}, was {old[what]['sha256'][:12]})"
                 )
+        if any(
+            old[key] != nullable(header[key]) for key in ("layout", "seed", "dtype", "parameters")
+        ):
+            raise EnvironmentProblem(
+                f"{folder.journal} names other parameters or another layout of directions: it was "
+                f"written by zoft {old['zoft']}, with other libraries"
+            )
+        steps = trainer.recipe.train.steps
+        if len(entries) > steps:
+            raise RecipeError(
+                f"train.steps: {steps}, but the run in {folder.path} already took {len(entries)} steps"
+            )
+        if (
+            len(entries) < steps
+        ):  # a finished run goes on: what it ended with is not its end any more
+            shutil.rmtree(folder.final, ignore_errors=True)
         replay(trainer, entries)
         trainer.metrics.rewind(trainer.step)
         trainer.scores = {e["step"]: e for e in trainer.metrics.read() if e["event"] == "eval"}
         folder.write_resolved(trainer.recipe)
-        threads = folder.manifest().get("threads")
-        if threads not in (None, torch.get_num_threads()):
-            trainer.narrator.say(
-                f"note: {torch.get_num_threads()} threads, earlier {threads}: "
-                "measured losses may differ in their last bits from an uninterrupted run's"
-            )
-        folder.update_manifest(status="running", threads=torch.get_num_threads())
+        now = surroundings(trainer)
+        before = folder.manifest()
+        for name, value in now.items():
+            if before.get(name, value) != value:
+                trainer.narrator.say(
+                    f"note: {name} is {value}, was {before[name]}: losses measured from here on may "
+                    "differ in their last bits from an uninterrupted run's"
+                )
+        folder.update_manifest(status="running", **now)
     except BaseException:
         journal.close()
         raise
     return journal
+
+
+def surroundings(trainer: Trainer) -> dict[str, object]:
+    """What the last bits of a forward pass depend on, and a resume may have changed."""
+    return {
+        "device": trainer.recipe.device,
+        "cpu": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "micro_batch_size": trainer.recipe.train.micro_batch_size,
+    }
 
 
 def replay(trainer: Trainer, entries: Sequence[Entry]) -> None:

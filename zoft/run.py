@@ -34,7 +34,7 @@ from zoft.recipe.load import load_recipe, recipe_text
 from zoft.recipe.schema import DataSource, Recipe
 from zoft.resume import begin, go_on
 from zoft.run_folder import RunFolder, keep_choices, require_empty, require_same, run_of
-from zoft.scoring import needs_mask
+from zoft.scoring import needs_mask, require_fits
 from zoft.tracking import Metrics, Narrator, narrator_for
 from zoft.trainer import Trainer
 from zoft.zo.estimators import Estimator
@@ -87,12 +87,12 @@ def _folder(recipe: Recipe, resume: str, output_dir: str | None) -> tuple[RunFol
     """The run's folder, and the checkpoint that `--resume PATH` names."""
     if resume in ("none", "auto"):
         assert recipe.output_dir is not None
-        folder, at = RunFolder(Path(output_dir or recipe.output_dir)), None
+        folder, at = RunFolder(Path(output_dir or recipe.output_dir).expanduser()), None
     else:
-        folder, at = run_of(Path(resume))
+        folder, at = run_of(Path(resume).expanduser())
         if output_dir is not None and Path(output_dir).resolve() != folder.path.resolve():
             raise RecipeError(f"--resume {resume} goes on in {folder.path}: leave out --output-dir")
-    if resume == "none":
+    if resume == "none" or not folder.exists:
         require_empty(folder)
     return folder, at
 
@@ -135,13 +135,16 @@ def _build(
             model = load_adapter(model, adapter, own)
         else:
             model = attach_lora(model, recipe.tune, recipe.seed, own)
-        recipe = _with_targets(recipe, model)
+        if recipe.tune.target_modules == "auto":
+            recipe = _with_targets(recipe, model)
+    objective = objective_for(recipe.objective.name)  # type: ignore[arg-type]
+    for encoded in sets.values():
+        require_fits(model, encoded.examples, objective)
     parameters = tuned_parameters(model, recipe.tune)
     ids = parameter_ids(parameters)
     probe = torch.tensor([[1, 2, 3, 4]], device=device)
     view = View(model, parameters, ids, compute, probe)
     estimator = _estimator(recipe, view)
-    objective = objective_for(recipe.objective.name)  # type: ignore[arg-type]
     weights = tuned_weights(parameters, ids, decays(model))
     train_set = sets["train"].examples
     trainer = Trainer(
@@ -156,7 +159,9 @@ def _build(
         train_set=train_set,
         eval_set=sets["eval"].examples if "eval" in sets else None,
         test_set=sets["test"].examples if "test" in sets else None,
-        masked=needs_mask(view, objective, train_set[: recipe.train.batch_size], device),
+        masked=folder.manifest()["attention_mask"]
+        if resuming
+        else needs_mask(view, objective, train_set[: recipe.train.batch_size], device),
         metrics=Metrics(folder.metrics),
         narrator=narrator,
         stop=stop,

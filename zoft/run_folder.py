@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
-import shutil
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,17 +15,22 @@ from pydantic import BaseModel
 
 from zoft import checkpoint
 from zoft.errors import EnvironmentProblem, RecipeError
+from zoft.journal import nullable
 from zoft.recipe.load import dump_recipe, load_recipe
 from zoft.recipe.schema import Recipe
+
+# What a run writes before its journal begins, and may write again if it was killed there.
+BEGINNING = {"recipe.yaml", "resolved.yaml", "run.json", "start", "journal.jsonl"}
 
 _Section = TypeVar("_Section", bound=BaseModel)
 
 # What may change from one part of a run to the next: it moves no weight. (`train.steps` moves none
-# under a constant rate.) A change of device is allowed, and said: c may differ in its last bits.
+# under a constant rate.) The first two may change the last bits of a loss, which `resume` says.
 FREE = (
-    "output_dir",
     "device",
-    "data.eval",
+    "train.micro_batch_size",
+    "train.max_nonfinite",
+    "output_dir",
     "data.test",
     "eval",
     "checkpoint",
@@ -60,9 +67,30 @@ class RunFolder:
 
     @property
     def exists(self) -> bool:
-        """Whether a run is here: its journal has begun, and it says how it was set up."""
-        begun = self.journal.is_file() and self.journal.stat().st_size > 0
-        return begun and self.resolved.is_file()
+        """Whether a run is here: its journal has a header, and it says how it was set up."""
+        if not (self.journal.is_file() and self.resolved.is_file()):
+            return False
+        with self.journal.open("rb") as journal:
+            return journal.readline().endswith(b"\n")
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Make the folder, and let no other process begin a run in it meanwhile."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise EnvironmentProblem(f"{self.path} cannot be written: {error.strerror}") from error
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if self.exists:
+                raise BlockingIOError  # it began and ended while we were loading
+            yield
+            os.fsync(handle)
+        except BlockingIOError as error:
+            raise EnvironmentProblem(f"{self.path} is in use by another zoft") from error
+        finally:
+            os.close(handle)
 
     def manifest(self) -> dict[str, Any]:
         """run.json, or nothing."""
@@ -77,23 +105,19 @@ class RunFolder:
         target = self.path / "run.json"
         temporary = target.with_suffix(".tmp")
         try:
-            temporary.write_text(json.dumps({**self.manifest(), **values}, indent=2) + "\n")
+            content = nullable({**self.manifest(), **values})
+            temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
             temporary.replace(target)
         except OSError as error:
             raise EnvironmentProblem(f"{target} cannot be written: {error.strerror}") from error
 
-    def create(self, recipe_text: str, resolved: Recipe) -> None:
-        """Make the folder and write both recipes."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            (self.path / "recipe.yaml").write_text(recipe_text, encoding="utf-8")
-        except OSError as error:
-            raise EnvironmentProblem(f"{self.path} cannot be written: {error.strerror}") from error
-        self.write_resolved(resolved)
-
     def write_resolved(self, resolved: Recipe) -> None:
+        """Replace resolved.yaml; on the disk before anything relies on it."""
         temporary = self.resolved.with_suffix(".tmp")
-        temporary.write_text(dump_recipe(resolved), encoding="utf-8")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(dump_recipe(resolved))
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(self.resolved)
 
     def previous(self) -> Recipe:
@@ -109,11 +133,12 @@ class RunFolder:
             raise EnvironmentProblem(f"{wanted} is not a complete checkpoint")
         return None
 
-    def discard_measurements(self) -> None:
-        """Delete what a run left that was killed before its journal began."""
-        for path in (self.journal, self.metrics, self.path / "run.json"):
-            path.unlink(missing_ok=True)
-        shutil.rmtree(self.start, ignore_errors=True)
+    def is_a_mere_beginning(self) -> bool:
+        """Whether all that is here was left by a run that was killed before its journal began."""
+        names = {
+            path.name for path in self.path.iterdir() if path.suffix not in (".tmp", ".partial")
+        }
+        return "recipe.yaml" in names and names <= BEGINNING
 
 
 def run_of(path: Path) -> tuple[RunFolder, Path | None]:
@@ -129,8 +154,9 @@ def run_of(path: Path) -> tuple[RunFolder, Path | None]:
 
 
 def require_empty(folder: RunFolder) -> None:
-    """Raises RecipeError, with the choices, if something is there."""
-    if folder.path.is_dir() and any(folder.path.iterdir()):
+    """Raises RecipeError, with the choices, if something is there that a new run could spoil."""
+    there = folder.path.is_dir() and any(folder.path.iterdir())
+    if there and (folder.exists or not folder.is_a_mere_beginning()):
         raise RecipeError(
             f"{folder.path} is not empty: --resume auto goes on with the run there, "
             "--output-dir DIR starts another, or delete it"

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from torch import nn
 
 from zoft.data.examples import Example
+from zoft.errors import DataError
 from zoft.objectives.objective import Objective
 from zoft.objectives.score import Score
 from zoft.zo.probe import View
@@ -38,6 +41,25 @@ def score(
     return total
 
 
+def require_fits(model: nn.Module, examples: Sequence[Example], objective: Objective) -> None:
+    """Raise DataError if an example is longer than the model has positions, or has unknown tokens."""
+    config: Any = model.config
+    positions = getattr(config, "max_position_embeddings", None)
+    longest = objective.width(examples)
+    if positions is not None and longest > positions:
+        raise DataError(
+            f"the longest example has {longest} tokens, the model has {positions} positions: set "
+            f"data.max_length={positions} and data.on_overflow=truncate (or drop)"
+        )
+    table = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    largest = max(max(objective.collate([x], longest).input_ids.view(-1)) for x in examples)
+    if largest >= table:
+        raise DataError(
+            f"the tokenizer gives token {int(largest)}, the model knows {table}: they do not belong "
+            "together"
+        )
+
+
 def needs_mask(
     view: View, objective: Objective, examples: Sequence[Example], device: torch.device
 ) -> bool:
@@ -47,9 +69,12 @@ def needs_mask(
     looked at on a first batch instead of believed.
     """
     by_length = sorted(examples, key=lambda example: objective.width([example]))
-    [batch] = objective.batches([by_length[0], by_length[-1]], 2, device)
-    if int(batch.lengths.min()) == batch.input_ids.shape[1]:
-        return False  # no padding to tell them apart by
+    pair = [by_length[0], by_length[-1]]
+    width = objective.width(pair)
+    if objective.width(pair[:1]) == width:  # as long as each other: pad both
+        config = getattr(view.model, "config", None)
+        width = min(width + 1, getattr(config, "max_position_embeddings", width + 1))
+    batch = objective.collate(pair, width).to(device)
     with view.plain():
         bare, masked = (
             view.logits(batch.input_ids, batch.positions, batch.vocab, mask).float()

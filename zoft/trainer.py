@@ -125,9 +125,12 @@ class Trainer:
 
     def _after_step(self, journal: Journal) -> None:
         if self.nonfinite >= self.recipe.train.max_nonfinite:
+            self._checkpoint(journal)
+            kept = checkpoint.checkpoint_folder(self.folder, self.step)
             raise Diverged(
                 f"the loss was not finite in {self.nonfinite} steps in a row, up to step "
-                f"{self.step}: lower optimizer.lr; the weights of the last good step are kept"
+                f"{self.step}; {kept} holds the weights of the last good step. Start a new run with "
+                "a lower optimizer.lr"
             )
         if self.eval_set is not None and self._due(self.recipe.eval.every, ends=True):
             self._evaluate()

@@ -130,6 +130,13 @@ def test_stochastic_rounding_is_unbiased_and_leaves_the_representable_alone(dtyp
     assert still[0].isnan()
 
 
+@pytest.mark.parametrize("row", [-1, 5])
+def test_a_row_that_is_not_there_is_refused(row):
+    with pytest.raises(IndexError, match="matrix of 5"):
+        cpu.perturb_rows(torch.empty(1, 4), torch.zeros(5, 4), torch.tensor([row]), **ADDRESS,
+                         scale=1.0, gaussian=False)  # fmt: skip
+
+
 def test_a_dtype_that_cannot_be_tuned_is_refused():
     with pytest.raises(TypeError, match="float64"):
         cpu.perturb(torch.empty(3), torch.zeros(3, dtype=torch.float64), **ADDRESS, scale=1.0,

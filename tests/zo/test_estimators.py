@@ -78,10 +78,13 @@ def test_noise_is_small_in_float32_and_larger_in_bfloat16():
 
 
 def test_delivery_tells_when_rounding_swallows_the_probe():
-    _, view, estimator, _, _ = setup(torch.bfloat16)
+    _, view, estimator, loss, _ = setup(torch.bfloat16)
     z = estimator.direction(0, 0)
+    estimator.loss_at(z, 1e-3, loss)  # shows in which type each matrix is used
     good, bad = (measure_delivery(view, z, e) for e in (1e-2, 1e-6))
     assert good.lost < 0.02
     assert good.gain == pytest.approx(1, abs=0.05)
     assert bad.lost > 0.8
-    assert measure_delivery(setup()[1], z, 1e-3) is None  # float32 loses nothing worth a word
+    _, exact, estimator, loss, _ = setup()
+    estimator.loss_at(z, 1e-3, loss)
+    assert measure_delivery(exact, z, 1e-3) is None  # float32 loses nothing worth a word

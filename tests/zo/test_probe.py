@@ -129,6 +129,30 @@ def test_low_precision_passes_deliver_the_perturbation(name, compute):
     assert all(p.dtype == torch.float32 for p in model.parameters())
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+def test_the_whole_stream_is_in_the_compute_type(name, masked):
+    model = MODELS[name]()
+    view, _ = view_of(model, compute=torch.bfloat16)
+    seen = {}
+
+    def hook(module, inputs, _output):
+        seen[type(module).__name__] = inputs[0].dtype
+
+    kinds = (nn.Linear, nn.LayerNorm)
+    handles = [
+        m.register_forward_hook(hook)
+        for m in model.modules()
+        if (isinstance(m, kinds) or "Norm" in type(m).__name__ or "Conv1D" in type(m).__name__)
+    ]
+    with view.probe(Z, 1e-2):
+        view.logits(INPUT, POSITIONS, None, torch.ones_like(INPUT) if masked else None)
+    for handle in handles:
+        handle.remove()
+    assert len(seen) >= 2
+    assert set(seen.values()) == {torch.bfloat16}, seen
+
+
 def test_norms_are_perturbed_in_float32():
     model = tiny.llama()
     tune = TuneSection(include=["*norm*"])

@@ -344,6 +344,8 @@ def perturb_rows(
     o, out_kind = _stored(out)
     w, kind = _stored(weight)
     index, columns = rows.numpy(), weight.shape[1]
+    if index.size and not 0 <= index.min() <= index.max() < weight.shape[0]:
+        raise IndexError(f"row {index.max()} of a matrix of {weight.shape[0]}")  # numba checks none
     z = (seed, step, param, k, np.float32(scale), gaussian, _table(gaussian))
     # A row redraws the tiles it touches: some 100 elements' work each.
     _spread(

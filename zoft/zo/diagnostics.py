@@ -62,20 +62,22 @@ class Delivery:
 
 
 def measure_delivery(view: View, direction: Direction, perturbation: float) -> Delivery | None:
-    """Rounding of W +- epsilon to the compute type, on a sample of every tuned matrix.
+    """Rounding of W +- epsilon to the type it is used in, on a sample of every tuned matrix.
 
-    None where matrices are perturbed in float32, or there are none. Vectors and embedding rows are
-    perturbed in float32 anyway.
+    To be called after a probe, which shows these types. None where all matrices met their inputs in
+    float32. Looked-up embedding rows are not counted; vectors are always perturbed in float32.
     """
     lost = gained = seen = 0.0
     done: set[torch.nn.Parameter] = set()
     for slot in (slot for leaf in view.leaves for slot in leaf.slots):
         weight = slot.parameter.detach()
-        if slot.param is None or weight.ndim < 2 or slot.parameter in done:
+        dtype = view.delivered.get(slot.parameter, torch.float32)
+        whole = slot.param is None or weight.ndim < 2 or dtype == torch.float32
+        if whole or slot.parameter in done or slot.param is None:
             continue
         done.add(slot.parameter)
         part = weight.reshape(-1)[:SAMPLE]
-        plus, minus = (torch.empty_like(part, dtype=view.compute_dtype) for _ in range(2))
+        plus, minus = (torch.empty_like(part, dtype=dtype) for _ in range(2))
         direction.perturb(plus, part, slot.param, perturbation)
         direction.perturb(minus, part, slot.param, -perturbation)
         z = direction.values(part, slot.param)
@@ -85,6 +87,4 @@ def measure_delivery(view: View, direction: Direction, perturbation: float) -> D
         lost += share * (difference == 0).sum().item()
         gained += share * (difference * z).sum().item() / (2 * perturbation)
         seen += weight.numel()
-    if not seen or view.compute_dtype == torch.float32:
-        return None
-    return Delivery(lost / seen, gained / seen)
+    return None if not seen else Delivery(lost / seen, gained / seen)

@@ -71,6 +71,8 @@ class View:
         self.model = model
         self.compute_dtype = compute_dtype
         self.head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
+        # The type in which each parameter last met its inputs while a probe was open.
+        self.delivered: dict[nn.Parameter, torch.dtype] = {}
         self._scratch = Scratch(example.device)
         self._direction: Direction | None = None
         self._scale = 0.0
@@ -220,7 +222,9 @@ class View:
 
         def run(*args: Any, **kwargs: Any) -> Any:
             inputs = [x for x in (*args, *kwargs.values()) if _floating(x)]
-            outer = inputs[0].dtype if inputs else self.compute_dtype
+            # An embedding starts the stream, whatever masks it is handed (OPT's positions: float32).
+            starts = not inputs or isinstance(leaf.module, nn.Embedding)
+            outer = self.compute_dtype if starts else inputs[0].dtype
             inner = torch.float32 if vectors else outer
             if inner != outer:
                 args = tuple(_cast(x, outer, inner) for x in args)
@@ -263,8 +267,10 @@ class View:
                 rows = self._rows(weight, lean.vocab, torch.float32)
             else:
                 rows = head.weight[lean.vocab].float()
+            mark = self._scratch.mark()
             whole = self._value(bias, torch.float32) if bias else head.bias
             vector = whole[lean.vocab].float() if isinstance(whole, Tensor) else None
+            self._scratch.release(mark)
             return nn.functional.linear(hidden.float(), rows, vector)
 
         return run
@@ -277,6 +283,7 @@ class View:
         direction = self._direction
         if (direction is None or slot.param is None) and weight.dtype == dtype:
             return weight
+        self.delivered[slot.parameter] = dtype
         out = self._scratch.take(weight.shape, dtype)
         if direction is None or slot.param is None:
             return out.copy_(weight)

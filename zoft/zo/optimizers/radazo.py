@@ -6,7 +6,8 @@ arXiv 2502.01014, algorithm 2).
     theta_t = theta_{t-1} - lr m_t / (sqrt(v_t / (1 - beta2**t)) + eps)
 
 The paper corrects no bias; then the first step is 1 / sqrt(1 - beta2) times as long as the later ones
-(`bias_correction: none`). Correcting v alone keeps the RMS of an update near lr from the first step on.
+(`bias_correction: none`). Correcting v alone keeps the RMS of an update near lr from the first step on
+(folded, see below: near lr times the factor).
 
 Three ways to hold the moments:
 
