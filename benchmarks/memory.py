@@ -4,8 +4,8 @@
 
 Each figure is a resident size of a process of its own. Both processes import the same modules, load the
 model in the same way and have the compiled kernels in numba's cache; the evaluation runs each kernel on
-a few numbers, so that both carry the compiler's library. Loading takes the most in both (the file's pages
-beside the weights), so the peak is read twice: of the whole process, and from the loaded model on.
+a few numbers, so that both carry the compiler's library. Loading takes the most in both (the file's
+pages beside the weights), so the peak is read twice: of the whole process, and from the loaded model on.
 """
 
 from __future__ import annotations

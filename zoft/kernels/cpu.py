@@ -5,8 +5,8 @@ takes 64 Philox calls, and element l*256 + 64*j + b takes bit l of output j of c
 Gaussian and rounding bits: 2 rows are a tile of 64 calls, and element h*256 + 64*j + b takes the
 h-th 16 bits of output j of call b. Neighbours in memory are neighbours in the 256 words, so every
 inner loop below vectorises. Their indices are unsigned: a signed one might be negative for all numba
-knows, and its wrap-around keeps a loop scalar; slices that start at 0 vectorise too, but cost three times
-as much in reference counts (both measured).
+knows, and its wrap-around keeps a loop scalar; slices that start at 0 vectorise too, but cost three
+times as much in reference counts (both measured).
 
 Numba contracts nothing into FMA and divides and takes roots as IEEE says, unless asked: don't ask.
 Threads are Python's (the kernels hold no GIL): a second OpenMP beside torch's would fight over cores.
@@ -213,7 +213,7 @@ def perturb_rows_span(  # type: ignore[no-untyped-def]
     out, out_kind, weight, kind, rows, columns, begin, end,
     seed, step, param, k, scale, gaussian, table,
 ):  # fmt: skip
-    """out[at + i] = weight[rows[i]] + scale * z for i in [begin, end); every row has `columns` elements."""
+    """out[i] = weight[rows[i]] + scale * z for i in [begin, end); every row has `columns` elements."""
     words, x = np.empty(ROW, np.uint32), np.empty(ROW, np.float32)
     for i in range(begin, end):
         start = rows[i] * columns
