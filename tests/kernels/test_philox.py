@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from zoft.kernels import cpu, normal, philox, reference
+from zoft.kernels import compiled, normal, philox, reference
 
 KNOWN = [
     ((0,) * 4, (0, 0), "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
@@ -36,7 +36,7 @@ def test_known_answers(counter, key, answer):
 def test_the_compiled_generator_equals_numpy():
     seed, step, param, last, tile = 2**32 - 1, 12345, 0x9ABCDEF0, 1 << 24 | 3, 2**34 + 9
     words = np.empty(256, np.uint32)
-    cpu.philox_words(words, seed, step, param, last, tile)
+    compiled.philox_words(words, seed, step, param, last, tile)
     blocks = tile * 64 + np.arange(64)
     counter = np.stack(
         [blocks & 0xFFFFFFFF, blocks >> 32, np.full(64, param), np.full(64, last)], axis=-1
