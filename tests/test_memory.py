@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ def recipe(**sections: Any) -> Recipe:
     return Recipe.model_validate({"model": {"name": "m"}, "data": data, "train": train, **sections})
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_peak_is_in_bytes() -> None:
     status = Path("/proc/self/status").read_text()
     [peak] = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")]
