@@ -16,6 +16,8 @@ from zoft.kernels.philox import (
     M1,
     PURPOSE_DENSE,
     PURPOSE_ROUNDING,
+    PURPOSE_U,
+    PURPOSE_V,
     ROUNDS,
     W0,
     W1,
@@ -72,6 +74,10 @@ def direction(
     last = last_word(PURPOSE_DENSE, k)
     if gaussian:
         return _table(elements.device)[halves(elements, seed, step, param, last)]
+    return _signs(elements, seed, step, param, last)
+
+
+def _signs(elements: Tensor, seed: int, step: int, param: int, last: int) -> Tensor:
     return 1.0 - 2.0 * sign_bits(elements, seed, step, param, last).to(torch.float32)
 
 
@@ -86,6 +92,89 @@ def perturb(
         elements = torch.arange(offset + part.start, offset + part.stop, device=weight.device)
         z = direction(elements, seed=seed, step=step, param=param, k=k, gaussian=gaussian)
         flat_out[part] = (flat[part].float() + _f32(scale) * z).to(out.dtype)
+
+
+def perturb_pair(
+    plus: Tensor, minus: Tensor, weight: Tensor, *, offset: int = 0, seed: int, step: int,
+    param: int, k: int, scale: float, gaussian: bool,
+) -> None:  # fmt: skip
+    """plus = weight + scale * z and minus = weight - scale * z, each as `perturb` rounds it."""
+    z = {"offset": offset, "seed": seed, "step": step, "param": param, "k": k}
+    perturb(plus, weight, **z, scale=scale, gaussian=gaussian)
+    perturb(minus, weight, **z, scale=-scale, gaussian=gaussian)
+
+
+def perturb_each(
+    out: Tensor, weight: Tensor, *, seed: int, step: int, param: int, ks: Tensor, scales: Tensor
+) -> None:
+    """out[i] = weight + scales[i] * z(ks[i]), signs; weight (C,), ks (n,) int64, out (n, C)."""
+    elements = torch.arange(weight.numel(), device=weight.device)
+    for i, k in enumerate(ks.tolist()):
+        z = _signs(elements, seed, step, param, last_word(PURPOSE_DENSE, k))
+        out[i] = (weight.float() + scales[i] * z).to(out.dtype)
+
+
+def signs(out: Tensor, table: Tensor, *, seed: int, step: int, ks: Tensor) -> None:
+    """The factors u and v of a step's rank-1 directions ks (n,), as +-1 in the flat int8 `out`.
+
+    A row of the int64 `table` (F, 4) is (parameter id, purpose, length, offset) of one factor: its n
+    vectors of that length stand in out[offset : offset + n * length], one after the other.
+    """
+    for param, purpose, length, offset in table.tolist():
+        elements = torch.arange(length, device=out.device)
+        for i, k in enumerate(ks.tolist()):
+            begin = offset + i * length
+            drawn = _signs(elements, seed, step, param, last_word(purpose, k))
+            out[begin : begin + length] = drawn.to(torch.int8)
+
+
+def project(
+    s: Tensor, x: Tensor, v: Tensor, which: Tensor, scales: Tensor, padded: Tensor | None = None
+) -> None:
+    """s[j, t] = scales[row] * sum_c x[t, c] * v[j, which[row], c] in float32; optionally copy x.
+
+    x (N, C) · v (J, n, C) int8 · s (J, N) float32 · which (R,) int64 and scales (R,) float32 belong to
+    the R equal runs of N / R vectors. padded (N, C + P): its first C columns become x, in x's type.
+    """
+    count = x.shape[0] // which.shape[0]
+    row = torch.arange(x.shape[0], device=x.device) // count
+    for j in range(v.shape[0]):
+        s[j] = (x.float() * v[j][which[row]]).sum(-1) * scales[row]
+    if padded is not None:
+        padded[:, : x.shape[1]] = x
+
+
+def spread(padded: Tensor, s: Tensor, which: Tensor, columns: int) -> None:
+    """padded[t, columns + which[row]] = s[t]; zero in the others of its last P columns.
+
+    padded (N, columns + P) as `project` copied it · s (N,) float32 · which (R,) int64 below P, for R
+    equal runs of vectors. Multiplied with `widen`'s matrix, they add s * u inside the product.
+    """
+    count = padded.shape[0] // which.shape[0]
+    padded[:, columns:] = 0
+    target = columns + which.repeat_interleave(count)
+    padded.scatter_(1, target[:, None], s[:, None].to(padded.dtype))
+
+
+def widen(out: Tensor, weight: Tensor, u: Tensor) -> None:
+    """out (O, C + P) = [weight, u^T, zeros] in out's dtype; weight (O, C), u (n, O) int8, n <= P."""
+    columns = weight.shape[1]
+    out[:, :columns] = weight
+    out[:, columns : columns + u.shape[0]] = u.t()
+    out[:, columns + u.shape[0] :] = 0
+
+
+def prefill(y: Tensor, s: Tensor, u: Tensor, which: Tensor, bias: Tensor | None = None) -> None:
+    """y[t] = s[t] * u[which[row]] + bias[row] in float32, to be accumulated upon by a product.
+
+    y (N, O) float32 · s (N,) float32 · u (n, O) int8 · which (R,) int64, for R equal runs of vectors ·
+    bias (R, O) or (1, O) float32, or None.
+    """
+    count = y.shape[0] // which.shape[0]
+    row = torch.arange(y.shape[0], device=y.device) // count
+    torch.mul(s[:, None], u[which[row]], out=y)
+    if bias is not None:
+        y += bias.expand(which.shape[0], -1)[row]
 
 
 def perturb_rows(
@@ -105,7 +194,7 @@ def add_directions(
     """weight = weight * decay + sum_i a_i z_i, in place."""
     flat = weight.view(-1)
     for elements in _chunks(flat):
-        g = _sum(elements, terms, param)
+        g = _sum(elements, terms, param, weight)
         x = flat[elements].float() * _f32(decay) + g
         flat[elements] = _rounded(x, weight.dtype, elements, param, rounding)
 
@@ -118,7 +207,7 @@ def radazo_full(
     flat, m, v = weight.view(-1), exp_avg.view(-1), exp_avg_sq.view(-1)
     for elements in _chunks(flat):
         m[elements], v[elements] = _moments(
-            m[elements], v[elements], _sum(elements, terms, param), adam
+            m[elements], v[elements], _sum(elements, terms, param, weight), adam
         )
         x = _stepped(flat[elements].float(), m[elements], v[elements], adam, decay)
         flat[elements] = _rounded(x, weight.dtype, elements, param, rounding)
@@ -133,7 +222,7 @@ def radazo_window(
     for elements in _chunks(flat):
         m = v = torch.zeros(elements.shape, device=weight.device)
         for terms in window:
-            m, v = _moments(m, v, _sum(elements, terms, param), adam)
+            m, v = _moments(m, v, _sum(elements, terms, param, weight), adam)
         x = _stepped(flat[elements].float(), m, v, adam, decay)
         flat[elements] = _rounded(x, weight.dtype, elements, param, rounding)
 
@@ -146,12 +235,17 @@ def _chunks(flat: Tensor) -> list[Tensor]:
     ]
 
 
-def _sum(elements: Tensor, terms: Terms, param: int) -> Tensor:
+def _sum(elements: Tensor, terms: Terms, param: int, weight: Tensor) -> Tensor:
     total = torch.zeros(elements.shape, dtype=torch.float64, device=elements.device)
     for step, k, n in zip(terms.steps.tolist(), terms.ks.tolist(), terms.n.tolist(), strict=True):
-        z = direction(
-            elements, seed=terms.seed, step=step, param=param, k=k, gaussian=terms.gaussian
-        )
+        if terms.rank1 and weight.ndim == 2:
+            columns = weight.shape[1]
+            u = _signs(elements // columns, terms.seed, step, param, last_word(PURPOSE_U, k))
+            z = u * _signs(elements % columns, terms.seed, step, param, last_word(PURPOSE_V, k))
+        else:
+            z = direction(
+                elements, seed=terms.seed, step=step, param=param, k=k, gaussian=terms.gaussian
+            )
         total += n * z.double()
     return total.float() * _f32(terms.unit)
 

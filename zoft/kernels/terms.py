@@ -19,7 +19,10 @@ MAX_TERMS = 1 << 11  # directions in one exact float32 sum
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """The directions of one sum and their coefficients: sum_i `unit` * n[i] * z(steps[i], ks[i])."""
+    """The directions of one sum and their coefficients: sum_i `unit` * n[i] * z(steps[i], ks[i]).
+
+    With `rank1`, z of a matrix is u v^T; a parameter that is no matrix has a dense z all the same.
+    """
 
     seed: int
     gaussian: bool
@@ -27,6 +30,7 @@ class Terms:
     ks: npt.NDArray[np.int64]  # (N,) direction of its step
     n: npt.NDArray[np.float32]  # (N,) integers
     unit: float  # a power of two
+    rank1: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +58,11 @@ class Adam:
 
 
 def make_terms(
-    seed: int, gaussian: bool, addresses: list[tuple[int, int]], coefficients: list[float]
+    seed: int,
+    gaussian: bool,
+    addresses: list[tuple[int, int]],
+    coefficients: list[float],
+    rank1: bool = False,
 ) -> Terms:
     """Round `coefficients` (of the directions at `addresses`, (step, k) pairs) to a common grid.
 
@@ -78,4 +86,5 @@ def make_terms(
         ks=address[:, 1].copy(),
         n=np.array([round(a / unit) for a in coefficients], dtype=np.float32),
         unit=unit,
+        rank1=rank1,
     )
