@@ -1,118 +1,160 @@
-"""R-AdaZO and MeZO at equal forward passes: tuned on the validation set, reported on the test set.
+"""R-AdaZO, MeZO and first-order AdamW on SST-2: rates tuned on validation, the best scored on test.
 
-    python benchmarks/convergence.py --data SST2_FOLDER [--steps 200] [--seeds 1 2]
+    python benchmarks/convergence.py --sst2 DIR|HubId [--jobs 2] [--only per-example ...]
 
-SST2_FOLDER holds train.jsonl, validation.jsonl and test.jsonl with `text` and `label`. Each rate of the
-grid is run with the first seed; the best on validation with all seeds; only those see the test set.
-Every run is a folder below --runs, so that the script can be stopped and started again. Prints (and
-appends to RESULTS.md, with --append) a markdown table.
+DIR holds train.jsonl, validation.jsonl and test.jsonl with `text` and `label`; a set on the Hub has
+these splits and columns (SetFit/sst2). Every rate runs with the first seed; the rate with the highest
+validation accuracy on its curve (then the lowest loss) runs with all seeds, and only those see the test
+set, with their last weights. A forward pass is one of a batch of 16; a step of AdamW counts as three.
+Evaluations are not counted. Every run is a folder below --runs: finished ones are not repeated, stopped
+ones go on. With --jobs N, N runs at a time take one thread on a core of their own.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
+import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from queue import Queue
 
-from machine import append, stamp
+from curves import Run, best, curves, reached, table
+from machine import HERE, report
 
 from zoft.evaluate import evaluate
 
-GRID = {"r-adazo": [1e-4, 2e-4, 4e-4], "mezo": [1e-5, 3e-5, 1e-4]}
+MEZO_RATES = (1e-7, 1e-6, 1e-5, 3e-5, 1e-4)
+MEZO = ("optimizer.name=mezo", "optimizer.structure=dense")
+GRID: dict[str, tuple[tuple[str, ...], tuple[float, ...]]] = {  # overrides, rates
+    "per-example": (
+        ("optimizer.structure=rank1", "optimizer.scope=example"), (1e-4, 3e-4, 1e-3)
+    ),
+    "dense": (("optimizer.structure=dense",), (1e-4, 2e-4, 4e-4)),
+    "mezo-rademacher": ((*MEZO, "optimizer.distribution=rademacher"), MEZO_RATES),
+    "mezo-gaussian": ((*MEZO, "optimizer.distribution=gaussian"), MEZO_RATES),
+    "adamw": ((), (1e-5, 2e-5, 5e-5)),
+}  # fmt: skip
+DIVERGED = 6  # zoft's exit code
 RECIPE = """
 model: {{name: {model}}}
 data:
-  train: {{path: {data}/train.jsonl, limit: {rows}}}
-  eval: {{path: {data}/validation.jsonl}}
+  train: {{{train}, limit: {rows}}}
+  eval: {{{validation}}}
   template: "{{text}} It was"
   labels: {{0: terrible, 1: great}}
 train: {{batch_size: 16}}
-eval: {{batch_size: 64}}
+eval: {{batch_size: 64, every: {every}}}
 """
 
 
 def main() -> None:
-    """Run what is missing, then print the table."""
+    """Run what is missing, then print the tables of what there is."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--sst2", required=True, metavar="DIR|HubId")
     parser.add_argument("--model", default=".demo/SmolLM2-135M-Instruct.Q4_1.gguf")
     parser.add_argument("--runs", type=Path, default=Path("runs/convergence"))
-    parser.add_argument("--rows", type=int, default=1000)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--append", action="store_true", help="append the table to RESULTS.md")
+    parser.add_argument("--rows", type=int, default=1000, help="training rows")
+    parser.add_argument("--steps", type=int, default=500, help="zeroth-order steps")
+    parser.add_argument("--first-order-steps", type=int, default=150)
+    parser.add_argument("--every", type=int, default=25, help="steps between evaluations")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--only", nargs="+", default=list(GRID), choices=GRID)
+    parser.add_argument("--rates", type=float, nargs="+", help="instead of the grid's")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="overrides, with --runs of its own",
+    )
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--append", action="store_true", help="append the tables to RESULTS.md")
     a = parser.parse_args()
     a.runs.mkdir(parents=True, exist_ok=True)
     recipe = a.runs / "recipe.yaml"
-    recipe.write_text(RECIPE.format(model=a.model, data=a.data, rows=a.rows), encoding="utf-8")
-    lines = list(_table(recipe, a.runs, a.data, a.steps, a.seeds))
-    text = "\n".join(
-        [f"### SST-2, {a.rows} training rows, {2 * a.steps} forward passes", "", *lines]
-    )
-    text += f"\n\n{stamp()}\n"
-    print(text)
-    if a.append:
-        append(text)
+    settings = {x: _source(a.sst2, x) for x in ("train", "validation")}
+    text = RECIPE.format(model=a.model, rows=a.rows, every=a.every, **settings)
+    recipe.write_text(text, encoding="utf-8")
+
+    def run(method: str, lr: float, seed: int) -> Run:
+        return Run(method, lr, seed, a.first_order_steps if method == "adamw" else a.steps)
+
+    grid = [run(m, lr, a.seeds[0]) for m in a.only for lr in a.rates or GRID[m][1]]
+    _all(grid, recipe, a)
+    tuned = {
+        m: max((x for x in grid if x.method == m), key=lambda x: best(x, a.runs)) for m in a.only
+    }
+    chosen = {m: [run(m, x.lr, seed) for seed in a.seeds] for m, x in tuned.items()}
+    _all([x for runs in chosen.values() for x in runs], recipe, a)
+    tests = {x: _test(x, recipe, a) for runs in chosen.values() for x in runs if x.finished(a.runs)}
+    runs = [*grid, *(x for some in chosen.values() for x in some if x not in grid)]
+    every = curves(runs, a.runs, a.every)
+    lines = [*table(runs, tests, a.runs), "", *reached(chosen, a.runs), "", *every]
+    report(f"SST-2, {a.rows} training rows", lines, to_file=a.append)
 
 
-def _table(recipe: Path, runs: Path, data: Path, steps: int, seeds: list[int]) -> Iterator[str]:
-    yield "| optimizer | lr | seed | validation: before → after | test accuracy (loss) |"
-    yield "|---|---|---|---|---|"
-    for name, rates in GRID.items():
-        tried = {lr: _run(recipe, runs, name, lr, seeds[0], steps) for lr in rates}
-        best = max(
-            rates, key=lambda lr: (tried[lr]["after"]["accuracy"], -tried[lr]["after"]["loss"])
-        )
-        accuracies = []
-        for lr in rates:
-            for seed in seeds if lr == best else seeds[:1]:
-                found = _run(recipe, runs, name, lr, seed, steps)
-                test = ""
-                if lr == best:
-                    score = _test(recipe, found["folder"], data)
-                    accuracies.append(score["accuracy"])
-                    test = f"**{score['accuracy']:.3f}** ({score['loss']:.3f})"
-                before, after = found["before"], found["after"]
-                yield (
-                    f"| {name} | {lr:g} | {seed} | {before['accuracy']:.3f} → {after['accuracy']:.3f} "
-                    f"({before['loss']:.3f} → {after['loss']:.3f}) | {test} |"
-                )
-        yield f"| {name} | {best:g} | mean | | **{statistics.mean(accuracies):.3f}** |"
+def _source(sst2: str, split: str, comma: str = ", ") -> str:
+    """The split's address in a recipe."""
+    folder = Path(sst2).expanduser()
+    if folder.is_dir():
+        return f"path: {folder / f'{split}.jsonl'}"
+    return f"path: {sst2}{comma}split: {split}"
 
 
-def _run(recipe: Path, runs: Path, name: str, lr: float, seed: int, steps: int) -> dict[str, Any]:
-    """Train, or go on, or do nothing if it is finished; the first and the last eval event."""
-    folder = runs / f"{name}-lr{lr:g}-seed{seed}-{steps}"
-    overrides = [
-        f"optimizer.name={name}",
-        f"optimizer.lr={lr}",
-        f"seed={seed}",
-        f"train.steps={steps}",
-    ]
-    _zoft("train", str(recipe), *overrides, "--output-dir", str(folder), "--resume", "auto")
-    events = [json.loads(line) for line in (folder / "metrics.jsonl").open(encoding="utf-8")]
-    evals = {event["step"]: event for event in events if event["event"] == "eval"}
-    return {"folder": folder, "before": evals[0], "after": evals[steps]}
+def _all(runs: list[Run], recipe: Path, a: argparse.Namespace) -> None:
+    """Run what is not finished, `--jobs` at a time."""
+    cores: Queue[int] = Queue()
+    for core in sorted(os.sched_getaffinity(0))[: a.jobs]:
+        cores.put(core)
+
+    def work(run: Run) -> None:
+        core = cores.get()
+        try:
+            _train(run, recipe, core if a.jobs > 1 else None, a)
+        finally:
+            cores.put(core)
+
+    with ThreadPoolExecutor(min(a.jobs, cores.qsize())) as pool:
+        list(pool.map(work, [x for x in runs if not x.finished(a.runs)]))
 
 
-def _test(recipe: Path, folder: Path, data: Path) -> dict[str, float]:
-    """Scored once, and kept beside the run."""
-    kept = folder / "test.json"
+def _train(run: Run, recipe: Path, core: int | None, a: argparse.Namespace) -> None:
+    folder = run.folder(a.runs)
+    changes = [*GRID[run.method][0], f"optimizer.lr={run.lr}", f"seed={run.seed}"]
+    changes += [f"train.steps={run.steps}", *a.set, "--output-dir", str(folder)]
+    if run.method == "adamw":
+        command = [sys.executable, str(HERE / "first_order.py"), str(recipe), *changes]
+    else:
+        command = [sys.executable, "-m", "zoft", "train", str(recipe), *changes, "--resume", "auto"]
+    environment = dict(os.environ)
+    if core is not None:
+        environment["OMP_NUM_THREADS"] = "1"
+        if shutil.which("taskset"):
+            command = ["taskset", "-c", str(core), *command]
+    print(f"{folder.name} ...", file=sys.stderr, flush=True)
+    with folder.with_name(f"{folder.name}.log").open("a", encoding="utf-8") as log:
+        done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+    if done.returncode not in (0, DIVERGED):
+        raise SystemExit(f"{folder.name} failed: see {log.name}")
+
+
+def _test(run: Run, recipe: Path, a: argparse.Namespace) -> dict[str, float]:
+    """The last weights' score on the test set; taken once, and kept beside the run."""
+    kept = run.folder(a.runs) / "test.json"
     if not kept.exists():
-        changes = ["~data.eval", f"data.test.path={data / 'test.jsonl'}"]
-        found = evaluate(str(folder), str(recipe), changes)["test"]
+        where = _source(a.sst2, "test", "\n").replace("path: ", "data.test.path=")
+        where = where.replace("split: ", "data.test.split=")
+        final = str(run.folder(a.runs) / "final")
+        changes = [x for x in a.set if not x.startswith("data.eval")]
+        changes += ["~data.eval", *where.split("\n")]
+        found = evaluate(final, str(recipe), changes)["test"]
         kept.write_text(json.dumps(found), encoding="utf-8")
     stored: dict[str, float] = json.loads(kept.read_text(encoding="utf-8"))
     return stored
-
-
-def _zoft(*arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", "zoft", *arguments], check=True)
 
 
 if __name__ == "__main__":

@@ -1,130 +1,225 @@
-"""A whole R-AdaZO step over two plain inference passes of the same batch, interleaved in one process.
+"""Step time: zoft beside two plain passes, MeZO's procedure, ZO-Adam and AdamW.
 
-    python benchmarks/step_time.py [--repeats 15] [--append]
+    python benchmarks/step_time.py [--repeats 12] [--append]
 
-The plain passes run an untouched transformers model stored in the compute type, with the same lean
-head: the hidden states of the scored positions times the label rows. The step measures both probes,
-writes the journal's line and updates every weight. Medians and the median of the pairwise ratios.
+In each repeat every contestant takes one step on the same rows, in an order that turns; all live in one
+process. A plain pass is an untouched transformers model, stored in the compute type, with the same lean
+head as zoft. zoft's step measures both probes, writes the journal's line and updates every weight.
+What MeZO's procedure is stands in peers.py. The median comes with the quartiles; a ratio is taken
+repeat by repeat. Raw seconds: runs/bench/step_time.jsonl; a second call goes on from there.
 """
 
 from __future__ import annotations
 
-import argparse
 import gc
-import statistics
-import tempfile
+import os
 import time
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
-from machine import append, stamp
+from machine import Log, arguments, ratios, report, spread
+from peers import AdamW, MezoProcedure, ZoAdam, gradients, inference, mezo_loss, mezo_rows
+from subject import DENSE, RANK1, RATE, Step, batch_of, journal, recipe_of, rows_of
 
-from zoft.data.encoding import encode
-from zoft.data.sources import load_rows
-from zoft.journal import Entry, Journal
+from zoft.data.examples import Choice, length
+from zoft.data.examples import Sequence as Text
+from zoft.data.order import Order
+from zoft.journal import Journal
+from zoft.models.adapters import attach_lora
 from zoft.models.convert import local_safetensors
-from zoft.models.load import load_model, load_tokenizer
-from zoft.models.tuned import parameter_ids, tuned_parameters
-from zoft.objectives.batch import Batch
-from zoft.objectives.objective import Objective, objective_for
-from zoft.recipe.load import load_recipe
-from zoft.zo.estimators import Estimator
-from zoft.zo.optimizers.radazo import RAdaZO, Rule
-from zoft.zo.optimizers.sweep import tuned_weights
-from zoft.zo.probe import View
+from zoft.models.load import load_model
+from zoft.objectives.objective import objective_for
+from zoft.recipe.schema import Recipe, TuneSection
 
-RULE = Rule(
-    betas=(0.9, 0.99),
-    eps=1e-8,
-    bias_correction="v",
-    moments="scalar",
-    window=22,
-    fold_momentum=True,
-    weight_decay=0.0,
-)
+VARIANTS = (DENSE, RANK1, replace(DENSE, paired=True), replace(RANK1, paired=True))
+ZOFT = {probes.name: probes for probes in VARIANTS}
+DEFAULT = replace(RANK1, paired=True).name  # what `auto` comes to for full tuning
+WARM = 2  # repeats that are not kept: kernels load, arenas grow
+
+
+@dataclass(frozen=True)
+class Work:
+    """The rows of one repeat: at random, and of like lengths as zoft groups them."""
+
+    choices: Sequence[Choice]
+    texts: Sequence[Text]
+    grouped: Sequence[Choice]
 
 
 def main() -> None:
-    """Measure both compute types and print two rows."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    """Measure both compute types and print three tables."""
+    parser = arguments(__doc__, batch=16, repeats=12)
     parser.add_argument("--recipe", default="quickstart")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument("--append", action="store_true", help="append the table to RESULTS.md")
     a = parser.parse_args()
-    recipe = load_recipe(a.recipe)
-    where = local_safetensors(recipe.model.name, recipe.model.revision)
-    tokenizer = load_tokenizer(where, recipe.model)
-    rows = load_rows(recipe.data.train.model_copy(update={"limit": a.batch * (a.repeats + 2)}))
-    examples = encode(rows, recipe.data, tokenizer, choice=True).examples
-    objective = objective_for("choice")
-    batches = [
-        objective.batches(examples[i : i + a.batch], a.batch, torch.device("cpu"))[0]
-        for i in range(0, len(examples), a.batch)
-    ]
-    lines = [
-        "| compute | tokens in a batch (median) | two passes | probes | update | step / two passes |",
-        "|---|---|---|---|---|---|",
-    ]
+    recipe = recipe_of(a.recipe)
+    log = Log("step_time", recipe=recipe.model_dump(mode="json"), batch=a.batch)
     for dtype in a.dtypes:
-        model = load_model(where, recipe.model, dtype=torch.float32, device="cpu")
-        plain = load_model(where, recipe.model, dtype=getattr(torch, dtype), device="cpu")
-        lines.append(_row(dtype, model, plain, recipe.tune, objective, batches))
-        del model, plain
-        gc.collect()
-    text = f"### Step time, batch {a.batch}, full tuning, scalar moments\n\n" + "\n".join(lines)
-    text += f"\n\n{stamp()}\n"
-    print(text)
-    if a.append:
-        append(text)
+        missing = [i for i in range(a.repeats) if not log.find(dtype=dtype, repeat=i)]
+        if missing:
+            works = _works(recipe, a.batch, a.repeats + WARM)
+            with journal() as lines:
+                _measure(dtype, recipe, works, missing, log, lines)
+            gc.collect()
+    title = f"Step time, batch {a.batch}, all weights, scalar moments, {a.repeats} repeats"
+    report(title, list(_tables(log, a.dtypes, a.repeats)), to_file=a.append)
 
 
-def _row(
-    dtype: str, model: torch.nn.Module, plain: torch.nn.Module, tune: object,
-    objective: Objective, batches: list[Batch],
-) -> str:  # fmt: skip
-    tuned = tuned_parameters(model, tune)  # type: ignore[arg-type]
-    ids = parameter_ids(tuned)
-    view = View(model, tuned, ids, getattr(torch, dtype), batches[0].input_ids[:1])
-    estimator = Estimator(view, seed=0, gaussian=False, perturbation=3e-3)
-    optimizer = RAdaZO(tuned_weights(tuned, ids, set()), RULE, seed=0, gaussian=False)
-    times: list[tuple[float, float, float]] = []
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        Journal.create(Path(folder) / "j", {}, 5.0) as log,
-    ):
-        for step, batch in enumerate(batches, start=1):
+def _works(recipe: Recipe, batch: int, count: int) -> list[Work]:
+    choices, texts = rows_of(recipe)
+    lengths = np.array([length(x) for x in choices])
+    plain = Order(0, batch, len(choices))
+    grouped = Order(0, batch, len(choices), lengths)
+    works = []
+    for step in range(1, count + 1):
+        rows = plain.rows(step)
+        works.append(
+            Work(
+                [choices[i] for i in rows],
+                [texts[i] for i in rows],
+                [choices[i] for i in grouped.rows(step)],
+            )
+        )
+    return works
+
+
+def _measure(
+    dtype: str, recipe: Recipe, works: list[Work], missing: list[int], log: Log, lines: Journal
+) -> None:
+    steps: dict[str, Step] = {}
+    runners = _contestants(dtype, recipe, lines, steps)
+    names = list(runners)
+    for turn, i in enumerate([-1 - x for x in range(WARM)] + missing):
+        work, seconds = works[i], {}
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            run = runners[name](work)  # the batch is made here, the clock runs below
             begun = time.perf_counter()
-            for _ in range(2):
-                _inference(plain, batch)
-            passed = time.perf_counter()
-            found = estimator.measure(
-                step, lambda batch=batch: objective.evaluate(view, [batch], masked=False).mean  # type: ignore[misc]
-            )  # fmt: skip
-            probed = time.perf_counter()
-            log.append(Entry(found, 1e-6))
-            optimizer.update(found, 1e-6)
-            times.append((passed - begun, probed - passed, time.perf_counter() - probed))
-    times = times[2:]  # kernels load, the arena grows
-    two, probes, update = (statistics.median(column) for column in zip(*times, strict=True))
-    ratios = sorted((b + c) / a for a, b, c in times)
-    tokens = int(statistics.median(batch.input_ids.numel() for batch in batches))
-    return (
-        f"| {dtype} | {tokens} | {two:.3f} s | {probes:.3f} s | {update:.3f} s | "
-        f"**{statistics.median(ratios):.3f}** ({ratios[len(ratios) // 4]:.3f} to "
-        f"{ratios[-1 - len(ratios) // 4]:.3f}) |"
-    )
+            run()
+            seconds[name] = round(time.perf_counter() - begun, 5)
+        if i < 0:
+            continue
+        update = {f"update {name}": round(s.update_seconds, 5) for name, s in steps.items()}
+        tokens = {
+            "tokens random": sum(length(x) for x in work.choices),
+            "tokens grouped": sum(length(x) for x in work.grouped),
+        }
+        log.add(dtype=dtype, repeat=i, **tokens, **seconds, **update)
 
 
-@torch.no_grad()
-def _inference(plain: torch.nn.Module, batch: Batch) -> torch.Tensor:
-    """One pass as transformers runs it, and the label rows of the head."""
-    hidden = plain.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state  # type: ignore[operator]
-    scored = hidden.reshape(-1, hidden.shape[-1])[batch.positions]
-    head = plain.get_output_embeddings().weight  # type: ignore[operator]
-    logits: torch.Tensor = scored.float() @ head[batch.vocab].float().T
-    return logits
+def _contestants(
+    dtype: str, recipe: Recipe, lines: Journal, steps: dict[str, Step]
+) -> dict[str, Callable[[Work], Callable[[], Any]]]:
+    """Name -> from a repeat's rows to the step that is timed."""
+    where = local_safetensors(recipe.model.name, recipe.model.revision)
+    stored: torch.dtype = getattr(torch, dtype)
+    tuned = load_model(where, recipe.model, dtype=torch.float32, device="cpu")
+    plain = load_model(where, recipe.model, dtype=stored, device="cpu")
+    choice, lm = objective_for("choice"), objective_for("lm")
+    steps.update({name: Step(tuned, dtype, probes, lines) for name, probes in ZOFT.items()})
+    mezo = MezoProcedure(plain)
+    found: dict[str, Callable[[Work], Callable[[], Any]]] = {}
+
+    def passes(work: Work) -> Callable[[], Any]:
+        batch = batch_of(choice, work.choices)
+        return lambda: [inference(plain, batch) for _ in range(2)]
+
+    def zoft(name: str, kind: str) -> Callable[[Work], Callable[[], Any]]:
+        objective = lm if kind == "lm" else choice
+
+        def prepare(work: Work) -> Callable[[], Any]:
+            rows = {"choice": work.choices, "lm": work.texts, "grouped": work.grouped}[kind]
+            batch = batch_of(objective, rows)  # type: ignore[arg-type]
+            return lambda: steps[name](objective, batch)
+
+        return prepare
+
+    def walked(method: MezoProcedure, classification: bool) -> Callable[[Work], Callable[[], Any]]:
+        def prepare(work: Work) -> Callable[[], Any]:
+            rows = mezo_rows(work.choices, classification=classification)
+            return lambda: method.step(lambda: mezo_loss(plain, rows), seed=1, lr=RATE)
+
+        return prepare
+
+    def first_order(model: torch.nn.Module, only: str) -> Callable[[Work], Callable[[], Any]]:
+        with gradients(model, only=only):
+            method = AdamW(model, RATE)
+
+        def prepare(work: Work) -> Callable[[], Any]:
+            batch = batch_of(choice, work.choices)
+
+            def run() -> None:
+                with gradients(model, only=only):
+                    method.step(batch)
+
+            return run
+
+        return prepare
+
+    found["two passes"] = passes
+    for name, probes in ZOFT.items():
+        found[f"{name} lm"], found[name] = zoft(name, "lm"), zoft(name, "choice")
+        if probes.rank1:
+            found[f"{name} grouped"] = zoft(name, "grouped")
+    found["mezo lm"], found["mezo choice"] = walked(mezo, False), walked(mezo, True)
+    size = sum(p.numel() for p in plain.parameters())
+    if _free() > 40 * size:  # moments of both Adams 16 bytes, gradients 4, activations
+        found["zo-adam lm"] = walked(ZoAdam(plain), False)
+        found["adamw"] = first_order(plain, "")
+        lora = load_model(where, recipe.model, dtype=stored, device="cpu")
+        adapted = attach_lora(lora, TuneSection(method="lora"), 0)
+        found["adamw lora"] = first_order(adapted, "lora_")
+    return found
+
+
+def _free() -> int:
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _tables(log: Log, dtypes: list[str], repeats: int) -> list[str]:
+    one = ["| compute | directions | two passes | step | of it update | step / two passes |"]
+    two = ["| compute | loss | directions | step | MeZO's procedure | MeZO / zoft |"]
+    three = ["| compute | peer | loss | seconds | peer / zoft's default step |"]
+    for table, columns in ((one, 6), (two, 6), (three, 5)):
+        table.append("|---" * columns + "|")
+    for dtype in dtypes:
+        rows = [x for x in log.find(dtype=dtype) if x["repeat"] < repeats]
+
+        def median(column: str, digits: int = 3, rows: list[dict[str, Any]] = rows) -> str:
+            return spread([x[column] for x in rows if column in x], digits).split("**")[1]
+
+        for name in ZOFT:
+            one.append(
+                f"| {dtype} | {name} | {median('two passes')} s | {median(name)} s | "
+                f"{median(f'update {name}')} s | {spread(ratios(rows, name, 'two passes'))} |"
+            )
+        for loss in ("lm", "choice"):
+            for name in ZOFT:
+                mine, theirs = f"{name} lm" if loss == "lm" else name, f"mezo {loss}"
+                two.append(
+                    f"| {dtype} | {loss} | {name} | {median(mine)} s | {median(theirs)} s | "
+                    f"{spread(ratios(rows, theirs, mine), 2)} |"
+                )
+        for name in [name for name, probes in ZOFT.items() if probes.rank1]:
+            for x in rows:  # seconds per 1,000 tokens that are no padding, options counted once
+                x["mine"] = 1e3 * x[f"{name} grouped"] / x["tokens grouped"]
+                x["theirs"] = 1e3 * x["mezo choice"] / x["tokens random"]
+            two.append(
+                f"| {dtype} | choice, per 1,000 tokens, like lengths / random | {name} | "
+                f"{median('mine')} s | {median('theirs')} s | "
+                f"{spread(ratios(rows, 'theirs', 'mine'), 2)} |"
+            )
+        for peer, loss in (("zo-adam lm", "lm"), ("adamw", "choice"), ("adamw lora", "choice")):
+            if any(peer in x for x in rows):
+                mine = f"{DEFAULT} lm" if loss == "lm" else DEFAULT
+                what = peer.removesuffix(" lm")
+                three.append(
+                    f"| {dtype} | {what} | {loss} | {median(peer)} s | "
+                    f"{spread(ratios(rows, peer, mine), 2)} |"
+                )
+    return [*one, "", *two, "", *three]
 
 
 if __name__ == "__main__":

@@ -20,14 +20,30 @@ from zoft.run import train
 
 TOLERANCE = 2e-4  # absolute, on losses near 0.7
 GOLDEN = Path(__file__).parent / "golden"
+# One direction for the whole batch, one sign in a pass, rows in the order of the stream.
+DENSE = [
+    "optimizer.structure=dense", "optimizer.scope=batch", "optimizer.paired=false",
+    "train.group_by_length=false",
+]  # fmt: skip
 CASES = {
-    "full-scalar": ("full", []),
+    "full-scalar": ("full", DENSE),
     "full-window-gaussian": (
         "full",
-        ["optimizer.moments=window", "optimizer.distribution=gaussian", "optimizer.directions=2"],
+        [
+            *DENSE,
+            "optimizer.moments=window",
+            "optimizer.distribution=gaussian",
+            "optimizer.directions=2",
+        ],
     ),
-    "full-mezo": ("full", ["optimizer.name=mezo", "optimizer.lr=1e-4"]),
-    "lora-full": ("lora", []),
+    "full-mezo": ("full", [*DENSE, "optimizer.name=mezo", "optimizer.lr=1e-4"]),
+    "lora-full": ("lora", DENSE),
+    "full-rank1-example": ("full", []),  # the default
+    "full-rank1-batch": ("full", ["optimizer.scope=batch"]),
+    "full-rank1-mezo": (
+        "full",
+        ["optimizer.name=mezo", "optimizer.lr=1e-4", "optimizer.structure=rank1"],
+    ),
 }
 
 

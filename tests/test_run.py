@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import kills
@@ -30,12 +31,19 @@ from zoft.errors import (
 from zoft.evaluate import evaluate
 from zoft.run import train
 from zoft.trainer import Trainer
-from zoft.zo.estimators import Estimator
+from zoft.zo.estimators import Estimator, Losses
 
 
 def weights(folder: Path) -> bytes:
     [file] = [*folder.glob("model.safetensors"), *folder.glob("adapter_model.safetensors")]
     return file.read_bytes()
+
+
+def spoilt(found: Losses, value: float) -> Losses:
+    """The same losses, but the last example's is `value`: one is enough to skip a step."""
+    sums = found.sums.clone()
+    sums[:, -1] = value
+    return replace(found, sums=sums)
 
 
 def events(folder: Path, kind: str) -> list[dict]:
@@ -84,8 +92,10 @@ def test_metrics_carry_what_the_issue_names(finished):
         "skipped",
         "seconds",
         "tokens",
+        "padding",
     ):
         assert key in trained[0]
+    assert all(0.0 <= e["padding"] < 1.0 for e in trained)
     evals = events(folder, "eval")
     assert [e["step"] for e in evals] == [0, 5, 10, 12]
     assert all({"accuracy", "loss"} <= set(e) for e in evals)
@@ -256,10 +266,13 @@ def test_tuning_learns(tmp_path):
 
 def test_a_loss_that_is_not_finite_changes_nothing_and_ends_the_run(tmp_path, monkeypatch):
     recipe = small.write(tmp_path)
-    original = Trainer.loss
-    monkeypatch.setattr(
-        Trainer, "loss", lambda self, b: float("nan") if self.step >= 6 else original(self, b)
-    )
+    original = Trainer.losses
+
+    def losses(self, batches):
+        found = original(self, batches)
+        return spoilt(found, torch.nan) if self.step >= 6 else found
+
+    monkeypatch.setattr(Trainer, "losses", losses)
     with pytest.raises(Diverged, match="3 steps in a row") as error:
         train(str(recipe), ["train.max_nonfinite=3"])
     assert error.value.exit_code == 6
@@ -279,13 +292,14 @@ def test_a_loss_that_is_not_finite_changes_nothing_and_ends_the_run(tmp_path, mo
 
 def test_an_isolated_bad_step_is_skipped_and_replayed_as_such(tmp_path, monkeypatch):
     recipe = small.write(tmp_path)
-    original = Trainer.loss
+    original = Trainer.losses
     bad = {"now": True}
 
-    def loss(self, batches):
-        return float("inf") if bad["now"] and self.step == 6 else original(self, batches)
+    def losses(self, batches):
+        found = original(self, batches)
+        return spoilt(found, torch.inf) if bad["now"] and self.step == 6 else found
 
-    monkeypatch.setattr(Trainer, "loss", loss)
+    monkeypatch.setattr(Trainer, "losses", losses)
     train(str(recipe))
     whole = weights(tmp_path / "run/final")
     assert events(tmp_path / "run", "train")[-1]["skipped"] == 1
@@ -298,6 +312,9 @@ def test_an_isolated_bad_step_is_skipped_and_replayed_as_such(tmp_path, monkeypa
 
 VARIANTS = [
     "optimizer.name=mezo optimizer.lr=1e-4",
+    "optimizer.name=mezo optimizer.lr=1e-4 optimizer.structure=rank1 optimizer.paired=false",
+    "optimizer.structure=dense optimizer.scope=batch",
+    "optimizer.scope=batch model.dtype=float16 model.compute_dtype=float32",
     "optimizer.distribution=gaussian optimizer.moments=window optimizer.window=4",
     "optimizer.fold_momentum=false optimizer.directions=2 optimizer.schedule=cosine",
     "optimizer.sides=1 model.dtype=bfloat16 model.compute_dtype=bfloat16 optimizer.weight_decay=0.1",
@@ -472,6 +489,6 @@ def test_running_out_of_memory_names_what_would_fit(tmp_path, monkeypatch):
     def hungry(*_):
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 8 bytes")
 
-    monkeypatch.setattr(Trainer, "loss", hungry)
+    monkeypatch.setattr(Trainer, "losses", hungry)
     with pytest.raises(OutOfMemory, match=r"train\.micro_batch_size=2.*tune\.method=lora"):
         train(str(recipe))

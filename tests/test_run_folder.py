@@ -31,7 +31,7 @@ def recipe(**sections: Any) -> Recipe:
 def chosen(**sections: Any) -> Recipe:
     """As `resolved.yaml` holds it: every `auto` decided."""
     model = {"compute_dtype": "bfloat16", **sections.pop("model", {})}
-    optimizer = {"perturbation": 3e-3, **sections.pop("optimizer", {})}
+    optimizer = {"perturbation": 3e-3, "paired": True, **sections.pop("optimizer", {})}
     return with_defaults(recipe(device="cpu", model=model, optimizer=optimizer, **sections))
 
 
@@ -70,6 +70,7 @@ def test_autos_become_what_the_run_chose_and_nothing_else_changes() -> None:
     assert kept.tune.target_modules == ["q_proj"]
     assert (kept.optimizer.lr, kept.optimizer.perturbation) == (3e-4, 3e-3)
     assert kept.train.micro_batch_size == 16
+    assert kept.optimizer.paired is True
     # Not `auto`, so what the recipe says.
     assert (kept.seed, kept.optimizer.betas) == (6, (0.5, 0.9))
     assert "'auto'" not in repr(kept)
@@ -107,7 +108,9 @@ def test_each_key_that_differs_is_named_on_a_line_of_its_own() -> None:
         "model.revision: the run was started with None, the recipe says 'v2'",
         "tune.method: the run was started with 'full', the recipe says 'lora'",
         "tune.target_modules: the run was started with 'auto', the recipe says ['q_proj']",
-        "optimizer.lr: the run was started with 0.0001, the recipe says 0.5",
+        "optimizer.lr: the run was started with 0.0003, the recipe says 0.5",
+        "optimizer.structure: the run was started with 'rank1', the recipe says 'dense'",
+        "optimizer.scope: the run was started with 'example', the recipe says 'batch'",
     ]
     assert "output_dir" in advice
 

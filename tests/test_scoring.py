@@ -8,6 +8,7 @@ import pytest
 import tiny
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from zoft.data.examples import Choice, Example, Sequence
 from zoft.errors import Interrupted
@@ -27,6 +28,7 @@ class Bidirectional(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.config = PreTrainedConfig()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             self.embedding = nn.Embedding(tiny.VOCABULARY, 8)

@@ -3,17 +3,46 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
+from zoft.errors import RecipeError
 from zoft.trainer import Trainer
-from zoft.zo.diagnostics import measure_delivery, measure_noise
+from zoft.zo.diagnostics import examples_agree, measure_delivery, measure_noise, pairs_agree
+
+
+def choose_passes(trainer: Trainer) -> None:
+    """Settle `optimizer.paired: auto` by a look at one batch. Raises RecipeError if the model mixes
+    the rows of a batch, so that examples cannot have directions of their own."""
+    estimator, optimizer = trainer.estimator, trainer.recipe.optimizer
+    batches = trainer.batches(1)
+    if estimator.examples is not None:
+        examples = [trainer.train_set[row] for row in trainer.order.rows(1)[:2]]
+        width = trainer.objective.width(examples)
+        both, alone = (
+            [trainer.objective.collate(some, width).to(trainer.device)]
+            for some in (examples, examples[:1])
+        )
+        if not examples_agree(
+            estimator, lambda: trainer.losses(both), lambda: trainer.losses(alone)
+        ):
+            raise RecipeError(
+                "an example's loss depends on the others in its batch, so examples cannot have "
+                "directions of their own: set optimizer.scope=batch"
+            )
+    if optimizer.paired == "auto":
+        paired = optimizer.sides == 2 and pairs_agree(estimator, lambda: trainer.losses(batches))
+        trainer.recipe = trainer.recipe.model_copy(
+            update={"optimizer": optimizer.model_copy(update={"paired": paired})}
+        )
+        trainer.estimator = replace(estimator, paired=paired)
 
 
 def look_at_the_signal(trainer: Trainer) -> dict[str, Any]:
     """Measure and tell what METHODS sections 2 and 6 warn of: noise of c, rounding of the probe."""
     estimator, say = trainer.estimator, trainer.narrator.say
     batches = trainer.batches(1)
-    noise = measure_noise(estimator, lambda: trainer.loss(batches))
+    noise = measure_noise(estimator, lambda: trainer.losses(batches))
     if not math.isfinite(noise.projected_grad):
         say("warning: the loss of the first batch is not finite; its steps will be skipped")
         return {}

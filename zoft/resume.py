@@ -14,7 +14,7 @@ import torch
 
 from zoft import __version__, checkpoint
 from zoft.errors import EnvironmentProblem, RecipeError
-from zoft.first_look import look_at_the_signal
+from zoft.first_look import choose_passes, look_at_the_signal
 from zoft.journal import Entry, Header, Journal, nullable
 from zoft.run_folder import RunFolder
 from zoft.trainer import Trainer
@@ -22,6 +22,8 @@ from zoft.trainer import Trainer
 
 def begin(trainer: Trainer, folder: RunFolder, header: Header, text: str) -> Journal:
     """Look at the signal, then make the folder: nothing is left behind by a run that can't start."""
+    choose_passes(trainer)
+    header["optimizer"] = trainer.recipe.optimizer.model_dump(mode="json")
     header["noise"] = look_at_the_signal(trainer)
     with folder.claimed():
         (folder.path / "recipe.yaml").write_text(text, encoding="utf-8")

@@ -9,13 +9,15 @@ from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from zoft import __version__
 from zoft.data.encoding import Encoded, encode
-from zoft.data.examples import Example
+from zoft.data.examples import Example, length
+from zoft.data.order import Order
 from zoft.data.sources import load_rows
 from zoft.errors import RecipeError
 from zoft.interrupts import Stop, stop_on_signals
@@ -157,6 +159,7 @@ def _build(
         objective=objective,
         optimizer=_optimizer(recipe, weights),
         train_set=train_set,
+        order=_order(recipe, train_set),
         eval_set=sets["eval"].examples if "eval" in sets else None,
         test_set=sets["test"].examples if "test" in sets else None,
         masked=folder.manifest()["attention_mask"]
@@ -239,16 +242,23 @@ def _estimator(recipe: Recipe, view: View) -> Estimator:
         perturbation=settings.perturbation,
         directions=settings.directions,
         sides=settings.sides,
+        rank1=settings.structure == "rank1",
+        examples=recipe.train.batch_size if settings.scope == "example" else None,
+        paired=settings.paired is True,
     )
 
 
 def _optimizer(recipe: Recipe, weights: list[Tuned]) -> MeZO | RAdaZO:
     settings = recipe.optimizer
-    gaussian = settings.distribution == "gaussian"
+    gaussian, rank1 = settings.distribution == "gaussian", settings.structure == "rank1"
     match settings.name:
         case "mezo":
             return MeZO(
-                weights, seed=recipe.seed, gaussian=gaussian, weight_decay=settings.weight_decay
+                weights,
+                seed=recipe.seed,
+                gaussian=gaussian,
+                weight_decay=settings.weight_decay,
+                rank1=rank1,
             )
         case "r-adazo":
             assert settings.moments != "auto"
@@ -262,7 +272,13 @@ def _optimizer(recipe: Recipe, weights: list[Tuned]) -> MeZO | RAdaZO:
                 fold_momentum=settings.fold_momentum,
                 weight_decay=settings.weight_decay,
             )
-            return RAdaZO(weights, rule, seed=recipe.seed, gaussian=gaussian)
+            return RAdaZO(weights, rule, seed=recipe.seed, gaussian=gaussian, rank1=rank1)
+
+
+def _order(recipe: Recipe, train_set: Sequence[Example]) -> Order:
+    lengths = np.array([length(example) for example in train_set])
+    grouped = lengths if recipe.train.group_by_length else None
+    return Order(recipe.seed, recipe.train.batch_size, len(train_set), grouped)
 
 
 def _digest(examples: Sequence[Example]) -> str:

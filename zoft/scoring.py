@@ -33,8 +33,8 @@ def score(
     total: Score | None = None
     with view.plain():
         for i in range(0, len(ordered), batch_size):
-            batches = objective.batches(ordered[i : i + batch_size], batch_size, device)
-            part = objective.evaluate(view, batches, masked=masked)
+            [batch] = objective.batches(ordered[i : i + batch_size], batch_size, device)
+            part = objective.score(view, batch, masked=masked)
             total = part if total is None else total + part
             between()
     assert total is not None  # data.encode leaves no set empty

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from zoft import checkpoint
 from zoft.data.examples import Example
-from zoft.data.order import batch_rows
+from zoft.data.order import Order
 from zoft.errors import Diverged
 from zoft.interrupts import Stop
 from zoft.journal import Entry, Journal
@@ -23,7 +23,7 @@ from zoft.objectives.objective import Objective
 from zoft.recipe.schema import Recipe
 from zoft.scoring import score
 from zoft.tracking import Event, Metrics, Narrator, in_words
-from zoft.zo.estimators import Estimator
+from zoft.zo.estimators import Estimator, Losses
 from zoft.zo.optimizers.mezo import MeZO
 from zoft.zo.optimizers.radazo import RAdaZO
 from zoft.zo.schedule import learning_rate
@@ -46,6 +46,7 @@ class Trainer:
     objective: Objective
     optimizer: MeZO | RAdaZO
     train_set: Sequence[Example]
+    order: Order
     eval_set: Sequence[Example] | None
     test_set: Sequence[Example] | None
     masked: bool
@@ -75,16 +76,14 @@ class Trainer:
 
     def batches(self, step: int) -> list[Batch]:
         """The examples of a step, a function of (seed, step), in micro-batches of equal width."""
-        settings = self.recipe.train
-        rows = batch_rows(self.recipe.seed, step, settings.batch_size, len(self.train_set))
-        assert isinstance(settings.micro_batch_size, int)
-        return self.objective.batches(
-            [self.train_set[row] for row in rows], settings.micro_batch_size, self.device
-        )
+        size = self.recipe.train.micro_batch_size
+        assert isinstance(size, int)
+        rows = self.order.rows(step)
+        return self.objective.batches([self.train_set[row] for row in rows], size, self.device)
 
-    def loss(self, batches: Sequence[Batch]) -> float:
-        """Mean loss at the weights that the open probe shows."""
-        return self.objective.evaluate(self.estimator.view, batches, masked=self.masked).mean
+    def losses(self, batches: Sequence[Batch]) -> Losses:
+        """What each example lost at the weights that the open probe shows."""
+        return self.objective.losses(self.estimator.view, batches, masked=self.masked)
 
     def _measure(self, step: int, batches: Sequence[Batch]) -> Entry:
         settings = self.recipe.optimizer
@@ -96,7 +95,7 @@ class Trainer:
             schedule=settings.schedule,
             warmup_steps=settings.warmup_steps,
         )
-        return Entry(self.estimator.measure(step, lambda: self.loss(batches)), lr)
+        return Entry(self.estimator.measure(step, lambda: self.losses(batches)), lr)
 
     def apply(self, entry: Entry) -> None:
         """Move the weights by one line of the journal. Resuming calls this and nothing else."""
@@ -143,7 +142,7 @@ class Trainer:
         return self.step > 0 and every > 0 and self.step % every == 0
 
     def _tell(self, entry: Entry, batches: Sequence[Batch], seconds: float) -> None:
-        m = entry.measurement
+        m, tokens = entry.measurement, sum(batch.tokens for batch in batches)
         event = self.metrics.write(
             "train",
             m.step,
@@ -154,7 +153,8 @@ class Trainer:
             lr=entry.lr,
             skipped=self.skipped,
             seconds=round(seconds, 4),
-            tokens=sum(batch.tokens for batch in batches),
+            tokens=tokens,
+            padding=round(1.0 - tokens / sum(batch.input_ids.numel() for batch in batches), 4),
         )
         self.narrator.step(event)
 

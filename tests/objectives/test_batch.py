@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,7 +30,7 @@ def test_every_scored_column_is_found_again(rows: Rows, spare: int) -> None:
     # A position is that of the hidden state which predicts the column: one to its left.
     assert [divmod(p, width) for p in batch.positions.tolist()] == [(r, c - 1) for r, c in wanted]
     assert batch.targets.tolist() == [rows[r][0][c] for r, c in wanted]
-    assert batch.row.tolist() == [r for r, _ in wanted]
+    assert batch.counts.tolist() == [len(columns) for _, columns in rows]
 
 
 @given(rows=rows(), spare=st.integers(0, 3))
@@ -40,6 +42,15 @@ def test_the_mask_covers_the_tokens_and_nothing_else(rows: Rows, spare: int) -> 
     # No token of the rows is 0, the padding's.
     assert torch.equal(mask.bool(), batch.input_ids != 0)
     assert batch.tokens == sum(len(ids) for ids, _ in rows)
+
+
+@given(examples=st.integers(1, 5), options=st.integers(1, 4), first=st.integers(0, 40))
+def test_every_row_knows_its_example_in_the_whole_batch(
+    examples: int, options: int, first: int
+) -> None:
+    batch = pad([[5, 6]] * (examples * options), [[1]] * (examples * options), 3, examples=examples)
+    batch = replace(batch, first=first)
+    assert batch.example_of_row == [first + row // options for row in range(examples * options)]
 
 
 def test_a_move_takes_every_tensor_along() -> None:

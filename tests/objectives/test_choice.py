@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -13,6 +14,8 @@ from transformers import PreTrainedModel
 
 from zoft.data.examples import Choice
 from zoft.objectives import choice
+from zoft.objectives.batch import Batch
+from zoft.objectives.objective import objective_for
 from zoft.objectives.score import Score
 from zoft.zo.probe import View
 
@@ -40,14 +43,22 @@ def view() -> View:
     return view_of(sharp(tiny.llama()))
 
 
-def logits_of(view: View, items: list[Choice]) -> torch.Tensor:
-    batch = choice.collate(items, choice.width(items))
+def collated(items: list[Choice]) -> Batch:
+    return choice.collate(items, choice.width(items))
+
+
+def outputs_of(view: View, items: list[Choice]) -> torch.Tensor:
+    """What the forward pass gives: a line of logits per example, or -log p of each token."""
+    batch = collated(items)
     with view.plain():
-        return view.logits(batch.input_ids, batch.positions, batch.vocab)
+        if batch.vocab is not None:
+            return view.logits(batch.input_ids, batch.positions, batch.vocab)
+        return view.token_losses(batch.input_ids, batch.positions, batch.targets)
 
 
 def scored(view: View, items: list[Choice]) -> Score:
-    return choice.score(logits_of(view, items), choice.collate(items, choice.width(items)))
+    with view.plain():
+        return objective_for("choice").score(view, collated(items), masked=False)
 
 
 @torch.no_grad()
@@ -84,7 +95,7 @@ def test_single_tokens_need_one_row_and_their_own_logits(view: View) -> None:
     items = examples(SINGLE)
     batch = choice.collate(items, choice.width(items))
     assert len(batch.input_ids) == batch.examples == len(items)
-    assert logits_of(view, items).shape == (len(items), 3)
+    assert outputs_of(view, items).shape == (len(items), 3)
     several = choice.collate(examples(SEVERAL), 9)
     assert len(several.input_ids) == 3 * len(items)
     assert several.examples == len(items)
@@ -104,7 +115,7 @@ def test_single_tokens_that_differ_between_examples_get_rows_of_their_own(view: 
 def test_the_label_does_not_leak_into_the_scores(
     view: View, options: tuple[tuple[int, ...], ...]
 ) -> None:
-    assert torch.equal(logits_of(view, examples(options)), logits_of(view, examples(options, 1)))
+    assert torch.equal(outputs_of(view, examples(options)), outputs_of(view, examples(options, 1)))
     assert scored(view, examples(options)).loss != scored(view, examples(options, 1)).loss
 
 
@@ -126,14 +137,20 @@ def test_accuracy(view: View, options: tuple[tuple[int, ...], ...]) -> None:
 def test_parts_add_up_in_float64(
     view: View, options: tuple[tuple[int, ...], ...], cuts: set[int]
 ) -> None:
-    """Of the same logits: what the forward pass makes of other batch sizes is not scored here."""
+    """Of the same outputs: what the forward pass makes of other batch sizes is not scored here."""
     items = examples(options)
-    logits = logits_of(view, items)
-    lines = len(logits) // len(items)  # of logits per example
+    outputs, objective = outputs_of(view, items), objective_for("choice")
+    lines = len(outputs) // len(items)  # of outputs per example
+
+    def score(begin: int, end: int) -> Score:
+        part = outputs[begin * lines : end * lines]
+        fixed = SimpleNamespace(logits=lambda *_: part, token_losses=lambda *_: part)
+        batch = choice.collate(items[begin:end], choice.width(items))
+        return objective.score(fixed, batch, masked=False)  # type: ignore[arg-type]
+
     total = Score(0.0, 0.0, 0)
     for begin, end in pairwise([0, *sorted(cuts), len(items)]):
-        part = choice.collate(items[begin:end], choice.width(items))
-        total += choice.score(logits[begin * lines : end * lines], part)
-    whole = choice.score(logits, choice.collate(items, choice.width(items)))
+        total += score(begin, end)
+    whole = score(0, len(items))
     assert total.loss == pytest.approx(whole.loss, rel=1e-14)
     assert (total.weight, total.hits) == (whole.weight, whole.hits)

@@ -9,7 +9,9 @@ from transformers import PreTrainedModel
 
 from zoft.data.examples import Sequence
 from zoft.objectives import lm
+from zoft.objectives.objective import objective_for
 from zoft.objectives.score import Score
+from zoft.zo.head import Head
 from zoft.zo.probe import View
 
 ROWS = [
@@ -35,9 +37,8 @@ def view_of(model: PreTrainedModel) -> View:
 
 
 def scored(view: View, rows: list[Sequence]) -> Score:
-    batch = lm.collate(rows, lm.width(rows))
     with view.plain():
-        return lm.score(view.logits(batch.input_ids, batch.positions), batch)
+        return objective_for("lm").score(view, lm.collate(rows, lm.width(rows)), masked=False)
 
 
 @pytest.mark.parametrize("build", [tiny.llama, tiny.opt, tiny.gpt2, tiny.qwen2])
@@ -67,26 +68,41 @@ def test_only_supervised_positions_count(view: View) -> None:
     assert scored(view, [short]) == scored(view, [long])
 
 
-def test_only_supervised_positions_go_through_the_head(view: View) -> None:
-    batch = lm.collate(ROWS, 9)
+def test_only_supervised_positions_go_through_the_head(
+    view: View, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch, seen = lm.collate(ROWS, 9), []
+    inner = Head._losses
+
+    def losses(self: Head, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        seen.append(hidden.shape)
+        return inner(self, hidden, targets)
+
+    monkeypatch.setattr(Head, "_losses", losses)
     with view.plain():
-        logits = view.logits(batch.input_ids, batch.positions)
-    assert logits.shape == (8, tiny.VOCABULARY)
+        assert view.logits(batch.input_ids, batch.positions).shape == (8, tiny.VOCABULARY)
+        lm.losses(view, batch, None)
+    assert seen == [(8, 48)]
 
 
-def test_slices_of_the_logits_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    logits = torch.randn(50, 283, generator=torch.Generator().manual_seed(0))
-    targets = torch.arange(50)
-    whole = lm.token_losses(logits, targets)
-    monkeypatch.setattr(lm, "ROWS", 7)
-    assert torch.equal(lm.token_losses(logits, targets), whole)
+def test_losses_stand_by_example(view: View) -> None:
+    batch = lm.collate(ROWS, lm.width(ROWS))
+    with view.plain():
+        found, hits = lm.losses(view, batch, None)
+        [single] = zip(*[lm.losses(view, lm.collate([row], 7), None)[0].sums for row in ROWS])
+    assert hits is None
+    assert found.weights.tolist() == [3.0, 3.0, 2.0]
+    assert found.sums.dtype == torch.float64
+    torch.testing.assert_close(found.sums[0], torch.cat(single), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_loss_is_float32_whatever_the_logits_are(dtype: torch.dtype) -> None:
-    logits = 4 * torch.randn(20, 283, generator=torch.Generator().manual_seed(0))
-    logits = logits.to(dtype)
-    losses = lm.token_losses(logits, torch.arange(20))
-    exact = -logits.double().log_softmax(dim=-1).diagonal()
-    assert losses.dtype == torch.float32
+    view = View(sharp(tiny.llama(dtype=dtype)), {}, {}, dtype, torch.tensor([[1, 2, 3, 4]]))
+    batch = lm.collate(ROWS, lm.width(ROWS))
+    with view.plain():
+        logits = view.logits(batch.input_ids, batch.positions)
+        losses = view.token_losses(batch.input_ids, batch.positions, batch.targets)
+    assert (logits.dtype, losses.dtype) == (dtype, torch.float32)
+    exact = -logits.double().log_softmax(dim=-1).gather(1, batch.targets[:, None])[:, 0]
     torch.testing.assert_close(losses.double(), exact, rtol=0, atol=5e-6)

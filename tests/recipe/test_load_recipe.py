@@ -117,6 +117,21 @@ device: gpu
     ]
 
 
+def test_problems_between_sections_have_a_place(write: Any) -> None:
+    found = problems(write(GOOD), "optimizer.directions=129")
+    assert found == [
+        "r.yaml:1:1: train: batch_size 16 times 129 directions is 2064 in one sum, at most 2048 are "
+        "exact; lower one of them, or set optimizer.scope: batch"
+    ]
+    found = problems("r.yaml", "train.batch_size=3000", "optimizer.paired=yes")
+    assert found == [
+        "override 'optimizer.paired=yes': optimizer.paired: found 'yes'; expected "
+        "true or false or auto"
+    ]
+    (found,) = problems("r.yaml", "train.batch_size=3000")
+    assert found.startswith("override 'train.batch_size=3000': train: batch_size 3000 times 1")
+
+
 def test_a_later_override_takes_the_blame(write: Any) -> None:
     (found,) = problems(write(GOOD), "train.steps=x", "train={steps: y}")
     assert found.startswith("override 'train={steps: y}': train.steps: found 'y'")

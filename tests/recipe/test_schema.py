@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from zoft.recipe.defaults import with_defaults
 from zoft.recipe.keys import fields, holds_text
 from zoft.recipe.schema import Recipe
 
@@ -68,6 +69,26 @@ def test_an_empty_section_means_its_defaults() -> None:
             ("train", "micro_batch_size"),
             "5 is more than train.batch_size 4",
         ),
+        (
+            {"optimizer": {"structure": "dense", "scope": "example"}},
+            ("optimizer", "scope"),
+            "needs optimizer.structure rank1",
+        ),
+        (
+            {"optimizer": {"structure": "rank1", "distribution": "gaussian"}},
+            ("optimizer", "distribution"),
+            "use rademacher",
+        ),
+        (
+            {"optimizer": {"scope": "example", "distribution": "gaussian"}},
+            ("optimizer", "distribution"),
+            "use rademacher",
+        ),
+        (
+            {"optimizer": {"paired": True, "sides": 1}},
+            ("optimizer", "paired"),
+            "one-sided probes have no pair",
+        ),
     ],
 )
 def test_keys_that_do_not_fit_each_other(
@@ -78,6 +99,64 @@ def test_keys_that_do_not_fit_each_other(
     (error,) = caught.value.errors()
     assert error["loc"] == where
     assert what in error["msg"]
+
+
+UNFOLDED = {"fold_momentum": False, "moments": "scalar"}
+
+
+@pytest.mark.parametrize(
+    ("method", "optimizer", "batch", "where", "what"),
+    [
+        ("full", {}, 2049, ("train",), "batch_size 2049 times 1 directions is 2049 in one sum"),
+        ("full", {"directions": 129}, None, ("train",), "times 129 directions is 2064 in one sum"),
+        ("full", UNFOLDED, 94, ("train",), "94 times 1 directions times the window 22 is 2068"),
+        ("full", {**UNFOLDED, "window": 129}, None, ("train",), "scope: batch or optimizer.fold_m"),
+        ("lora", {**UNFOLDED, "scope": "example"}, 94, ("train",), "the window 22 is 2068"),
+        ("lora", {"scope": "example"}, 2049, ("train",), "2049 in one sum"),
+        ("full", {"name": "mezo", "scope": "example"}, 2049, ("train",), "2049 in one sum"),
+        # Sums of steps are the optimizer's own affair, whatever the batch.
+        ("full", {**UNFOLDED, "directions": 94}, 1, ("optimizer", "directions"), "is 2068 in one"),
+        ("full", {**UNFOLDED, "window": 2049}, 1, ("optimizer", "directions"), "is 2049 in one"),
+    ],
+)
+def test_a_sum_that_would_not_be_exact(
+    method: str, optimizer: dict[str, Any], batch: int | None, where: tuple[str, ...], what: str
+) -> None:
+    train = {} if batch is None else {"train": {"batch_size": batch}}
+    changes = {"tune": {"method": method}, "optimizer": optimizer, **train}
+    with pytest.raises(ValidationError) as caught:
+        Recipe.model_validate(MINIMAL | changes)
+    (error,) = caught.value.errors()
+    assert error["loc"] == where
+    assert what in error["msg"]
+
+
+@pytest.mark.parametrize(
+    ("method", "optimizer", "batch"),
+    [
+        ("full", {}, 2048),
+        ("full", {"directions": 128}, 16),
+        ("full", {"directions": 2, "scope": "batch"}, 4096),
+        ("full", {"structure": "dense"}, 4096),
+        ("full", UNFOLDED, 93),
+        ("full", {**UNFOLDED, "moments": "window"}, 2048),
+        ("lora", {}, 4096),
+        ("lora", {"scope": "example", "fold_momentum": False}, 2048),
+        ("full", {"name": "mezo", "scope": "example", "fold_momentum": False}, 2048),
+    ],
+)
+def test_the_largest_sums(method: str, optimizer: dict[str, Any], batch: int) -> None:
+    changes = {"tune": {"method": method}, "optimizer": optimizer, "train": {"batch_size": batch}}
+    filled = with_defaults(Recipe.model_validate(MINIMAL | changes))
+    assert Recipe.model_validate(filled.model_dump()) == filled
+
+
+@pytest.mark.parametrize("paired", [True, False, "auto"])
+def test_pairs(paired: bool | str) -> None:
+    values = MINIMAL | {"optimizer": {"paired": paired}}
+    assert Recipe.model_validate(values).optimizer.paired == paired
+    if paired is not True:
+        Recipe.model_validate(MINIMAL | {"optimizer": {"paired": paired, "sides": 1}})
 
 
 @pytest.mark.parametrize("form", ["prompt-completion", "messages", "text"])
@@ -102,6 +181,11 @@ def test_only_classification_needs_a_template(form: str) -> None:
         ("optimizer", "directions", 1025),
         ("optimizer", "sides", 3),
         ("optimizer", "window", 0),
+        ("optimizer", "structure", "rank-1"),
+        ("optimizer", "scope", "row"),
+        ("optimizer", "paired", "yes"),
+        ("optimizer", "paired", 1),
+        ("train", "group_by_length", "no"),
         ("tune", "include", "*"),
         ("model", "revision", 1234),
         ("data", "max_length", 1),

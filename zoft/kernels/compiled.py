@@ -20,7 +20,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from zoft.kernels.philox import M0, M1, PURPOSE_DENSE, PURPOSE_ROUNDING, ROUNDS, W0, W1
+from zoft.kernels.philox import M0, M1, PURPOSE_DENSE, ROUNDS, W0, W1
 
 ROW = 256
 FLOAT32, BFLOAT16, FLOAT16 = 0, 1, 2  # how 16-bit storage is read and written
@@ -198,6 +198,25 @@ def perturb_span(  # type: ignore[no-untyped-def]
 
 
 @_jit
+def perturb_pair_span(  # type: ignore[no-untyped-def]
+    plus, minus, out_kind, weight, kind, begin, end, offset, seed, step, param, k, scale, gaussian,
+    table,
+):  # fmt: skip
+    """Both signs, row by row: the weights and the random words are read from the cache once more."""
+    words, x = np.empty(ROW, np.uint32), np.empty(ROW, np.float32)
+    tile = np.int64((2 if gaussian else 32) * ROW)
+    at = begin
+    while at < end:
+        n = min(tile - (offset + at) % tile, end - at)
+        for sign in range(2):
+            _perturb(
+                plus if sign == 0 else minus, out_kind, at, weight, kind, at, offset + at, n,
+                seed, step, param, k, scale if sign == 0 else -scale, gaussian, table, words, x,
+            )  # fmt: skip
+        at += n
+
+
+@_jit
 def perturb_rows_span(  # type: ignore[no-untyped-def]
     out, out_kind, weight, kind, rows, columns, begin, end,
     seed, step, param, k, scale, gaussian, table,
@@ -210,93 +229,3 @@ def perturb_rows_span(  # type: ignore[no-untyped-def]
             out, out_kind, i * columns, weight, kind, start, start, columns,
             seed, step, param, k, scale, gaussian, table, words, x,
         )  # fmt: skip
-
-
-@_jit
-def _add_terms(  # type: ignore[no-untyped-def]
-    g, total, words, n, first, last, column, count, part, gaussian, table, unit
-):
-    """g[:count] = unit * sum of n_i z_i over the terms [first, last). Exact, so in any order."""
-    if gaussian:
-        shift = _u32(16 * part)
-        for i in range(count):
-            total[i] = 0.0
-        for t in range(first, last):
-            for i in range(count):
-                entry = table[(words[t, column + i] >> shift) & _u32(0xFFFF)]
-                total[i] += np.float64(n[t]) * np.float64(entry)
-        for i in range(count):
-            g[i] = np.float32(total[i]) * unit
-    else:
-        shift = _u32(31 - part)
-        for i in range(count):
-            g[i] = np.float32(0.0)
-        for t in range(first, last):
-            coefficient = _bits(n[t])
-            for i in range(count):
-                sign = (words[t, column + i] << shift) & _u32(0x80000000)
-                g[i] += _float(coefficient ^ sign)
-        for i in range(count):
-            g[i] *= unit
-
-
-SUM, STORED, WINDOW = 0, 1, 2
-
-
-@_jit
-def update_span(  # type: ignore[no-untyped-def]
-    mode, weight, kind, exp_avg, exp_avg_sq, begin, end, seed, param,
-    steps, ks, n, starts, units, gaussian, table,
-    decay, beta1, beta2, rest1, rest2, lr, correction, eps, rounding_seed, rounding_step,
-):  # fmt: skip
-    """Update the flat elements [begin, end) in place; `starts` and `units` cut the terms by step."""
-    words = np.empty((max(len(n), 1), ROW), np.uint32)
-    noise = np.empty(ROW, np.uint32)
-    x, g, total = np.empty(ROW, np.float32), np.empty(ROW, np.float32), np.empty(ROW, np.float64)
-    m, v = np.empty(ROW, np.float32), np.empty(ROW, np.float32)
-    tile_rows = 2 if gaussian else 32
-    last_tile = last_noise = np.int64(-1)
-    element = begin
-    while element < end:
-        row, column = element // ROW, _u64(element % ROW)
-        count, at = _u64(min(ROW - element % ROW, end - element)), _u64(element)
-        tile, part = row // tile_rows, row % tile_rows
-        if tile != last_tile:
-            for t in range(len(n)):
-                philox_words(words[t], seed, steps[t], param, PURPOSE_DENSE << 24 | ks[t], tile)
-            last_tile = tile
-        _load(x, weight, at, count, kind)
-        if mode == SUM:
-            _add_terms(
-                g, total, words, n, 0, len(n), column, count, part, gaussian, table, units[0]
-            )
-            for i in range(count):
-                x[i] = x[i] * decay + g[i]
-        else:
-            if mode == STORED:
-                for i in range(count):
-                    m[i], v[i] = exp_avg[at + i], exp_avg_sq[at + i]
-            else:
-                m[:], v[:] = np.float32(0.0), np.float32(0.0)
-            for s in range(len(units)):
-                _add_terms(
-                    g, total, words, n, starts[s], starts[s + 1], column, count, part,
-                    gaussian, table, units[s],
-                )  # fmt: skip
-                for i in range(count):
-                    m[i] = beta1 * m[i] + rest1 * g[i]
-                    v[i] = beta2 * v[i] + rest2 * (m[i] * m[i])
-            for i in range(count):
-                x[i] = x[i] * decay - (lr * m[i]) / (np.sqrt(v[i] / correction) + eps)
-            if mode == STORED:
-                for i in range(count):
-                    exp_avg[at + i], exp_avg_sq[at + i] = m[i], v[i]
-        if kind == FLOAT32:
-            _store_nearest(weight, at, x, count, kind)
-        else:
-            if row // 2 != last_noise:
-                last = PURPOSE_ROUNDING << 24
-                philox_words(noise, rounding_seed, rounding_step, param, last, row // 2)
-                last_noise = row // 2
-            _store_stochastic(weight, at, x, count, kind, noise, column, row % 2)
-        element += np.int64(count)

@@ -1,10 +1,11 @@
-"""The sweeps on a CPU, bit-equal to `reference.py`: tensors and threads around `compiled.py`.
+"""The kernels on a CPU, bit-equal to `reference.py`: tensors and threads around the compiled loops.
 
-Threads are Python's (the kernels hold no GIL): a second OpenMP beside torch's would fight over cores.
+Updates run on Python threads (the loops hold no GIL), sweeps inside a forward pass on torch's own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
@@ -13,25 +14,31 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from zoft.kernels import normal
+from zoft.kernels import normal, openmp
 from zoft.kernels.compiled import (
     BFLOAT16,
     FLOAT16,
     FLOAT32,
     ROW,
-    STORED,
-    SUM,
-    WINDOW,
+    perturb_pair_span,
     perturb_rows_span,
     perturb_span,
-    update_span,
 )
+from zoft.kernels.compiled_rank1 import (
+    perturb_each_span,
+    prefill_span,
+    project_span,
+    signs_span,
+    spread_span,
+    widen_span,
+)
+from zoft.kernels.compiled_tasks import perturb_task, prefill_task, project_task, widen_task
+from zoft.kernels.compiled_update import STORED, SUM, WINDOW, update_span
+from zoft.kernels.philox import PURPOSE_DENSE, PURPOSE_U, PURPOSE_V, last_word
 from zoft.kernels.terms import Adam, Rounding, Terms
 
 MIN_PER_THREAD = 1 << 16  # elements; below it a thread costs more than it saves
-# Between two matrix products torch's idle threads still spin on their cores, so a second thread of ours
-# waits for one: a probe of a 135M model took 54 to 84 ms for its sweeps on two threads, 44 ms on one.
-MIN_PER_THREAD_IN_PROBE = 1 << 22
+MIN_PER_TORCH_THREAD = 1 << 15  # torch's threads are awake
 
 
 @cache
@@ -59,6 +66,29 @@ def _spread(span: Any, n: int, align: int, least: int) -> None:
             other.result()
 
 
+def _on_torch_threads(
+    task: Callable[[], Any], n: int, align: int, least: int, *arguments: int
+) -> bool:
+    """Run a task over n units on torch's threads if that pays: pieces of whole `align` units, at
+    least `least` each, several for a thread, since the others may be late. False: not done."""
+    threads = torch.get_num_threads()
+    if threads == 1 or n < 2 * least:
+        return False
+    pieces = min(n // max(least, align), 4 * threads)
+    if pieces < 2:
+        return False
+    piece = -(-n // (pieces * align)) * align
+    return openmp.run(task(), -(-n // piece), threads, (piece, *arguments))
+
+
+def _at(array: npt.NDArray[Any]) -> int:
+    return array.ctypes.data if array.size else 0
+
+
+def _float_bits(x: float) -> int:
+    return int(np.float64(x).view(np.int64))
+
+
 def _stored(tensor: torch.Tensor) -> tuple[npt.NDArray[Any], int]:
     """The tensor's bits as a flat numpy view, and how to read them."""
     flat = tensor.detach().view(-1)
@@ -81,13 +111,26 @@ def perturb(
     """
     o, out_kind = _stored(out)
     w, kind = _stored(weight)
+    table = _table(gaussian)
+    address, n = (offset, seed, step, param, k), o.size
+    if _on_torch_threads(
+        lambda: perturb_task(o.dtype, w.dtype), n, 32 * ROW, MIN_PER_TORCH_THREAD,
+        n, _at(o), out_kind, _at(w), kind, *address, _float_bits(scale), _at(table),
+    ):  # fmt: skip
+        return
+    perturb_span(o, out_kind, w, kind, 0, n, *address, np.float32(scale), gaussian, table)
+
+
+def perturb_pair(
+    plus: torch.Tensor, minus: torch.Tensor, weight: torch.Tensor, *, offset: int = 0, seed: int,
+    step: int, param: int, k: int, scale: float, gaussian: bool,
+) -> None:  # fmt: skip
+    """plus = weight + scale * z and minus = weight - scale * z, each as `perturb` rounds it."""
+    p, out_kind = _stored(plus)
+    m, _ = _stored(minus)
+    w, kind = _stored(weight)
     z = (offset, seed, step, param, k, np.float32(scale), gaussian, _table(gaussian))
-    _spread(
-        lambda a, b: perturb_span(o, out_kind, w, kind, a, b, *z),
-        o.size,
-        32 * ROW,
-        MIN_PER_THREAD_IN_PROBE,
-    )
+    perturb_pair_span(p, m, out_kind, w, kind, 0, p.size, *z)
 
 
 def perturb_rows(
@@ -101,12 +144,96 @@ def perturb_rows(
     if index.size and not 0 <= index.min() <= index.max() < weight.shape[0]:
         raise IndexError(f"row {index.max()} of a matrix of {weight.shape[0]}")  # numba checks none
     z = (seed, step, param, k, np.float32(scale), gaussian, _table(gaussian))
-    _spread(
-        lambda a, b: perturb_rows_span(o, out_kind, w, kind, index, columns, a, b, *z),
-        index.size,
-        1,
-        max(1, MIN_PER_THREAD_IN_PROBE // columns),
-    )
+    perturb_rows_span(o, out_kind, w, kind, index, columns, 0, index.size, *z)
+
+
+def perturb_each(
+    out: torch.Tensor, weight: torch.Tensor, *, seed: int, step: int, param: int,
+    ks: torch.Tensor, scales: torch.Tensor,
+) -> None:  # fmt: skip
+    """out[i] = weight + scales[i] * z(ks[i]), signs; weight (C,), out (n, C) float32."""
+    o, _ = _stored(out)
+    w, kind = _stored(weight)
+    drawn = np.empty(w.size, np.int8)
+    perturb_each_span(
+        o, w, kind, seed, step, param, PURPOSE_DENSE, ks.numpy(), scales.numpy(), drawn,
+        0, len(ks),
+    )  # fmt: skip
+
+
+def signs(
+    out: torch.Tensor, table: torch.Tensor, *, seed: int, step: int, ks: torch.Tensor
+) -> None:
+    """The factors of a step's rank-1 directions, as `reference.signs` lays them out."""
+    numbers, flat = ks.tolist(), out.numpy()
+    for param, purpose, length, offset in table.tolist():
+        for i, k in enumerate(numbers):
+            last = last_word(purpose, k)
+            signs_span(flat, seed, step, param, last, length, offset + i * length)
+
+
+def project(
+    s: torch.Tensor, x: torch.Tensor, v: torch.Tensor, which: torch.Tensor,
+    scales: torch.Tensor, padded: torch.Tensor | None = None,
+) -> None:  # fmt: skip
+    """s[j, t] = scales[row] * x[t] . v[j, which[row]]; see `reference.project`."""
+    bits, kind = _stored(x)
+    vectors, columns = x.shape
+    copy, stride = (bits[:0], 0) if padded is None else (_stored(padded)[0], padded.shape[1])
+    runs, least = len(which), max(1, MIN_PER_TORCH_THREAD // columns)
+    if _on_torch_threads(
+        lambda: project_task(bits.dtype), vectors, 1, least,
+        s.data_ptr(), len(v), _at(bits), kind, vectors, columns, v.data_ptr(), v.shape[1],
+        which.data_ptr(), scales.data_ptr(), runs, _at(copy), stride,
+    ):  # fmt: skip
+        return
+    project_span(
+        s.numpy(), bits, kind, columns, v.view(len(v), -1).numpy(), which.numpy(), scales.numpy(),
+        vectors // runs, copy, stride, 0, vectors,
+    )  # fmt: skip
+
+
+def spread(padded: torch.Tensor, s: torch.Tensor, which: torch.Tensor, columns: int) -> None:
+    """padded[t, columns + which[row]] = s[t], 0 beside it; see `reference.spread`."""
+    bits, kind = _stored(padded)
+    vectors, stride = padded.shape
+    count = vectors // len(which)
+    spread_span(bits, kind, stride, columns, s.numpy(), which.numpy(), count, 0, vectors)
+
+
+def widen(out: torch.Tensor, weight: torch.Tensor, u: torch.Tensor) -> None:
+    """out = [weight, u^T, zeros]; see `reference.widen`."""
+    o, out_kind = _stored(out)
+    w, kind = _stored(weight)
+    rows, columns = weight.shape
+    stride = out.shape[1]
+    if _on_torch_threads(
+        lambda: widen_task(o.dtype, w.dtype), rows, 1, max(1, MIN_PER_TORCH_THREAD // columns),
+        rows, _at(o), out_kind, _at(w), kind, columns, stride, u.data_ptr(), len(u),
+    ):  # fmt: skip
+        return
+    widen_span(o, out_kind, w, kind, columns, stride, u.numpy(), 0, rows)
+
+
+def prefill(
+    y: torch.Tensor, s: torch.Tensor, u: torch.Tensor, which: torch.Tensor,
+    bias: torch.Tensor | None = None,
+) -> None:  # fmt: skip
+    """y[t] = s[t] * u[which[row]] + bias[row] in float32; see `reference.prefill`."""
+    vectors, columns = y.shape
+    b = np.empty(0, np.float32) if bias is None else bias.reshape(-1).numpy()
+    bias_stride = 0 if bias is None or len(bias) == 1 else columns
+    runs, least = len(which), max(1, MIN_PER_TORCH_THREAD // columns)
+    if _on_torch_threads(
+        prefill_task, vectors, 1, least,
+        y.data_ptr(), vectors, columns, s.data_ptr(), u.data_ptr(), len(u), which.data_ptr(), runs,
+        _at(b), bias_stride, b.size,
+    ):  # fmt: skip
+        return
+    prefill_span(
+        y.view(-1).numpy(), columns, s.numpy(), u.reshape(-1).numpy(), which.numpy(), b, bias_stride,
+        vectors // runs, 0, vectors,
+    )  # fmt: skip
 
 
 def add_directions(
@@ -143,16 +270,21 @@ def _update(
     v = none if exp_avg_sq is None else exp_avg_sq.view(-1).numpy()
     adam = adam or Adam(beta1=0.0, beta2=0.0, lr=0.0, correction=1.0, eps=0.0)
     gaussian = window[0].gaussian
+    steps, ks, n = (
+        np.concatenate([getattr(t, name) for t in window]) for name in ("steps", "ks", "n")
+    )
+    outer = window[0].rank1 and weight.ndim == 2
+    rows, columns = weight.shape if outer else (0, 0)
+    u = _factors(window[0].seed, steps, ks, param, PURPOSE_U, rows).astype(np.float32)
+    u *= n[:, None]
     arguments = (
-        window[0].seed, param,
-        np.concatenate([t.steps for t in window]),
-        np.concatenate([t.ks for t in window]),
-        np.concatenate([t.n for t in window]),
+        window[0].seed, param, steps, ks, n,
         np.cumsum([0, *(len(t.n) for t in window)]),
         np.array([t.unit for t in window], np.float32),
         gaussian, _table(gaussian), np.float32(decay),
         *(np.float32(x) for x in adam.constants()),
         rounding.seed, rounding.step,
+        u, _factors(window[0].seed, steps, ks, param, PURPOSE_V, columns),
     )  # fmt: skip
     _spread(
         lambda a, b: update_span(mode, w, kind, m, v, a, b, *arguments),
@@ -160,6 +292,18 @@ def _update(
         32 * ROW,
         MIN_PER_THREAD,
     )
+
+
+def _factors(
+    seed: int, steps: npt.NDArray[np.int64], ks: npt.NDArray[np.int64], param: int, purpose: int,
+    length: int,
+) -> npt.NDArray[np.int8]:  # fmt: skip
+    """The signs of one factor of a matrix for each term: (terms, length) int8."""
+    out = np.empty((len(ks), length), np.int8)
+    if length:
+        for i, (step, k) in enumerate(zip(steps.tolist(), ks.tolist(), strict=True)):
+            signs_span(out[i], seed, step, param, last_word(purpose, k), length, 0)
+    return out
 
 
 def _table(gaussian: bool) -> npt.NDArray[np.float32]:

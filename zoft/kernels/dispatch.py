@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Protocol
 
 import torch
@@ -11,11 +12,38 @@ from zoft.kernels.terms import Adam, Rounding, Terms
 
 
 class Kernels(Protocol):
-    """The sweeps that every kernel module offers; see `cpu.py` for shapes and meanings."""
+    """The sweeps that every kernel module offers; see `reference.py` for shapes and meanings."""
 
     def perturb(
         self, out: Tensor, weight: Tensor, *, offset: int = 0, seed: int, step: int, param: int,
         k: int, scale: float, gaussian: bool,
+    ) -> None: ...  # fmt: skip
+
+    def perturb_pair(
+        self, plus: Tensor, minus: Tensor, weight: Tensor, *, offset: int = 0, seed: int,
+        step: int, param: int, k: int, scale: float, gaussian: bool,
+    ) -> None: ...  # fmt: skip
+
+    def perturb_each(
+        self, out: Tensor, weight: Tensor, *, seed: int, step: int, param: int, ks: Tensor,
+        scales: Tensor,
+    ) -> None: ...  # fmt: skip
+
+    def signs(
+        self, out: Tensor, table: Tensor, *, seed: int, step: int, ks: Tensor
+    ) -> None: ...  # fmt: skip
+
+    def project(
+        self, s: Tensor, x: Tensor, v: Tensor, which: Tensor, scales: Tensor,
+        padded: Tensor | None = None,
+    ) -> None: ...  # fmt: skip
+
+    def spread(self, padded: Tensor, s: Tensor, which: Tensor, columns: int) -> None: ...
+
+    def widen(self, out: Tensor, weight: Tensor, u: Tensor) -> None: ...
+
+    def prefill(
+        self, y: Tensor, s: Tensor, u: Tensor, which: Tensor, bias: Tensor | None = None
     ) -> None: ...  # fmt: skip
 
     def perturb_rows(
@@ -39,8 +67,13 @@ class Kernels(Protocol):
 
 
 def kernels_for(device: torch.device) -> Kernels:
-    """The kernels of a device. Imported here: compiling and loading numba costs a second."""
-    if device.type == "cpu":
+    return _kernels(device.type)
+
+
+@cache
+def _kernels(device: str) -> Kernels:
+    """The kernels of a kind of device. Imported here: loading numba costs a second."""
+    if device == "cpu":
         from zoft.kernels import cpu
 
         return cpu

@@ -56,11 +56,11 @@ def philox4x32(counter: npt.ArrayLike, key: tuple[int, int]) -> Words:
     return np.stack([c0, c1, c2, c3], axis=-1).astype(np.uint32)
 
 
-def draw64(seed: int, step: int, purpose: int, n: int) -> npt.NDArray[np.uint64]:
-    """`n` 64-bit draws for (seed, step, purpose): words 0 and 1, then 2 and 3 of each call."""
+def draw64(seed: int, step: int, purpose: int, n: int, *, k: int = 0) -> npt.NDArray[np.uint64]:
+    """`n` 64-bit draws for (seed, step, purpose, k): words 0 and 1, then 2 and 3 of each call."""
     blocks = np.arange((n + 1) // 2, dtype=np.uint64)
     counter = np.zeros((len(blocks), 4), np.uint64)
     counter[:, 0], counter[:, 1] = blocks & np.uint64(0xFFFFFFFF), blocks >> np.uint64(32)
-    counter[:, 3] = last_word(purpose, 0)
+    counter[:, 3] = last_word(purpose, k)
     words = philox4x32(counter, (seed, step)).astype(np.uint64).reshape(-1, 2)
     return (words[:, 0] | words[:, 1] << np.uint64(32))[:n]

@@ -14,19 +14,27 @@ class Batch:
     """R rows of T tokens, N scored positions, B examples (B = R, or R / options for `choice`).
 
     input_ids (R, T) · positions (N,) flat numbers row * T + column of the hidden states that go
-    through the head · targets (N,) the token that follows each · row (N,) its row ·
-    vocab (n,) the only logits needed, or None for all · labels (B,) the right option, or None ·
-    lengths (R,) tokens before the padding · examples B.
+    through the head, row after row · targets (N,) the token that follows each · counts (R,) how many
+    positions a row has · vocab (n,) the only logits needed, or None for all · labels (B,) the right
+    option, or None · lengths (R,) tokens before the padding · examples B, numbered from `first` in the
+    whole batch that this one is a part of.
     """
 
     input_ids: Tensor
     positions: Tensor
     targets: Tensor
-    row: Tensor
+    counts: Tensor
     lengths: Tensor
     examples: int
+    first: int = 0
     vocab: Tensor | None = None
     labels: Tensor | None = None
+
+    @property
+    def example_of_row(self) -> list[int]:
+        """The number in the whole batch of the example that each row belongs to."""
+        each = len(self.input_ids) // self.examples
+        return [self.first + i for i in range(self.examples) for _ in range(each)]
 
     @property
     def tokens(self) -> int:
@@ -63,7 +71,7 @@ def pad(
         input_ids=input_ids,
         positions=row * width + column - 1,
         targets=input_ids[row, column],
-        row=row,
+        counts=torch.tensor([len(columns) for columns in scored]),
         lengths=torch.tensor([len(ids) for ids in rows]),
         **fields,  # type: ignore[arg-type]
     )

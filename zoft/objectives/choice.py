@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from zoft.data.examples import Choice, Example
 from zoft.objectives.batch import Batch, pad
-from zoft.objectives.lm import token_losses
-from zoft.objectives.score import Score
+from zoft.zo.estimators import Losses
+from zoft.zo.probe import View
 
 
 def width(examples: Many[Example]) -> int:
@@ -48,17 +48,22 @@ def collate(examples: Many[Example], width: int) -> Batch:
     return pad(rows, scored, width, examples=len(choices), labels=labels)
 
 
-def score(logits: Tensor, batch: Batch) -> Score:
-    """logits (N, options) or (N, V); weight = examples, hits = examples whose best option is right."""
+def losses(view: View, batch: Batch, mask: Tensor | None) -> tuple[Losses, Tensor]:
+    """Cross-entropy over the options, weight 1 an example; hits (copies, B): the best one is right."""
     assert batch.labels is not None
+    rows = batch.example_of_row
     if batch.vocab is not None:
-        scores = logits.float()
+        scores = view.logits(batch.input_ids, batch.positions, batch.vocab, mask, rows).float()
     else:
-        logs = -token_losses(logits, batch.targets)
-        counts = batch.row.bincount(minlength=batch.input_ids.shape[0]).tolist()
+        logs = -view.token_losses(batch.input_ids, batch.positions, batch.targets, mask, rows)
+        copies = len(logs) // len(batch.targets)
         # Row by row, not by index_add_: atomics add in any order on a GPU.
-        scores = torch.stack([part.mean() for part in torch.split(logs, counts)])
-        scores = scores.view(batch.examples, -1)
-    losses = nn.functional.cross_entropy(scores, batch.labels, reduction="none")
-    hits = int((scores.argmax(dim=1) == batch.labels).sum())
-    return Score(losses.double().sum().item(), float(batch.examples), hits)
+        counts = batch.counts.repeat(copies)
+        scores = torch.segment_reduce(logs, "mean", lengths=counts).view(
+            copies * batch.examples, -1
+        )
+    labels = batch.labels.repeat(len(scores) // batch.examples)
+    lost = nn.functional.cross_entropy(scores, labels, reduction="none").double()
+    hits = (scores.argmax(dim=1) == labels).view(-1, batch.examples)
+    sums = lost.view(-1, batch.examples)
+    return Losses(sums, torch.ones_like(sums[0])), hits

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from zoft.recipe.schema import OptimizerSection, Recipe
+from zoft.recipe.schema import (
+    SCALAR_WINDOW,
+    WINDOW,
+    OptimizerSection,
+    Recipe,
+    moments_of,
+    structure_and_scope,
+)
 
-# (tune.method, optimizer.name) -> lr. MeZO's and R-AdaZO's published grids; full r-adazo is ours.
+# (tune.method, optimizer.name) -> lr. MeZO's and R-AdaZO's published grids; full r-adazo is ours,
+# and bears a longer step where every example has a direction of its own.
 LEARNING_RATES = {
     ("lora", "r-adazo"): 5e-5,
     ("lora", "mezo"): 1e-4,
     ("full", "r-adazo"): 1e-4,
     ("full", "mezo"): 1e-6,
 }
+EXAMPLE_LEARNING_RATE = 3e-4
 LORA_PERTURBATION = 1e-2
-# Past steps whose moments agree with the untruncated ones to a cosine of .996 and .995.
-WINDOW, SCALAR_WINDOW = 44, 22
 
 
 def with_defaults(recipe: Recipe) -> Recipe:
     """Fill in every `auto` that needs neither the model nor the machine. Idempotent.
 
-    `device`, `model.compute_dtype`, `tune.target_modules` and, for full tuning,
+    `device`, `model.compute_dtype`, `tune.target_modules`, `optimizer.paired` and, for full tuning,
     `optimizer.perturbation` stay `auto`.
     """
     model, objective, train = recipe.model, recipe.objective, recipe.train
@@ -30,6 +37,8 @@ def with_defaults(recipe: Recipe) -> Recipe:
         objective = objective.model_copy(update={"name": name})
     if train.micro_batch_size == "auto":
         train = train.model_copy(update={"micro_batch_size": train.batch_size})
+    if train.group_by_length == "auto":
+        train = train.model_copy(update={"group_by_length": True})
     return recipe.model_copy(
         update={
             "model": model,
@@ -42,12 +51,13 @@ def with_defaults(recipe: Recipe) -> Recipe:
 
 def _optimizer(recipe: Recipe) -> OptimizerSection:
     method, optimizer = recipe.tune.method, recipe.optimizer
-    moments = optimizer.moments
-    if moments == "auto":
-        moments = "full" if method == "lora" else "scalar"
-    filled: dict[str, object] = {"moments": moments}
+    moments = moments_of(method, optimizer)
+    structure, scope = structure_and_scope(method, optimizer)
+    filled: dict[str, object] = {"moments": moments, "structure": structure, "scope": scope}
     if optimizer.lr == "auto":
-        filled["lr"] = LEARNING_RATES[method, optimizer.name]
+        longer = scope == "example" and (method, optimizer.name) == ("full", "r-adazo")
+        rate = LEARNING_RATES[method, optimizer.name]
+        filled["lr"] = EXAMPLE_LEARNING_RATE if longer else rate
     if optimizer.window == "auto":
         filled["window"] = WINDOW if moments == "window" else SCALAR_WINDOW
     if optimizer.perturbation == "auto" and method == "lora":

@@ -2,7 +2,7 @@
 
 The classes are closed (an unknown key is an error), strict (`"3"` is no number) and frozen. What
 follows from the recipe alone is filled in by `defaults.with_defaults`, what needs the machine
-(device, compute_dtype, perturbation of full tuning) by the run.
+(device, compute_dtype, perturbation of full tuning, paired) by the run.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ NotNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
+MAX_TERMS = 2048  # kernels/terms.py: so many directions in one sum are exact
+WINDOW, SCALAR_WINDOW = 44, 22  # agree with the untruncated moments to a cosine of .996 and .995
 ROLES = ("text", "label", "prompt", "completion", "messages")
 
 
@@ -190,7 +192,7 @@ class OptimizerSection(Section):
         "auto",
         description="Learning rate. r-adazo: about how far (RMS) a weight moves in a step; with folded "
         "momentum 4.4 times as far, for steps across each other instead of along a mean. auto: "
-        "r-adazo 1e-4 (LoRA 5e-5), mezo 1e-6 (LoRA 1e-4).",
+        "r-adazo 3e-4 with scope example, else 1e-4 (LoRA 5e-5); mezo 1e-6 (LoRA 1e-4).",
     )
     betas: Annotated[tuple[Decay, Decay], Field(strict=False)] = Field(
         (0.9, 0.99), description="r-adazo: decay of the first and the second moment."
@@ -215,22 +217,42 @@ class OptimizerSection(Section):
     )
     fold_momentum: bool = Field(
         True,
-        description="r-adazo, scalar: fold the momentum into the rate; one direction per sweep "
-        "and no window.",
+        description="r-adazo, scalar: fold the momentum into the rate; a sweep adds up one step's "
+        "directions, and no window of them.",
     )
     perturbation: Positive | Auto = Field(
         "auto",
         description="How far a probe moves each weight (the papers' epsilon). auto: LoRA 1e-2, "
         "full tuning 1e-3, or more where compute_dtype would round that away.",
     )
+    structure: Literal["auto", "dense", "rank1"] = Field(
+        "auto",
+        description="What a direction is for a matrix. dense: a sign (or normal number) for every "
+        "weight; rank1: the product u v^T of two vectors of signs, so that a probe builds no "
+        "perturbed copy. auto: rank1 for scope example, and for full tuning with r-adazo and signs.",
+    )
+    scope: Literal["auto", "batch", "example"] = Field(
+        "auto",
+        description="batch: one direction for all examples; example: each example has its own, so "
+        "that one pair of passes measures batch_size slopes (needs rank1). auto: example for "
+        "r-adazo with rank1.",
+    )
     distribution: Literal["rademacher", "gaussian"] = Field(
         "rademacher", description="Directions of random signs, or of normal numbers."
     )
     directions: Annotated[int, Field(ge=1, le=1024)] = Field(
-        1, description="Directions averaged in one step. The cost grows with them."
+        1,
+        validate_default=True,
+        description="Directions averaged in one step; with scope example, those of each example. "
+        "The cost grows with them.",
     )
     sides: Literal[2, 1] = Field(
         2, description="2: central difference, two forwards a direction; 1: one, and a shared one."
+    )
+    paired: bool | Auto = Field(
+        "auto",
+        description="Run both signs of a probe as one batch of twice the rows. auto: where a check "
+        "at the start shows that it gives the same losses.",
     )
     weight_decay: NotNegative = Field(
         0.0, description="Decoupled decay per step, times the rate; not on norms and biases."
@@ -240,21 +262,72 @@ class OptimizerSection(Section):
     )
     warmup_steps: Whole = Field(0, description="Steps over which the rate rises from zero.")
 
+    @field_validator("scope")
+    @classmethod
+    def _needs_rank1(cls, scope: str, info: ValidationInfo) -> str:
+        if scope == "example" and info.data.get("structure") == "dense":
+            raise ValueError("example needs optimizer.structure rank1, not dense")
+        return scope
+
+    @field_validator("distribution")
+    @classmethod
+    def _signs_for_rank1(cls, distribution: str, info: ValidationInfo) -> str:
+        rank1 = info.data.get("structure") == "rank1" or info.data.get("scope") == "example"
+        if distribution == "gaussian" and rank1:
+            raise ValueError("rank1: u v^T of normal numbers has other moments: use rademacher")
+        return distribution
+
     @field_validator("directions")
     @classmethod
     def _sums_exactly(cls, directions: int, info: ValidationInfo) -> int:
         found = info.data
-        window = found.get("window", "auto")
-        terms = directions * (22 if window == "auto" else window)
-        unfolded = found.get("moments") in ("auto", "scalar") and not found.get(
-            "fold_momentum", True
+        steps = summed_steps(
+            found.get("name", "mezo"),
+            found.get("moments", "auto"),
+            found.get("window", "auto"),
+            fold_momentum=found.get("fold_momentum", True),
         )
-        if found.get("name") == "r-adazo" and unfolded and terms > 2048:
+        if directions * steps > MAX_TERMS:
             raise ValueError(
-                f"{directions} directions times the window is {terms} in one sum, at most 2048 are "
-                "exact; lower one of them, or set fold_momentum: true"
+                f"{directions} directions times the window is {directions * steps} in one sum, at "
+                f"most {MAX_TERMS} are exact; lower one of them, or set fold_momentum: true"
             )
         return directions
+
+    @field_validator("paired")
+    @classmethod
+    def _has_two_sides(cls, paired: bool | Auto, info: ValidationInfo) -> bool | Auto:
+        if paired is True and info.data.get("sides") == 1:
+            raise ValueError("one-sided probes have no pair; set sides: 2")
+        return paired
+
+
+def summed_steps(name: str, moments: str, window: int | Auto, *, fold_momentum: bool) -> int:
+    """How many steps' directions an update adds up in one sum; `auto` moments count as scalar."""
+    if name != "r-adazo" or moments not in ("auto", "scalar") or fold_momentum:
+        return 1
+    return SCALAR_WINDOW if window == "auto" else window
+
+
+def moments_of(method: str, optimizer: OptimizerSection) -> Literal["full", "window", "scalar"]:
+    """optimizer.moments with `auto` replaced, for one tune.method."""
+    if optimizer.moments == "auto":
+        return "full" if method == "lora" else "scalar"
+    return optimizer.moments
+
+
+def structure_and_scope(
+    method: str, optimizer: OptimizerSection
+) -> tuple[Literal["dense", "rank1"], Literal["batch", "example"]]:
+    """optimizer.structure and .scope with `auto` replaced, for one tune.method."""
+    structure, scope = optimizer.structure, optimizer.scope
+    adazo, signs = optimizer.name == "r-adazo", optimizer.distribution == "rademacher"
+    if structure == "auto":
+        fits = method == "full" and adazo and signs
+        structure = "rank1" if scope == "example" or fits else "dense"
+    if scope == "auto":
+        scope = "example" if structure == "rank1" and adazo else "batch"
+    return structure, scope
 
 
 class TrainSection(Section):
@@ -263,6 +336,11 @@ class TrainSection(Section):
     micro_batch_size: Counted | Auto = Field(
         "auto",
         description="Examples in one forward pass. auto: the whole batch. Less saves memory.",
+    )
+    group_by_length: bool | Auto = Field(
+        "auto",
+        description="Batches of examples of like length, so that less of a pass is padding. auto: "
+        "true.",
     )
     max_nonfinite: Counted = Field(
         10, description="Give up after so many steps in a row whose loss is not finite."
@@ -316,7 +394,9 @@ class Recipe(Section):
     data: DataSection = Field(description="What it learns from.")
     objective: ObjectiveSection = Field(ObjectiveSection(), description="What is minimised.")
     optimizer: OptimizerSection = Field(OptimizerSection(), description="How the weights move.")
-    train: TrainSection = Field(TrainSection(), description="How long, and how much at once.")
+    train: TrainSection = Field(
+        TrainSection(), validate_default=True, description="How long, and how much at once."
+    )
     eval: EvalSection = Field(EvalSection(), description="When the eval set is scored.")
     checkpoint: CheckpointSection = Field(CheckpointSection(), description="What is kept.")
     journal: JournalSection = Field(JournalSection(), description="The log a run resumes from.")
@@ -331,3 +411,26 @@ class Recipe(Section):
         if objective.name == "choice" and data and data.format != "classification":
             raise ValueError(f"choice needs data.format classification, not {data.format}")
         return objective
+
+    @field_validator("train")
+    @classmethod
+    def _sums_exactly(cls, train: TrainSection, info: ValidationInfo) -> TrainSection:
+        tune, optimizer = info.data.get("tune"), info.data.get("optimizer")
+        if not tune or not optimizer or structure_and_scope(tune.method, optimizer)[1] == "batch":
+            return train
+        steps = summed_steps(
+            optimizer.name,
+            moments_of(tune.method, optimizer),
+            optimizer.window,
+            fold_momentum=optimizer.fold_momentum,
+        )
+        terms = train.batch_size * optimizer.directions * steps
+        if terms > MAX_TERMS:
+            window = f" times the window {steps}" if steps > 1 else ""
+            fold = " or optimizer.fold_momentum: true" if steps > 1 else ""
+            raise ValueError(
+                f"batch_size {train.batch_size} times {optimizer.directions} directions{window} is "
+                f"{terms} in one sum, at most {MAX_TERMS} are exact; lower one of them, or set "
+                f"optimizer.scope: batch{fold}"
+            )
+        return train

@@ -10,6 +10,7 @@ import torch
 from zoft.zo.directions import Direction
 from zoft.zo.estimators import Estimator, Loss
 from zoft.zo.probe import View
+from zoft.zo.rows import MixedRows
 
 SAMPLE = 1 << 16  # elements of a parameter that are looked at
 
@@ -28,28 +29,67 @@ class Noise:
         return self.projected_grad / self.noise if self.noise > 0 else math.inf
 
 
-def measure_noise(estimator: Estimator, loss: Loss, directions: int = 4) -> Noise:
-    """Six forward passes per direction, on directions of step 0 (which trains nothing).
+def measure_noise(estimator: Estimator, losses: Loss, directions: int = 4) -> Noise:
+    """Three probes per direction, on directions of step 0 (which trains nothing).
 
     c at epsilon and at 1.1 epsilon differ by the noise of both: sqrt(1 + 1/1.21) of the first's. A
-    repeat at the same epsilon would be bit-equal and show nothing (METHODS section 2).
+    repeat at the same epsilon would be bit-equal and show nothing (METHODS section 2). With per-example
+    directions every example's c counts.
     """
-    near, wide = [], []
-    square = 0.0
     epsilon = estimator.perturbation
+    near: list[float] = []
+    wide: list[float] = []
+    square = count = 0.0
     for k in range(directions):
         z = estimator.direction(0, k)
-        c = [
-            (estimator.loss_at(z, scale, loss) - estimator.loss_at(z, -scale, loss)) / (2 * scale)
-            for scale in (epsilon, 1.1 * epsilon, 2 * epsilon)
-        ]
-        square += c[0] ** 2
-        near.append(c[0] - c[1])
-        wide.append(c[0] - c[2])
-    rms = math.sqrt(square / directions)
-    noise = math.sqrt(sum(x * x for x in near) / directions / (1 + 1 / 1.21))
-    bias = math.sqrt(sum(x * x for x in wide) / directions) / rms if rms > 0 else 0.0
+        for c, close, far in zip(
+            *(
+                estimator.slopes(z, scale, losses)
+                for scale in (epsilon, 1.1 * epsilon, 2 * epsilon)
+            ),
+            strict=True,
+        ):
+            square, count = square + c**2, count + 1
+            near.append(c - close)
+            wide.append(c - far)
+    rms = math.sqrt(square / count)
+    noise = math.sqrt(sum(x * x for x in near) / count / (1 + 1 / 1.21))
+    bias = math.sqrt(sum(x * x for x in wide) / count) / rms if rms > 0 else 0.0
     return Noise(rms, noise, bias)
+
+
+def pairs_agree(estimator: Estimator, losses: Loss) -> bool:
+    """Whether +epsilon and -epsilon in one pass give what they give in two, up to rounding.
+
+    A module that mixes the rows of a batch (experts with a capacity, say) makes the difference.
+    """
+    z, epsilon = estimator.direction(0, 0), estimator.perturbation
+    try:
+        together = estimator.example_losses(z, (epsilon, -epsilon), losses)
+    except MixedRows:
+        return False
+    alone = [
+        loss
+        for scale in (epsilon, -epsilon)
+        for loss in estimator.example_losses(z, (scale,), losses)
+    ]
+    return _close(together, alone, estimator)
+
+
+def examples_agree(estimator: Estimator, first: Loss, alone: Loss) -> bool:
+    """Whether the first example loses, in a pass with others that have directions of their own
+    (`first` runs some examples, its own first), what it loses alone. Raises MixedRows."""
+    z, scales = estimator.direction(0, 0), (estimator.perturbation,)
+    together = estimator.example_losses(z, scales, first)
+    return _close(together[:1], estimator.example_losses(z, scales, alone), estimator)
+
+
+def _close(found: list[float], expected: list[float], estimator: Estimator) -> bool:
+    tolerance = 1e-4 if estimator.view.compute_dtype == torch.float32 else 3e-2
+    return all(
+        abs(a - b) <= tolerance * max(1.0, abs(b)) or (math.isnan(a) and math.isnan(b))
+        for a, b in zip(found, expected, strict=True)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +105,8 @@ def measure_delivery(view: View, direction: Direction, perturbation: float) -> D
     """Rounding of W +- epsilon to the type it is used in, on a sample of every tuned matrix.
 
     To be called after a probe, which shows these types. None where all matrices met their inputs in
-    float32. Looked-up embedding rows are not counted; vectors are always perturbed in float32.
+    float32, or are perturbed inside their products (rank-1). Looked-up embedding rows are not counted;
+    vectors are always perturbed in float32.
     """
     lost = gained = seen = 0.0
     done: set[torch.nn.Parameter] = set()

@@ -39,16 +39,20 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def find_readers(
     parameters: Iterable[Tensor], forward: Callable[[], object]
-) -> dict[Tensor, list[nn.Module]]:
-    """Run `forward` and return the innermost modules that read each parameter, in order.
+) -> tuple[dict[Tensor, list[nn.Module]], dict[nn.Module, Tensor | None]]:
+    """Run `forward` and return the innermost modules that read each parameter, in order, and the
+    first input of every module (None for one that ran twice: it has no input of its own).
 
     A parameter that nothing reads is missing from the result. Every parameter must have a storage of
     its own.
     """
     watch = _Watch(parameters)
+    inputs: dict[nn.Module, Tensor | None] = {}
 
-    def enter(module: nn.Module, _inputs: Any) -> None:
+    def enter(module: nn.Module, given: Any) -> None:
         watch.running.append(module)
+        first = given[0] if given and isinstance(given[0], Tensor) else None
+        inputs[module] = None if module in inputs else first
 
     def leave(_module: nn.Module, _inputs: Any, _output: Any) -> None:
         watch.running.pop()
@@ -63,4 +67,4 @@ def find_readers(
     finally:
         for handle in handles:
             handle.remove()
-    return watch.readers
+    return watch.readers, inputs

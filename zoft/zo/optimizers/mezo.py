@@ -20,16 +20,23 @@ class MeZO:
     """No state at all: an update is its measurement and its rate."""
 
     def __init__(
-        self, weights: list[Tuned], *, seed: int, gaussian: bool, weight_decay: float
+        self,
+        weights: list[Tuned],
+        *,
+        seed: int,
+        gaussian: bool,
+        weight_decay: float,
+        rank1: bool = False,
     ) -> None:
-        self.weights = weights
-        self.seed, self.gaussian, self.weight_decay = seed, gaussian, weight_decay
+        self.weights, self.weight_decay = weights, weight_decay
+        self.seed, self.gaussian, self.rank1 = seed, gaussian, rank1
 
     def update(self, measurement: Measurement, lr: float) -> None:
         """Move the weights by one finite measurement."""
         grads = measurement.projected_grad
         addresses = [(measurement.step, k) for k in range(len(grads))]
-        terms = make_terms(self.seed, self.gaussian, addresses, coefficients(grads, lr))
+        factors = coefficients(grads, lr)
+        terms = make_terms(self.seed, self.gaussian, addresses, factors, self.rank1)
         add(
             self.weights,
             terms,

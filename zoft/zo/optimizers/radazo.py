@@ -101,9 +101,17 @@ def momentum_shares(length: int, beta1: float) -> list[float]:
 class RAdaZO:
     """Applies the rule above to the tuned weights."""
 
-    def __init__(self, weights: list[Tuned], rule: Rule, *, seed: int, gaussian: bool) -> None:
+    def __init__(
+        self,
+        weights: list[Tuned],
+        rule: Rule,
+        *,
+        seed: int,
+        gaussian: bool,
+        rank1: bool = False,
+    ) -> None:
         self.weights, self.rule = weights, rule
-        self.seed, self.gaussian = seed, gaussian
+        self.seed, self.gaussian, self.rank1 = seed, gaussian, rank1
         self.scalars = Scalars()
         self.folds = rule.moments == "scalar" and rule.fold_momentum
         self.betas = (0.0, rule.betas[1]) if self.folds else rule.betas
@@ -145,7 +153,7 @@ class RAdaZO:
             for k, c in enumerate(grads):
                 addresses.append((step, k))
                 factors.append(-length * share * c / len(grads))
-        add(self.weights, make_terms(self.seed, self.gaussian, addresses, factors), sweep)
+        add(self.weights, self._terms(addresses, factors), sweep)
 
     def _update_full(self, lr: float, sweep: Sweep) -> None:
         terms, adam = self._gradient(*self.past[-1]), self._adam(lr, self.scalars)
@@ -174,7 +182,10 @@ class RAdaZO:
     def _gradient(self, step: int, grads: tuple[float, ...]) -> Terms:
         """g_t = (1/K) sum_k c_k z_k."""
         addresses = [(step, k) for k in range(len(grads))]
-        return make_terms(self.seed, self.gaussian, addresses, [c / len(grads) for c in grads])
+        return self._terms(addresses, [c / len(grads) for c in grads])
+
+    def _terms(self, addresses: list[tuple[int, int]], factors: list[float]) -> Terms:
+        return make_terms(self.seed, self.gaussian, addresses, factors, self.rank1)
 
     def _adam(self, lr: float, now: Scalars) -> Adam:
         scale, divisor = corrections(now, self.rule.bias_correction)

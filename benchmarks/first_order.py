@@ -1,0 +1,88 @@
+"""First-order AdamW on a recipe, with back-propagation: the ceiling that convergence.py reports.
+
+    python benchmarks/first_order.py RECIPE [section.key=value ...] --output-dir FOLDER
+
+The recipe's rows, order, rate, steps and evaluations; float32 throughout, all weights or the adapter.
+Leaves metrics.jsonl and final/ as `zoft train` does. A run that was stopped begins anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from peers import AdamW, gradients
+from subject import CPU, batch_of
+
+from zoft import checkpoint
+from zoft.data.encoding import encode
+from zoft.data.examples import Example, length
+from zoft.data.order import Order
+from zoft.data.sources import load_rows
+from zoft.machine import resolve
+from zoft.models.adapters import attach_lora
+from zoft.models.convert import local_safetensors
+from zoft.models.load import load_model, load_tokenizer
+from zoft.objectives.objective import objective_for
+from zoft.recipe.defaults import with_defaults
+from zoft.recipe.load import load_recipe
+from zoft.recipe.schema import DataSource
+from zoft.scoring import score
+from zoft.tracking import Metrics, in_words
+from zoft.zo.probe import View
+
+
+def main() -> None:
+    """Train and leave the run's folder."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("recipe")
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--output-dir", type=Path, required=True)
+    a = parser.parse_args()
+    recipe = resolve(with_defaults(load_recipe(a.recipe, a.overrides)))
+    where = local_safetensors(recipe.model.name, recipe.model.revision)
+    tokenizer = load_tokenizer(where, recipe.model)
+    objective = objective_for(recipe.objective.name)  # type: ignore[arg-type]
+
+    def examples(source: DataSource | None) -> tuple[Example, ...]:
+        assert source is not None
+        choice = recipe.objective.name == "choice"
+        return encode(load_rows(source), recipe.data, tokenizer, choice=choice).examples
+
+    train, held_out = examples(recipe.data.train), examples(recipe.data.eval)
+    model = load_model(where, recipe.model, dtype=torch.float32, device=CPU)
+    lora = recipe.tune.method == "lora"
+    tuned = attach_lora(model, recipe.tune, recipe.seed) if lora else model
+    view = View(tuned, {}, {}, torch.float32, torch.tensor([[1, 2, 3, 4]]))
+    lengths = np.array([length(x) for x in train]) if recipe.train.group_by_length else None
+    order = Order(recipe.seed, recipe.train.batch_size, len(train), lengths)
+    a.output_dir.mkdir(parents=True, exist_ok=True)
+    metrics = Metrics(a.output_dir / "metrics.jsonl")
+    metrics.path.unlink(missing_ok=True)
+
+    def evaluate(step: int) -> None:
+        size = recipe.eval.batch_size
+        found = score(view, objective, held_out, batch_size=size, masked=False, device=CPU)
+        values = {"accuracy": found.accuracy, "loss": found.mean, "rows": len(held_out)}
+        event = metrics.write("eval", step, **values)
+        print(f"step {step}: {in_words(event)}", flush=True)
+
+    evaluate(0)
+    assert isinstance(recipe.optimizer.lr, float)
+    with gradients(tuned, only="lora_" if lora else ""):
+        method = AdamW(tuned, recipe.optimizer.lr, recipe.optimizer.weight_decay)
+        for step in range(1, recipe.train.steps + 1):
+            rows = [train[i] for i in order.rows(step)]
+            metrics.write("train", step, loss=method.step(batch_of(objective, rows)))
+            every = recipe.eval.every
+            if step == recipe.train.steps or (every and step % every == 0):
+                evaluate(step)
+    checkpoint.save(
+        a.output_dir / "final", lambda folder: checkpoint.write_model(folder, tuned, tokenizer)
+    )
+
+
+if __name__ == "__main__":
+    main()

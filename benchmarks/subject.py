@@ -1,0 +1,179 @@
+"""What the benchmarks measure: zoft's whole step, and the rows and the model of a recipe."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from zoft.data.encoding import encode
+from zoft.data.examples import Choice
+from zoft.data.examples import Sequence as Text
+from zoft.data.sources import load_rows
+from zoft.journal import Entry, Journal
+from zoft.models.convert import local_safetensors
+from zoft.models.load import load_tokenizer
+from zoft.models.tuned import parameter_ids, tuned_parameters
+from zoft.objectives.batch import Batch
+from zoft.objectives.objective import Objective, objective_for
+from zoft.recipe.load import load_recipe
+from zoft.recipe.schema import Recipe, TuneSection
+from zoft.zo.estimators import Estimator
+from zoft.zo.optimizers.radazo import RAdaZO, Rule
+from zoft.zo.optimizers.sweep import tuned_weights
+from zoft.zo.probe import View
+
+RATE = 1e-9  # nothing is learnt here, and nothing may go astray
+PERTURBATION = {"float32": 1e-3, "bfloat16": 3e-3}
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Probes:
+    """How the directions of a step look: the recipe's structure, scope, paired, directions."""
+
+    rank1: bool
+    per_example: bool = False
+    paired: bool = False
+    directions: int = 1
+
+    @property
+    def name(self) -> str:
+        words = ["rank-1" if self.rank1 else "dense"]
+        words += ["per example"] if self.per_example else []
+        return ", ".join([*words, "paired"] if self.paired else words)
+
+
+DENSE = Probes(rank1=False)
+RANK1 = Probes(rank1=True, per_example=True)
+
+
+class Step:
+    """Both probes, the journal's line, the update of all tuned weights (R-AdaZO)."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        compute: str,
+        probes: Probes,
+        journal: Journal,
+        tune: TuneSection | None = None,
+        moments: str = "scalar",
+    ) -> None:
+        tuned = tuned_parameters(model, tune or TuneSection())
+        ids = parameter_ids(tuned)
+        example = torch.tensor([[1, 2, 3, 4]])
+        self.view = View(model, tuned, ids, getattr(torch, compute), example)
+        self.estimator = Estimator(
+            self.view,
+            seed=0,
+            gaussian=False,
+            perturbation=PERTURBATION[compute],
+            directions=probes.directions,
+            rank1=probes.rank1,
+            paired=probes.paired,
+        )
+        rule = Rule(
+            betas=(0.9, 0.99),
+            eps=1e-8,
+            bias_correction="v",
+            moments=moments,  # type: ignore[arg-type]
+            window=22,
+            fold_momentum=True,
+            weight_decay=0.0,
+        )
+        weights = tuned_weights(tuned, ids, set())
+        self.optimizer = RAdaZO(weights, rule, seed=0, gaussian=False, rank1=probes.rank1)
+        self.probes, self.journal = probes, journal
+        self.number, self.update_seconds = 0, 0.0
+
+    def __call__(self, objective: Objective, batch: Batch) -> None:
+        self.number += 1
+        examples = batch.examples if self.probes.per_example else None
+        found = replace(self.estimator, examples=examples).measure(
+            self.number, lambda: objective.losses(self.view, [batch], masked=False)
+        )
+        begun = time.perf_counter()
+        self.journal.append(Entry(found, RATE))
+        self.optimizer.update(found, RATE)
+        self.update_seconds = time.perf_counter() - begun
+
+
+@contextmanager
+def journal() -> Iterator[Journal]:
+    """A journal in a folder that goes away."""
+    with TemporaryDirectory() as folder, Journal.create(Path(folder) / "journal", {}, 5.0) as log:
+        yield log
+
+
+def rows_of(recipe: Recipe, limit: int | None = None) -> tuple[list[Choice], list[Text]]:
+    """The training rows of a classification recipe, for `choice` and teacher-forced for `lm`."""
+    where = local_safetensors(recipe.model.name, recipe.model.revision)
+    tokenizer = load_tokenizer(where, recipe.model)
+    rows = load_rows(recipe.data.train.model_copy(update={"limit": limit}))
+    choices = encode(rows, recipe.data, tokenizer, choice=True).examples
+    return [x for x in choices if isinstance(x, Choice)], [forced(x) for x in choices]
+
+
+def forced(example: object) -> Text:
+    """The right option after its prompt, as a text of which the option is learnt."""
+    assert isinstance(example, Choice)
+    ids = (*example.prompt, *example.options[example.label])
+    return Text(ids, tuple(range(len(example.prompt), len(ids))))
+
+
+def batch_of(objective: Objective, examples: Sequence[Choice] | Sequence[Text]) -> Batch:
+    """All examples in one batch."""
+    [batch] = objective.batches(examples, len(examples), CPU)
+    return batch
+
+
+def toy(width: int, layers: int, vocabulary: int, dtype: torch.dtype) -> LlamaForCausalLM:
+    """A LLaMA of random weights, heads of 64, tied embeddings."""
+    heads = max(1, width // 64)
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=width * 8 // 3 // 64 * 64,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config)
+    model.config.use_cache = False
+    still: Any = model
+    still.to(dtype).eval().requires_grad_(False)
+    return model
+
+
+def random_batch(rows: int, columns: int, vocabulary: int, seed: int) -> Batch:
+    """A `choice` batch of equally long rows with two options."""
+    drawn = torch.randint(8, vocabulary, (rows, columns), generator=torch.manual_seed(seed))
+    examples = [Choice(tuple(x), ((6,), (7,)), i % 2) for i, x in enumerate(drawn.tolist())]
+    return batch_of(objective_for("choice"), examples)
+
+
+def warm(compute: str, probes: Probes, moments: str = "scalar") -> None:
+    """Compile, load and run every kernel of such a step once, on a model of some thousand weights."""
+    with journal() as log:
+        step = Step(toy(128, 1, 64, torch.float32), compute, probes, log, moments=moments)
+        step(objective_for("choice"), random_batch(4, 8, 64, seed=0))
+    del step
+    gc.collect()
+
+
+def recipe_of(name: str) -> Recipe:
+    """A packaged recipe or a file."""
+    return load_recipe(name)

@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# Every number of the README's table, on this machine: printed, and added to benchmarks/RESULTS.md.
+#
+#   bash scripts/bench.sh --sst2 DIR|HubId     with convergence on SST-2 (DIR: {train,validation,test}.jsonl;
+#                                              HubId: SetFit/sst2). Without it, that part is left out
+#   bash scripts/bench.sh --quick              few repeats and steps: does it run, not what it measures
+#
+# Stopped, it goes on where it was: raw numbers lie in runs/bench, runs in runs/. Nothing else should
+# run meanwhile. What runs how long is said in benchmarks/RESULTS.md.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+sst2='' quick=''
+while (($#)); do
+    case $1 in
+        --sst2) sst2=${2:?--sst2 needs a folder or a Hub id}; shift 2 ;;
+        --quick) quick=1; shift ;;
+        *) echo "error: bash scripts/bench.sh [--sst2 DIR|HubId] [--quick]" >&2; exit 2 ;;
+    esac
+done
+
+bash scripts/env.sh test
+python=.venv/bin/python
+"$python" scripts/demo.py
+
+run() { # bench NAME [arguments]: one benchmark; a quick one leaves RESULTS.md alone
+    echo "== benchmarks/$1"
+    "$python" "benchmarks/$1" "${@:2}" ${quick:---append}
+}
+
+if [[ $quick ]]; then
+    quick=--repeats=1
+    run kernels.py
+    run step_time.py
+    run widths.py --widths 256
+    run memory.py --steps 1
+    if [[ $sst2 ]]; then
+        "$python" benchmarks/convergence.py --sst2 "$sst2" --runs runs/convergence-quick --rows 64 \
+            --steps 4 --first-order-steps 2 --every 2 --seeds 1 2 --only per-example mezo-gaussian \
+            --rates 1e-4
+    fi
+    exit
+fi
+bash scripts/quickstart.sh
+bash scripts/campaign.sh
+run kernels.py
+run step_time.py
+run widths.py
+run memory.py
+if [[ $sst2 ]]; then
+    run convergence.py --sst2 "$sst2" --jobs "$(nproc)"
+fi
+if [[ -f benchmarks/gpu.py ]] && "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+    run gpu.py
+fi

@@ -1,0 +1,100 @@
+"""Which direction and which scale each row of a forward pass has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from zoft.errors import RecipeError
+
+PRODUCT = 16  # directions whose u stand beside the weight in one matrix product
+
+
+class MixedRows(RecipeError):
+    """A module's input whose rows cannot be told apart."""
+
+    def __init__(self, found: int, rows: int) -> None:
+        super().__init__(
+            f"a tuned module is handed {found} rows where the pass has {rows}, and cannot tell its "
+            "examples apart: set optimizer.scope=batch, or name its weights in tune.exclude"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The runs [begin, end) of a pass, the directions in them, and each run's place among these."""
+
+    begin: int
+    end: int
+    directions: tuple[int, ...]
+    which: Tensor
+
+
+@dataclass(frozen=True)
+class Rows:
+    """`size` rows in equal runs: run i has the `which[i]`-th of the drawn directions at `scales[i]`.
+
+    A probe of one sign is one run, a paired one two, per-example directions make a run of each example
+    and sign. Everything that flows through the model has its rows in this order, so that of N vectors
+    (rows times tokens) the first N / R belong to the first run. The tensors are `which` and `scales`,
+    int64 and float32, on the model's device.
+    """
+
+    size: int
+    which: tuple[int, ...]
+    scales: tuple[float, ...]
+    which_tensor: Tensor
+    scales_tensor: Tensor
+
+    def __len__(self) -> int:
+        return len(self.which)
+
+    def vectors(self, x: Tensor) -> Tensor:
+        """x (rows or rows * tokens, ..., C) as (N, C). Raises MixedRows if rows are not whole."""
+        if len(self) > 1 and x.shape[0] % self.size:
+            raise MixedRows(x.shape[0], self.size)
+        return x.reshape(-1, x.shape[-1])
+
+    def one(self, i: int) -> Rows:
+        """The rows of run i alone."""
+        return make_rows(
+            self.size // len(self),
+            self.which[i : i + 1],
+            self.scales[i : i + 1],
+            self.which_tensor.device,
+        )
+
+    @cached_property
+    def products(self) -> list[Part]:
+        """Consecutive runs with at most PRODUCT distinct directions."""
+        if len(set(self.which)) <= PRODUCT:
+            return [self._part(0, len(self))]
+        parts, begin, seen = [], 0, set[int]()
+        for i, number in enumerate(self.which):
+            if number not in seen and len(seen) == PRODUCT:
+                parts.append(self._part(begin, i))
+                begin, seen = i, set()
+            seen.add(number)
+        return [*parts, self._part(begin, len(self))]
+
+    def _part(self, begin: int, end: int) -> Part:
+        directions = tuple(dict.fromkeys(self.which[begin:end]))
+        places = {number: place for place, number in enumerate(directions)}
+        local = [places[number] for number in self.which[begin:end]]
+        return Part(begin, end, directions, torch.tensor(local, device=self.which_tensor.device))
+
+
+def make_rows(
+    size: int, which: Sequence[int], scales: Sequence[float], device: torch.device
+) -> Rows:
+    return Rows(
+        size,
+        tuple(which),
+        tuple(scales),
+        torch.tensor(which, dtype=torch.int64, device=device),
+        torch.tensor(scales, dtype=torch.float32, device=device),
+    )
