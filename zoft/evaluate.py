@@ -14,7 +14,7 @@ from zoft.data.sources import load_rows
 from zoft.errors import EnvironmentProblem, RecipeError
 from zoft.interrupts import stop_on_signals
 from zoft.machine import DTYPES, make_repeatable, resolve
-from zoft.memory import memory_explained, peak_memory_bytes
+from zoft.memory import keep_freed_memory, memory_explained, peak_memory_bytes
 from zoft.models.adapters import base_of, is_adapter, load_adapter
 from zoft.models.convert import local_safetensors
 from zoft.models.load import load_model, load_tokenizer
@@ -41,6 +41,7 @@ def evaluate(
         raise RecipeError("the recipe has neither data.eval nor data.test: nothing to score")
     device = torch.device(recipe.device)
     make_repeatable(device)
+    keep_freed_memory()
     view, tokenizer = _load(target, recipe, device)
     objective = objective_for(recipe.objective.name)  # type: ignore[arg-type]
     results: dict[str, dict[str, float]] = {}

@@ -24,7 +24,7 @@ from zoft.interrupts import Stop, stop_on_signals
 from zoft.journal import Header
 from zoft.kernels.philox import LAYOUT
 from zoft.machine import DTYPES, make_repeatable, resolve
-from zoft.memory import memory_explained
+from zoft.memory import keep_freed_memory, memory_explained
 from zoft.models.adapters import attach_lora, load_adapter
 from zoft.models.convert import local_safetensors
 from zoft.models.load import fingerprint, load_model, load_tokenizer
@@ -110,6 +110,7 @@ def _build(
     """Load everything: the model as the checkpoint `saved` left it, else as the run began."""
     device = torch.device(recipe.device)
     make_repeatable(device)
+    keep_freed_memory()
     where = local_safetensors(
         recipe.model.name,
         recipe.model.revision,

@@ -42,6 +42,22 @@ def signs_span(out, seed, step, param, last, length, begin):  # type: ignore[no-
 
 
 @_jit
+def signs_of_table(out, table, seed, step, ks):  # type: ignore[no-untyped-def]
+    """Every factor of a table (param, purpose, length, offset) for the directions ks."""
+    for row in range(table.shape[0]):
+        param, purpose, length, at = table[row]
+        for i in range(ks.size):
+            signs_span(out, seed, step, param, purpose << 24 | ks[i], length, at + i * length)
+
+
+@_jit
+def signs_of_terms(out, seed, steps, ks, param, purpose):  # type: ignore[no-untyped-def]
+    """out (terms, length): one factor of a matrix for each term."""
+    for i in range(ks.size):
+        signs_span(out[i], seed, steps[i], param, purpose << 24 | ks[i], out.shape[1], 0)
+
+
+@_jit
 def perturb_each_span(  # type: ignore[no-untyped-def]
     out, weight, kind, seed, step, param, purpose, ks, scales, drawn, begin, end
 ):

@@ -77,6 +77,65 @@ def _add_outer(g, u, v, first, last, r, column, count, unit):  # type: ignore[no
         g[i] *= unit
 
 
+@_jit_exact
+def _class_sum(total, factors, terms, n, v, column, count):  # type: ignore[no-untyped-def]
+    """total[:count] = sum of factors[t] * v[terms[t], column:] over the first n."""
+    for i in range(count):
+        total[i] = np.float32(0.0)
+    t = 0
+    while t + 4 <= n:
+        a, b, c, d = factors[t], factors[t + 1], factors[t + 2], factors[t + 3]
+        ta, tb, tc, td = terms[t], terms[t + 1], terms[t + 2], terms[t + 3]
+        for i in range(count):
+            total[i] += (
+                (a * np.float32(v[ta, column + i]) + b * np.float32(v[tb, column + i]))
+                + (c * np.float32(v[tc, column + i]) + d * np.float32(v[td, column + i]))
+            )  # fmt: skip
+        t += 4
+    while t < n:
+        a, ta = factors[t], terms[t]
+        for i in range(count):
+            total[i] += a * np.float32(v[ta, column + i])
+        t += 1
+
+
+@_jit
+def add_outer_rows(weight, columns, u, v, unit, decay, begin, end):  # type: ignore[no-untyped-def]
+    """weight = weight * decay + unit * u v, float32, for the rows [begin, end) of the matrix.
+
+    u (R, terms) float32, integers n_t times signs; v (terms, C) int8. Two rows at a time: their terms
+    have equal or opposite signs, and with E and D the sums of these, one row adds E + D and the other
+    E - D: half the products, exact as every sum of them.
+    """
+    count_terms = u.shape[1]
+    equal, differ = np.empty(2 * ROW, np.float32), np.empty(2 * ROW, np.float32)
+    a, b = np.empty(count_terms, np.float32), np.empty(count_terms, np.float32)
+    ta, tb = np.empty(count_terms, np.uint64), np.empty(count_terms, np.uint64)
+    for r in range(begin, end, 2):
+        alone = r + 1 == end
+        na = nb = 0
+        for t in range(count_terms):
+            if alone or u[r, t] == u[r + 1, t]:
+                a[na], ta[na] = u[r, t], t
+                na += 1
+            else:
+                b[nb], tb[nb] = u[r, t], t
+                nb += 1
+        for c in range(0, columns, 2 * ROW):
+            count = _u64(min(2 * ROW, columns - c))
+            _class_sum(equal, a, ta, na, v, _u64(c), count)
+            _class_sum(differ, b, tb, nb, v, _u64(c), count)
+            at = _u64(r * columns + c)
+            below = at + _u64(columns)
+            for i in range(count):
+                g = (equal[i] + differ[i]) * unit
+                weight[at + i] = weight[at + i] * decay + g
+            if not alone:
+                for i in range(count):
+                    g = (equal[i] - differ[i]) * unit
+                    weight[below + i] = weight[below + i] * decay + g
+
+
 SUM, STORED, WINDOW = 0, 1, 2
 
 

@@ -5,7 +5,7 @@ Updates run on Python threads (the loops hold no GIL), sweeps inside a forward p
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
@@ -28,13 +28,14 @@ from zoft.kernels.compiled_rank1 import (
     perturb_each_span,
     prefill_span,
     project_span,
-    signs_span,
+    signs_of_table,
+    signs_of_terms,
     spread_span,
     widen_span,
 )
 from zoft.kernels.compiled_tasks import perturb_task, prefill_task, project_task, widen_task
-from zoft.kernels.compiled_update import STORED, SUM, WINDOW, update_span
-from zoft.kernels.philox import PURPOSE_DENSE, PURPOSE_U, PURPOSE_V, last_word
+from zoft.kernels.compiled_update import STORED, SUM, WINDOW, add_outer_rows, update_span
+from zoft.kernels.philox import PURPOSE_DENSE, PURPOSE_U, PURPOSE_V
 from zoft.kernels.terms import Adam, Rounding, Terms
 
 MIN_PER_THREAD = 1 << 16  # elements; below it a thread costs more than it saves
@@ -67,18 +68,21 @@ def _spread(span: Any, n: int, align: int, least: int) -> None:
 
 
 def _on_torch_threads(
-    task: Callable[[], Any], n: int, align: int, least: int, *arguments: int
-) -> bool:
-    """Run a task over n units on torch's threads if that pays: pieces of whole `align` units, at
-    least `least` each, several for a thread, since the others may be late. False: not done."""
+    factory: Callable[..., Any], stored: Sequence[torch.Tensor], n: int, align: int, least: int,
+    *arguments: int,
+) -> bool:  # fmt: skip
+    """Run a task over n units on torch's threads if that pays; False: not done.
+
+    `factory` compiles it for the types of the bits of `stored`. Pieces are whole `align` units, at
+    least `least` each, several for a thread, since the others may be late.
+    """
     threads = torch.get_num_threads()
-    if threads == 1 or n < 2 * least:
-        return False
     pieces = min(n // max(least, align), 4 * threads)
-    if pieces < 2:
+    if threads == 1 or pieces < 2:
         return False
     piece = -(-n // (pieces * align)) * align
-    return openmp.run(task(), -(-n // piece), threads, (piece, *arguments))
+    task = factory(*(_bits_type(x.dtype) for x in stored))
+    return openmp.run(task, -(-n // piece), threads, (piece, *arguments))
 
 
 def _at(array: npt.NDArray[Any]) -> int:
@@ -89,15 +93,26 @@ def _float_bits(x: float) -> int:
     return int(np.float64(x).view(np.int64))
 
 
+KINDS = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16, torch.float16: FLOAT16}
+
+
+def _kind(tensor: torch.Tensor) -> int:
+    """How the tensor's bits are read."""
+    if tensor.dtype not in KINDS:
+        raise TypeError(f"weights of {tensor.dtype} cannot be tuned")
+    return KINDS[tensor.dtype]
+
+
+def _bits_type(dtype: torch.dtype) -> Any:
+    return np.uint32 if dtype == torch.float32 else np.uint16
+
+
 def _stored(tensor: torch.Tensor) -> tuple[npt.NDArray[Any], int]:
     """The tensor's bits as a flat numpy view, and how to read them."""
-    flat = tensor.detach().view(-1)
-    if tensor.dtype == torch.float32:
-        return flat.numpy().view(np.uint32), FLOAT32
-    kinds = {torch.bfloat16: BFLOAT16, torch.float16: FLOAT16}
-    if tensor.dtype not in kinds:
-        raise TypeError(f"weights of {tensor.dtype} cannot be tuned")
-    return flat.view(torch.int16).numpy().view(np.uint16), kinds[tensor.dtype]
+    kind, flat = _kind(tensor), tensor.detach().view(-1)
+    if kind == FLOAT32:
+        return flat.numpy().view(np.uint32), kind
+    return flat.view(torch.int16).numpy().view(np.uint16), kind
 
 
 def perturb(
@@ -109,15 +124,16 @@ def perturb(
     Both are contiguous and of one size; `weight` may be a slice whose first element has number
     `offset` in the whole parameter.
     """
-    o, out_kind = _stored(out)
-    w, kind = _stored(weight)
     table = _table(gaussian)
-    address, n = (offset, seed, step, param, k), o.size
+    address, n = (offset, seed, step, param, k), out.numel()
     if _on_torch_threads(
-        lambda: perturb_task(o.dtype, w.dtype), n, 32 * ROW, MIN_PER_TORCH_THREAD,
-        n, _at(o), out_kind, _at(w), kind, *address, _float_bits(scale), _at(table),
+        perturb_task, (out, weight), n, 32 * ROW, MIN_PER_TORCH_THREAD,
+        n, out.data_ptr(), _kind(out), weight.data_ptr(), _kind(weight), *address,
+        _float_bits(scale), _at(table),
     ):  # fmt: skip
         return
+    o, out_kind = _stored(out)
+    w, kind = _stored(weight)
     perturb_span(o, out_kind, w, kind, 0, n, *address, np.float32(scale), gaussian, table)
 
 
@@ -165,11 +181,7 @@ def signs(
     out: torch.Tensor, table: torch.Tensor, *, seed: int, step: int, ks: torch.Tensor
 ) -> None:
     """The factors of a step's rank-1 directions, as `reference.signs` lays them out."""
-    numbers, flat = ks.tolist(), out.numpy()
-    for param, purpose, length, offset in table.tolist():
-        for i, k in enumerate(numbers):
-            last = last_word(purpose, k)
-            signs_span(flat, seed, step, param, last, length, offset + i * length)
+    signs_of_table(out.numpy(), table.numpy(), seed, step, ks.numpy())
 
 
 def project(
@@ -177,16 +189,17 @@ def project(
     scales: torch.Tensor, padded: torch.Tensor | None = None,
 ) -> None:  # fmt: skip
     """s[j, t] = scales[row] * x[t] . v[j, which[row]]; see `reference.project`."""
-    bits, kind = _stored(x)
     vectors, columns = x.shape
-    copy, stride = (bits[:0], 0) if padded is None else (_stored(padded)[0], padded.shape[1])
+    to, stride = (0, 0) if padded is None else (padded.data_ptr(), padded.shape[1])
     runs, least = len(which), max(1, MIN_PER_TORCH_THREAD // columns)
     if _on_torch_threads(
-        lambda: project_task(bits.dtype), vectors, 1, least,
-        s.data_ptr(), len(v), _at(bits), kind, vectors, columns, v.data_ptr(), v.shape[1],
-        which.data_ptr(), scales.data_ptr(), runs, _at(copy), stride,
+        project_task, (x,), vectors, 1, least,
+        s.data_ptr(), len(v), x.data_ptr(), _kind(x), vectors, columns, v.data_ptr(), v.shape[1],
+        which.data_ptr(), scales.data_ptr(), runs, to, stride,
     ):  # fmt: skip
         return
+    bits, kind = _stored(x)
+    copy = bits[:0] if padded is None else _stored(padded)[0]
     project_span(
         s.numpy(), bits, kind, columns, v.view(len(v), -1).numpy(), which.numpy(), scales.numpy(),
         vectors // runs, copy, stride, 0, vectors,
@@ -203,15 +216,16 @@ def spread(padded: torch.Tensor, s: torch.Tensor, which: torch.Tensor, columns: 
 
 def widen(out: torch.Tensor, weight: torch.Tensor, u: torch.Tensor) -> None:
     """out = [weight, u^T, zeros]; see `reference.widen`."""
-    o, out_kind = _stored(out)
-    w, kind = _stored(weight)
     rows, columns = weight.shape
     stride = out.shape[1]
     if _on_torch_threads(
-        lambda: widen_task(o.dtype, w.dtype), rows, 1, max(1, MIN_PER_TORCH_THREAD // columns),
-        rows, _at(o), out_kind, _at(w), kind, columns, stride, u.data_ptr(), len(u),
+        widen_task, (out, weight), rows, 1, max(1, MIN_PER_TORCH_THREAD // columns),
+        rows, out.data_ptr(), _kind(out), weight.data_ptr(), _kind(weight), columns, stride,
+        u.data_ptr(), len(u),
     ):  # fmt: skip
         return
+    o, out_kind = _stored(out)
+    w, kind = _stored(weight)
     widen_span(o, out_kind, w, kind, columns, stride, u.numpy(), 0, rows)
 
 
@@ -225,7 +239,7 @@ def prefill(
     bias_stride = 0 if bias is None or len(bias) == 1 else columns
     runs, least = len(which), max(1, MIN_PER_TORCH_THREAD // columns)
     if _on_torch_threads(
-        prefill_task, vectors, 1, least,
+        prefill_task, (), vectors, 1, least,
         y.data_ptr(), vectors, columns, s.data_ptr(), u.data_ptr(), len(u), which.data_ptr(), runs,
         _at(b), bias_stride, b.size,
     ):  # fmt: skip
@@ -240,6 +254,18 @@ def add_directions(
     weight: torch.Tensor, terms: Terms, *, param: int, decay: float, rounding: Rounding
 ) -> None:
     """weight = weight * decay + sum_i a_i z_i, in place, in one sweep."""
+    if terms.rank1 and weight.ndim == 2 and weight.dtype == torch.float32:
+        u, v = _both_factors([terms], weight.shape, param)
+        arguments = (u.T.copy(), v, np.float32(terms.unit), np.float32(decay))
+        rows, columns = weight.shape
+        flat = weight.view(-1).numpy()
+        _spread(
+            lambda a, b: add_outer_rows(flat, columns, *arguments, a, b),
+            rows,
+            2,
+            max(2, MIN_PER_THREAD // columns),
+        )
+        return
     _update(SUM, weight, None, None, [terms], None, param, decay, rounding)
 
 
@@ -270,13 +296,9 @@ def _update(
     v = none if exp_avg_sq is None else exp_avg_sq.view(-1).numpy()
     adam = adam or Adam(beta1=0.0, beta2=0.0, lr=0.0, correction=1.0, eps=0.0)
     gaussian = window[0].gaussian
-    steps, ks, n = (
-        np.concatenate([getattr(t, name) for t in window]) for name in ("steps", "ks", "n")
-    )
+    steps, ks, n = _concatenated(window)
     outer = window[0].rank1 and weight.ndim == 2
-    rows, columns = weight.shape if outer else (0, 0)
-    u = _factors(window[0].seed, steps, ks, param, PURPOSE_U, rows).astype(np.float32)
-    u *= n[:, None]
+    u, v_signs = _both_factors(window, weight.shape if outer else (0, 0), param)
     arguments = (
         window[0].seed, param, steps, ks, n,
         np.cumsum([0, *(len(t.n) for t in window)]),
@@ -284,7 +306,7 @@ def _update(
         gaussian, _table(gaussian), np.float32(decay),
         *(np.float32(x) for x in adam.constants()),
         rounding.seed, rounding.step,
-        u, _factors(window[0].seed, steps, ks, param, PURPOSE_V, columns),
+        u, v_signs,
     )  # fmt: skip
     _spread(
         lambda a, b: update_span(mode, w, kind, m, v, a, b, *arguments),
@@ -294,16 +316,23 @@ def _update(
     )
 
 
-def _factors(
-    seed: int, steps: npt.NDArray[np.int64], ks: npt.NDArray[np.int64], param: int, purpose: int,
-    length: int,
-) -> npt.NDArray[np.int8]:  # fmt: skip
-    """The signs of one factor of a matrix for each term: (terms, length) int8."""
-    out = np.empty((len(ks), length), np.int8)
-    if length:
-        for i, (step, k) in enumerate(zip(steps.tolist(), ks.tolist(), strict=True)):
-            signs_span(out[i], seed, step, param, last_word(purpose, k), length, 0)
-    return out
+def _both_factors(
+    window: list[Terms], shape: Sequence[int], param: int
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int8]]:
+    """The factors of a matrix's rank-1 terms: n * u, (terms, R) float32, and v, (terms, C) int8."""
+    steps, ks, n = _concatenated(window)
+    u, v = (np.empty((len(n), length), np.int8) for length in shape)
+    for out, purpose in ((u, PURPOSE_U), (v, PURPOSE_V)):
+        if out.size:
+            signs_of_terms(out, window[0].seed, steps, ks, param, purpose)
+    return u * n[:, None], v
+
+
+def _concatenated(window: list[Terms]) -> tuple[npt.NDArray[Any], ...]:
+    """steps, ks and n of all terms."""
+    return tuple(
+        np.concatenate([getattr(t, name) for t in window]) for name in ("steps", "ks", "n")
+    )
 
 
 def _table(gaussian: bool) -> npt.NDArray[np.float32]:

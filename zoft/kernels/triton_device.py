@@ -83,7 +83,12 @@ def element_half(element, seed, step, param, last):
 @triton.jit
 def load_float(pointer, mask):
     """Stored weights as float32."""
-    raw = tl.load(pointer, mask=mask)
+    return widened(tl.load(pointer, mask=mask))
+
+
+@triton.jit
+def widened(raw):
+    """Any of the three types as float32."""
     if raw.dtype == tl.bfloat16:
         wide = raw.to(tl.uint16, bitcast=True).to(tl.uint32) << 16
         return wide.to(tl.float32, bitcast=True)
@@ -92,16 +97,21 @@ def load_float(pointer, mask):
 
 
 @triton.jit
-def store_nearest(pointer, x, mask):
-    """float32 x, rounded to nearest even."""
-    dtype: tl.constexpr = pointer.dtype.element_ty
-    if dtype == tl.bfloat16:
+def nearest(x, DTYPE: tl.constexpr):
+    """float32 x in another type, ties to even."""
+    if DTYPE == tl.bfloat16:
         u = x.to(tl.uint32, bitcast=True)
         rounded = (u + 0x7FFF + ((u >> 16) & 1)) >> 16
         rounded = tl.where((u & 0x7FFFFFFF) > 0x7F800000, 0x7FC0, rounded)
-        tl.store(pointer, rounded.to(tl.uint16).to(tl.bfloat16, bitcast=True), mask=mask)
+        return rounded.to(tl.uint16).to(tl.bfloat16, bitcast=True)
     else:
-        tl.store(pointer, x.to(dtype), mask=mask)
+        return x.to(DTYPE)
+
+
+@triton.jit
+def store_nearest(pointer, x, mask):
+    """float32 x, rounded to nearest even."""
+    tl.store(pointer, nearest(x, pointer.dtype.element_ty), mask=mask)
 
 
 @triton.jit

@@ -10,6 +10,10 @@ from torch import Tensor
 
 from zoft.kernels import normal
 
+# Compiled with these, see triton.py. 64 lanes for what follows a tile's calls, 128 for the rest.
+SWEEP = {"num_warps": 2, "enable_fp_fusion": False}
+PRODUCT = {"num_warps": 4, "enable_fp_fusion": False}
+
 
 def on(device: torch.device) -> AbstractContextManager[object]:
     """Triton launches on the current device, whatever its tensors are on."""

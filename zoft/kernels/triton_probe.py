@@ -19,9 +19,16 @@ from zoft.kernels.triton_device import (
     store_nearest,
     tile_words,
 )
-from zoft.kernels.triton_launch import on, table_on
+from zoft.kernels.triton_launch import SWEEP, on, table_on
 
-_PER_STEP = ["seed", "step", "param", "k", "scale"]  # their values never make a new kernel
+_PER_STEP = [
+    "pieces",
+    "seed",
+    "step",
+    "param",
+    "k",
+    "scale",
+]  # their values never make a new kernel
 
 
 @triton.jit
@@ -49,7 +56,10 @@ def _rows(out, minus, weight, first, last, lane, words, row, scale, table,
             store_nearest(minus + at, x[c] - move, mask)
 
 
-@triton.jit(do_not_specialize=_PER_STEP)
+@triton.jit(
+    do_not_specialize=_PER_STEP,
+    do_not_specialize_on_alignment=["out", "minus", "weight", "count", "offset"],
+)
 def perturb_kernel(out, minus, weight, rows, ks, scales, address, table, count: tl.int64,
                    pieces, offset: tl.int64, seed: tl.int64, step: tl.int64, param: tl.int64,
                    k: tl.int64, scale: tl.float32,
@@ -112,7 +122,7 @@ def _launch(out: Tensor, minus: Tensor | None, weight: Tensor, *, runs: int, cou
     with on(weight.device):
         perturb_kernel[(runs * pieces,)](
             out, minus, weight, rows, ks, scales, address, table, count, pieces, offset, seed,
-            step, param, k, scale, gaussian, each, num_warps=2, enable_fp_fusion=False,
+            step, param, k, scale, gaussian, each, **SWEEP,
         )  # fmt: skip
 
 

@@ -9,14 +9,14 @@ import triton.language as tl
 from torch import Tensor
 
 from zoft.kernels.triton_device import LANES, PURPOSE_U, PURPOSE_V, ROW, SIGN_ROWS, tile_words
-from zoft.kernels.triton_launch import on
+from zoft.kernels.triton_launch import SWEEP, on
 
 SPLIT = 4  # programs that share a factor's tiles, where it has several
 
 
 @triton.jit
-def _draw(out, length, seed, step, param, last):
-    """out[:length] = signs, the tiles taken in turns by the programs of axis 1."""
+def _draw(out, stride, length, seed, step, param, last):
+    """out[stride * i] = signs for i < length, the tiles taken in turns by the programs of axis 1."""
     TILE: tl.constexpr = ROW * SIGN_ROWS
     lane = tl.arange(0, LANES)
     length = tl.cast(length, tl.int64)
@@ -29,7 +29,7 @@ def _draw(out, length, seed, step, param, last):
             for j in tl.static_range(4):
                 inside = row * ROW + j * LANES + lane
                 sign = 1 - 2 * ((words[j] >> row) & 1).to(tl.int32)
-                tl.store(out + begin + inside, sign.to(tl.int8), mask=inside < room)
+                tl.store(out + (begin + inside) * stride, sign.to(tl.int8), mask=inside < room)
 
 
 @triton.jit(do_not_specialize=["n", "seed", "step"])
@@ -39,20 +39,19 @@ def signs_kernel(out, table, ks, n, seed: tl.int64, step: tl.int64):
     param, purpose = tl.load(table + 4 * f), tl.load(table + 4 * f + 1)
     length, offset = tl.load(table + 4 * f + 2), tl.load(table + 4 * f + 3)
     to = out + offset + i.to(tl.int64) * length
-    _draw(to, length, seed, step, param, (purpose << 24) | tl.load(ks + i))
+    _draw(to, 1, length, seed, step, param, (purpose << 24) | tl.load(ks + i))
 
 
 @triton.jit(do_not_specialize=["terms", "seed", "param"])
 def factors_kernel(u, v, plan, terms, seed: tl.int64, param: tl.int64, rows: tl.int64,
-                   columns: tl.int64):  # fmt: skip
+                   columns: tl.int64, width: tl.int64):  # fmt: skip
     """u of term t: program t; v: program terms + t. (step, k) from an update's plan."""
     t = tl.program_id(0) % terms
     step, k = tl.load(plan + 3 * t), tl.load(plan + 3 * t + 1)
-    at = t.to(tl.int64)
     if tl.program_id(0) < terms:
-        _draw(u + at * rows, rows, seed, step, param, k | PURPOSE_U)
+        _draw(u + t, terms, rows, seed, step, param, k | PURPOSE_U)
     else:
-        _draw(v + at * columns, columns, seed, step, param, k | PURPOSE_V)
+        _draw(v + t.to(tl.int64) * width, 1, columns, seed, step, param, k | PURPOSE_V)
 
 
 def signs(out: Tensor, table: Tensor, *, seed: int, step: int, ks: Tensor) -> None:
@@ -66,19 +65,19 @@ def signs(out: Tensor, table: Tensor, *, seed: int, step: int, ks: Tensor) -> No
     if factors * n == 0:
         return
     with on(out.device):
-        signs_kernel[(factors * n, SPLIT)](
-            out, table, ks, n, seed, step, num_warps=2, enable_fp_fusion=False
-        )
+        signs_kernel[(factors * n, SPLIT)](out, table, ks, n, seed, step, **SWEEP)
 
 
 def draw_factors(
     plan: Tensor, terms: int, *, seed: int, param: int, rows: int, columns: int
 ) -> tuple[Tensor, Tensor]:
-    """u (terms, rows) and v (terms, columns), int8, of one matrix: see `triton_update._plan`."""
-    u = torch.empty((terms, rows), dtype=torch.int8, device=plan.device)
-    v = torch.empty((terms, columns), dtype=torch.int8, device=plan.device)
+    """u (>= rows, terms) and v (terms, >= columns), int8: see `triton_update._plan`."""
+    # Whole blocks of 8 rows and 512 columns: their readers need no masks, and drop the rest.
+    width = -(-columns // 512) * 512
+    u = torch.empty((-(-rows // 8) * 8, terms), dtype=torch.int8, device=plan.device)
+    v = torch.empty((terms, width), dtype=torch.int8, device=plan.device)
     if terms:
         factors_kernel[(2 * terms, SPLIT)](
-            u, v, plan, terms, seed, param, rows, columns, num_warps=2, enable_fp_fusion=False
+            u, v, plan, terms, seed, param, rows, columns, width, **SWEEP
         )
     return u, v

@@ -30,13 +30,15 @@ from zoft.kernels.triton_device import (
     store_stochastic,
     tile_words,
 )
-from zoft.kernels.triton_launch import on, table_on
+from zoft.kernels.triton_launch import SWEEP, on, table_on
 from zoft.kernels.triton_signs import draw_factors
 
 SUM, STORED, WINDOW = 0, 1, 2
 _SUM, _STORED, _WINDOW = tl.constexpr(SUM), tl.constexpr(STORED), tl.constexpr(WINDOW)
 _PER_STEP = ["terms", "sums", "seed", "param", "decay", "beta1", "beta2", "rest1", "rest2", "lr", "correction",
              "eps", "rounding_seed", "rounding_step"]  # fmt: skip
+# Aligned pointers would be read several neighbours at a time, by other lanes than drew their signs.
+_WEIGHTS = ["weight", "exp_avg", "exp_avg_sq", "u", "v_factors", "n", "rows", "columns"]
 
 
 @triton.jit
@@ -65,17 +67,16 @@ def _gaussians_added(total, words, coefficient, table):
 
 
 @triton.jit
-def _factors_added(total, u, v, coefficient, rows, columns, pair, lane):
+def _factors_added(total, u, v, coefficient, terms, pair, lane):
     """total + coefficient * u v^T; one row of the matrix in the place of each pair."""
-    # As wide as the sums though it is one number to a row: a layout of its own would cost a barrier.
+    # As wide as the sums though one number serves a row: it would have to cross lanes otherwise.
     at = pair + 0 * lane[None, :]
-    down = coefficient * tl.load(u + at, mask=at < rows, other=0).to(tl.float32)
+    down = coefficient * tl.load(u + at * terms).to(tl.float32)
     new = ()
     for i in tl.static_range(8):
-        at = i * LANES + lane
-        across = tl.load(v + at, mask=at < columns, other=0).to(tl.float32)
+        across = tl.load(v + i * LANES + lane).to(tl.float32)
         # An integer below 2**24 either way, so fusing changes nothing.
-        new = new + (tl.fma(down, across[None, :] + 0 * down, total[i]),)
+        new = new + (tl.fma(down, tl.broadcast_to(across[None, :], down.shape), total[i]),)
     return new
 
 
@@ -109,7 +110,7 @@ def _moments(m, v, g, beta1, beta2, rest1, rest2):
 
 @triton.jit
 def _stepped(x, m, v, decay, lr, correction, eps):
-    root = tl.sqrt_rn(tl.div_rn(v, v * 0 + correction))
+    root = tl.sqrt_rn(tl.div_rn(v, tl.full(v.shape, correction, tl.float32)))
     return x * decay - tl.div_rn(m * lr, root + eps)
 
 
@@ -178,7 +179,7 @@ def _write(weight, exp_avg, exp_avg_sq, start, room, lane, g, m, v, decay, beta1
                 store_nearest(weight + at, x, mask)
 
 
-@triton.jit(do_not_specialize=_PER_STEP)
+@triton.jit(do_not_specialize=_PER_STEP, do_not_specialize_on_alignment=_WEIGHTS)
 def dense_kernel(weight, exp_avg, exp_avg_sq, plan, terms, sums, table, n: tl.int64,
                  seed: tl.int64, param: tl.int64, decay: tl.float32, beta1: tl.float32,
                  beta2: tl.float32, rest1: tl.float32, rest2: tl.float32, lr: tl.float32,
@@ -212,7 +213,7 @@ def dense_kernel(weight, exp_avg, exp_avg_sq, plan, terms, sums, table, n: tl.in
            rest2, lr, correction, eps, rounding_seed, rounding_step, param, MODE, True)  # fmt: skip
 
 
-@triton.jit(do_not_specialize=[*_PER_STEP, "parts"])
+@triton.jit(do_not_specialize=[*_PER_STEP, "parts"], do_not_specialize_on_alignment=_WEIGHTS)
 def rank1_kernel(weight, exp_avg, exp_avg_sq, plan, terms, sums, u, v_factors, parts,
                  rows: tl.int64, columns: tl.int64, param: tl.int64, decay: tl.float32,
                  beta1: tl.float32, beta2: tl.float32, rest1: tl.float32, rest2: tl.float32,
@@ -221,12 +222,13 @@ def rank1_kernel(weight, exp_avg, exp_avg_sq, plan, terms, sums, u, v_factors, p
                  ROWS: tl.constexpr):  # fmt: skip
     """ROWS rows and 512 columns of a matrix, `parts` programs to its width.
 
-    u (terms, rows) and v_factors (terms, columns) hold +-1 in int8. ALIGNED: columns % 512 == 0.
+    u (rows, terms) and v_factors (terms, parts * 512) hold +-1 in int8. ALIGNED: columns % 512 == 0.
     """
     lane, pair = tl.arange(0, LANES), tl.arange(0, ROWS)[:, None]
     rows, columns = tl.cast(rows, tl.int64), tl.cast(columns, tl.int64)
     first = (tl.program_id(0) // parts).to(tl.int64) * ROWS
     column = (tl.program_id(0) % parts).to(tl.int64) * 512
+    stride = tl.cast(parts, tl.int64) * 512
     height = tl.minimum(rows - first, ROWS).to(tl.int32)
     width = tl.minimum(columns - column, 512).to(tl.int32)
     m, v = _zeros(ROWS, tl.float32), _zeros(ROWS, tl.float32)
@@ -236,8 +238,8 @@ def rank1_kernel(weight, exp_avg, exp_avg_sq, plan, terms, sums, u, v_factors, p
         total = _zeros(ROWS, tl.float32)
         for t in range(begin, end):
             _, _, coefficient = _term(plan, t)
-            total = _factors_added(total, u + t * rows + first, v_factors + t * columns + column,
-                                   coefficient, height, width, pair, lane)  # fmt: skip
+            total = _factors_added(total, u + first * terms + t, v_factors + t * stride + column,
+                                   coefficient, terms, pair, lane)  # fmt: skip
         begin, g = end, _gradients(total, unit)
         if MODE == _WINDOW:
             m, v = _moments(m, v, g, beta1, beta2, rest1, rest2)
@@ -282,22 +284,21 @@ def _update(
     adam = adam or Adam(beta1=0.0, beta2=0.0, lr=0.0, correction=1.0, eps=0.0)
     numbers = (param, decay, *adam.constants(), rounding.seed, rounding.step)
     moments = (exp_avg, exp_avg_sq)
-    options = {"num_warps": 2, "enable_fp_fusion": False}
     with on(weight.device):
         if window[0].rank1 and weight.ndim == 2:
             rows, columns = weight.shape
             u, v = draw_factors(plan, terms, seed=seed, param=param, rows=rows, columns=columns)
-            batch, parts = 4 if mode == WINDOW else 8, -(-columns // 512)
+            batch, parts = 8 if mode == SUM and columns % 512 == 0 else 4, -(-columns // 512)
             rank1_kernel[(-(-rows // batch) * parts,)](
                 weight, *moments, plan, terms, len(window), u, v, parts, rows, columns, *numbers,
-                mode, columns % 512 == 0, batch, **options,
+                mode, columns % 512 == 0, batch, **SWEEP,
             )  # fmt: skip
         else:
             pairs = 1 if gaussian else 8 if mode == SUM else 4
             table = table_on(weight.device) if gaussian else None
             dense_kernel[(-(-weight.numel() // (512 * pairs)),)](
                 weight, *moments, plan, terms, len(window), table, weight.numel(), seed, *numbers,
-                mode, gaussian, pairs, **options,
+                mode, gaussian, pairs, **SWEEP,
             )  # fmt: skip
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,14 +33,16 @@ class Factors:
         self._device = device
         self._signs = torch.empty(0, dtype=torch.int8, device=device)
         self._drawn: tuple[int, int, tuple[int, ...]] | None = None
+        self._views: dict[tuple[Any, ...], Tensor] = {}  # making a view takes microseconds
 
     def draw(self, seed: int, step: int, ks: tuple[int, ...]) -> None:
         """Draw the factors of the directions `ks` of a step; nothing to do if they are there."""
         if self._drawn == (seed, step, ks) or not self._total:
             return
-        n = len(ks)
+        self._drawn, n = None, len(ks)  # until they are all there
         if self._signs.numel() != n * self._total:
             self._signs = torch.empty(n * self._total, dtype=torch.int8, device=self._device)
+            self._views.clear()
         table = torch.tensor([[*key, n_, n * at] for key, (at, n_) in self._starts.items()])
         kernels_for(self._device).signs(
             self._signs,
@@ -57,16 +61,27 @@ class Factors:
         """(n, columns of the matrix)."""
         return self._one(param, PURPOSE_V)
 
+    def stand_together(self, params: Sequence[int], purpose: int) -> bool:
+        """Whether these factors, in this order, can be shown side by side."""
+        places = [self._starts[param, purpose] for param in params]
+        return all(after == (at + n, n) for (at, n), after in pairwise(places))
+
     def side_by_side(self, params: Sequence[int], purpose: int) -> Tensor:
         """The factors of a group, (len(params), n, length)."""
-        first = self._one(params[0], purpose)
-        begin = first.storage_offset()
-        size = len(params) * first.numel()
-        assert self._one(params[-1], purpose).storage_offset() == begin + size - first.numel()
-        return self._signs[begin : begin + size].view(len(params), *first.shape)
+        key = (purpose, *params)
+        if key not in self._views:
+            first = self._one(params[0], purpose)
+            begin, size = first.storage_offset(), len(params) * first.numel()
+            assert self._one(params[-1], purpose).storage_offset() == begin + size - first.numel()
+            stacked = self._signs[begin : begin + size].view(len(params), *first.shape)
+            self._views[key] = stacked
+        return self._views[key]
 
     def _one(self, param: int, purpose: int) -> Tensor:
         assert self._drawn is not None
-        n = len(self._drawn[2])
-        at, length = self._starts[param, purpose]
-        return self._signs[n * at : n * (at + length)].view(n, length)
+        key = (purpose, param, -1)
+        if key not in self._views:
+            n = len(self._drawn[2])
+            at, length = self._starts[param, purpose]
+            self._views[key] = self._signs[n * at : n * (at + length)].view(n, length)
+        return self._views[key]

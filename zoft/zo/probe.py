@@ -20,7 +20,7 @@ from zoft.zo.attention import bounded_attention
 from zoft.zo.directions import Direction
 from zoft.zo.head import Head, Lean
 from zoft.zo.leaves import find_leaves
-from zoft.zo.roads import Roads, find_norms
+from zoft.zo.roads import Roads
 from zoft.zo.rows import make_rows
 from zoft.zo.values import Values
 
@@ -45,7 +45,7 @@ class View:
         self.compute_dtype = compute_dtype
         self.leaves = find_leaves(model, tuned, ids, compute_dtype, example)
         self.values = Values(self.leaves, compute_dtype, example.device)
-        self._roads = Roads(self.leaves, self.values, find_norms(self.leaves))
+        self._roads = Roads(self.leaves, self.values)
         module: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
         leaf = next((x for x in self.leaves if x.module is module), None)
         self._head = Head(module, leaf, self.values, self._roads)

@@ -82,10 +82,15 @@ class Rank1Products:
         wide = wide.t() if transposed else wide
         widen = reference.widen if transposed else kernels.widen
         for some in rows.products:
-            mine = slice(some.begin * count, some.end * count)
-            kernels.spread(self._padded[mine], s[mine], some.which, columns)
-            widen(wide, matrix, u if len(some.directions) == len(u) else u[list(some.directions)])
-            torch.mm(self._padded[mine], wide.t(), out=y[mine])
+            padded, amounts, out, factor = self._padded, s, y, u
+            if len(rows.products) > 1:
+                mine = slice(some.begin * count, some.end * count)
+                padded, amounts, out = padded[mine], s[mine], y[mine]
+            if some.directions != tuple(range(len(u))):  # a micro-batch has some of the examples
+                factor = u[list(some.directions)]
+            kernels.spread(padded, amounts, some.which, columns)
+            widen(wide, matrix, factor)
+            torch.mm(padded, wide.t(), out=out)
         values.scratch.release(mark)
         if bias is None:
             return y

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from transformers.pytorch_utils import Conv1D
 
+from zoft.kernels.philox import PURPOSE_U, PURPOSE_V
+from zoft.zo.factors import Factors
 from zoft.zo.leaves import Leaf, Slot
 from zoft.zo.rank1 import Rank1Products
 from zoft.zo.rows import MixedRows, Rows
@@ -21,16 +24,13 @@ Road = Callable[..., Any]
 class Roads:
     """Chooses a road by the kind of the module: a matrix product, a table, a norm, anything else.
 
-    `leaves` are all leaves of the model in the order of their first run; `norms` maps a norm that
-    multiplies by its weight to what its weight must be for it to multiply by one.
+    `leaves` are all leaves of the model in the order of their first run.
     """
 
-    def __init__(
-        self, leaves: Sequence[Leaf], values: Values, norms: dict[nn.Module, float]
-    ) -> None:
-        self.values, self.norms = values, norms
+    def __init__(self, leaves: Sequence[Leaf], values: Values) -> None:
+        self.values, self.norms = values, find_norms(leaves)
         self.rank1 = Rank1Products(values, values.rows.which_tensor.device)
-        self._twins = {leaf.module: _twins(leaf, leaves) for leaf in leaves}
+        self._twins = {leaf.module: _twins(leaf, leaves, values.factors) for leaf in leaves}
 
     def of(self, leaf: Leaf) -> Road:
         module, weight = leaf.module, leaf.own("weight")
@@ -128,31 +128,34 @@ class Roads:
     # -- norms and anything else ------------------------------------------------------------------
 
     def _norm(self, leaf: Leaf, forward: Road) -> Road:
-        """x_hat * (w + scale * z) in float32, each run with its own z: the norm runs once, without
-        its parameters."""
-        swapped = self._swapped(leaf, forward)
+        """x_hat * (w + scale * z) in float32, each run with its own z, in one run of the norm: with a
+        weight of one row for each row of x, if it can multiply by that, else without its parameters."""
+        norm, swapped = self.norms[leaf.module], self._swapped(leaf, forward)
         weight, bias = leaf.own("weight"), leaf.own("bias")
 
         def run(x: Tensor) -> Tensor:
-            values = self.values
-            if len(values.rows) == 1 or not any(map(values.moves, leaf.slots)):
+            values, rows = self.values, self.values.rows
+            if len(rows) == 1 or not any(map(values.moves, leaf.slots)):
                 return swapped(x)  # type: ignore[no-any-return]
             mark = values.scratch.mark()
             try:
+                if norm.broadcasts and x.shape[0] == rows.size:
+                    for slot in leaf.slots:
+                        each = values.vectors(slot).repeat_interleave(rows.size // len(rows), 0)
+                        shape = (rows.size, *[1] * (x.ndim - 2), x.shape[-1])
+                        slot.owner._parameters[slot.name] = each.view(shape)  # type: ignore[assignment]
+                    return forward(x.float()).to(x.dtype)  # type: ignore[no-any-return]
                 for slot in leaf.slots:
-                    unit = self.norms[leaf.module] if slot.name == "weight" else 0.0
+                    unit = norm.neutral if slot.name == "weight" else 0.0
                     neutral = torch.full_like(slot.parameter, unit, dtype=torch.float32)
                     slot.owner._parameters[slot.name] = neutral  # type: ignore[assignment]
-                y = forward(x.float())
-                flat = values.rows.vectors(y).view(len(values.rows), -1, y.shape[-1])
+                y = rows.vectors(forward(x.float())).view(len(rows), -1, x.shape[-1])
                 if weight is not None:
                     # A norm whose neutral weight is 0 multiplies by 1 + w.
-                    flat = (
-                        flat * (values.vectors(weight) + (1.0 - self.norms[leaf.module]))[:, None]
-                    )
+                    y.mul_((values.vectors(weight) + (1.0 - norm.neutral))[:, None])
                 if bias is not None:
-                    flat = flat + values.vectors(bias)[:, None]
-                return flat.view(x.shape).to(x.dtype)
+                    y.add_(values.vectors(bias)[:, None])
+                return y.view(x.shape).to(x.dtype)
             finally:
                 leaf.put_back()
                 values.scratch.release(mark)
@@ -206,27 +209,30 @@ class Roads:
         return _cast(output, inner, outer)
 
 
-def find_norms(leaves: Sequence[Leaf]) -> dict[nn.Module, float]:
-    """The norms that multiply by their weight (neutral at 1) or by 1 + weight (neutral at 0).
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """A module that computes x_hat * (w + 1 - neutral) + b: with its weight at `neutral` it multiplies
+    by one. `broadcasts`: its parameters may be as large as its input."""
 
-    Seen on random vectors, not told from names: f(x; w, b) must be x_hat * (w + offset) + b.
-    """
+    neutral: float
+    broadcasts: bool
+
+
+def find_norms(leaves: Sequence[Leaf]) -> dict[nn.Module, Norm]:
+    """The norms among the leaves: seen on random vectors, not believed from names."""
     return {
-        leaf.module: neutral
+        leaf.module: norm
         for leaf in leaves
-        if leaf.only_own and leaf.only_vectors and (neutral := _neutral(leaf)) is not None
+        if leaf.only_own and leaf.only_vectors and (norm := _norm(leaf)) is not None
     }
 
 
 @torch.no_grad()
-def _neutral(leaf: Leaf) -> float | None:
-    module, sizes = leaf.module, {slot.parameter.numel() for slot in leaf.slots}
+def _norm(leaf: Leaf) -> Norm | None:
+    sizes = {slot.parameter.numel() for slot in leaf.slots}
     names = {slot.name for slot in leaf.slots}
-    if (
-        "norm" not in type(module).__name__.lower()
-        or len(sizes) > 1
-        or not names <= {"weight", "bias"}
-    ):
+    named = "norm" in type(leaf.module).__name__.lower()
+    if not named or len(sizes) > 1 or not names <= {"weight", "bias"}:
         return None
     device = leaf.slots[0].parameter.device
     x, w, b = (
@@ -238,20 +244,29 @@ def _neutral(leaf: Leaf) -> float | None:
         values = {"weight": weight, "bias": bias}
         for slot in leaf.slots:
             slot.owner._parameters[slot.name] = values[slot.name]  # type: ignore[assignment]
-        found = module(x)
+        found = leaf.module(x)
         assert isinstance(found, Tensor)
         return found
+
+    def holds(weight: Tensor, bias: Tensor) -> bool:
+        expected = x_hat * (weight + 1.0 - neutral if "weight" in names else 1.0)
+        expected = expected + (bias if "bias" in names else 0.0)
+        return torch.allclose(at(weight, bias), expected, rtol=1e-4, atol=1e-5)
 
     try:
         zero = torch.zeros_like(w[0])
         neutral = 0.0 if at(zero, zero).any() else 1.0
         x_hat = at(zero + neutral, zero)
-        whole = at(w[0], b[0] if "bias" in names else zero)
-        expected = x_hat * (w[0] + 1.0 - neutral if "weight" in names else 1.0)
-        expected = expected + (b[0] if "bias" in names else 0.0)
-        return neutral if torch.allclose(whole, expected, rtol=1e-4, atol=1e-5) else None
+        if not holds(w[0], b[0]):
+            return None
     except (TypeError, RuntimeError, ValueError):
         return None  # not a function of one tensor of vectors
+    finally:
+        leaf.put_back()
+    try:
+        return Norm(neutral, holds(w, b))
+    except RuntimeError:  # layer_norm takes vectors only
+        return Norm(neutral, False)
     finally:
         leaf.put_back()
 
@@ -263,22 +278,20 @@ def _product(x: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
     return (y + bias[0]).to(y.dtype)
 
 
-def _twins(leaf: Leaf, leaves: Sequence[Leaf]) -> list[int]:
+def _twins(leaf: Leaf, leaves: Sequence[Leaf], factors: Factors) -> list[int]:
     """The ids of the matrices that read the leaf's input; its own alone where roads differ."""
-    kinds = (nn.Linear.forward, Conv1D.forward)
+    own, kind = leaf.own("weight"), getattr(type(leaf.module), "forward", None)
+    if kind not in (nn.Linear.forward, Conv1D.forward) or own is None or own.param is None:
+        return []
     found = []
     for number in leaf.twins:
-        other = leaves[number]
-        slot = other.own("weight")
-        same = getattr(type(other.module), "forward", None) is getattr(
-            type(leaf.module), "forward", None
-        )
+        slot = leaves[number].own("weight")
+        same = getattr(type(leaves[number].module), "forward", None) is kind
         if slot is not None and slot.param is not None and slot.parameter.ndim == 2 and same:
             found.append(slot.param)
-    own = leaf.own("weight")
-    if getattr(type(leaf.module), "forward", None) not in kinds or own is None or own.param is None:
-        return []
-    return found
+    purpose = PURPOSE_U if kind is Conv1D.forward else PURPOSE_V
+    # Another kind of module may have read the input between them, or two of them share a matrix.
+    return found if factors.stand_together(found, purpose) else [own.param]
 
 
 def _run_of(x: Any, rows: Rows, i: int) -> Any:
