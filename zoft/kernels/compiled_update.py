@@ -39,14 +39,28 @@ def _add_terms(  # type: ignore[no-untyped-def]
         for i in range(count):
             g[i] = np.float32(total[i]) * unit
     else:
-        shift = _u32(31 - part)
-        for i in range(count):
-            g[i] = np.float32(0.0)
+        # Sum n_i minus 2 n_i where the sign bit is set: a test and a masked subtraction per term.
+        bit, whole = _u32(_u32(1) << _u32(part)), np.float32(0.0)
         for t in range(first, last):
-            coefficient = _bits(n[t])
+            whole += n[t]
+        for i in range(count):
+            g[i] = whole
+        t = first
+        while t + 4 <= last:  # four at a time: g is loaded and stored a quarter as often
+            two = np.float32(2.0)
+            a, b, c, d = two * n[t], two * n[t + 1], two * n[t + 2], two * n[t + 3]
             for i in range(count):
-                sign = (words[t, column + i] << shift) & _u32(0x80000000)
-                g[i] += _float(coefficient ^ sign)
+                at, x = column + i, g[i]
+                x = x - a if _u32(words[t, at] & bit) != _u32(0) else x
+                x = x - b if _u32(words[t + 1, at] & bit) != _u32(0) else x
+                x = x - c if _u32(words[t + 2, at] & bit) != _u32(0) else x
+                g[i] = x - d if _u32(words[t + 3, at] & bit) != _u32(0) else x
+            t += 4
+        while t < last:
+            a = np.float32(2.0) * n[t]
+            for i in range(count):
+                g[i] = g[i] - a if _u32(words[t, column + i] & bit) != _u32(0) else g[i]
+            t += 1
         for i in range(count):
             g[i] *= unit
 

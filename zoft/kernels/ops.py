@@ -19,8 +19,6 @@ from torch import Tensor
 from zoft.kernels.dispatch import kernels_for
 from zoft.kernels.terms import Rounding, Terms
 
-# ruff: noqa: UP007, UP045  # torch reads these annotations itself
-
 
 def _at(kernels: Any, name: str) -> Any:
     """The sweep that takes its address in memory, where the device has one."""

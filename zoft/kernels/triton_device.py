@@ -1,4 +1,5 @@
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+# ruff: noqa: RET505, SIM300  (Triton's branches of constants need their else)
 """What every Triton sweep is made of: Philox calls, signs, and 16-bit floats as integers.
 
 Layout 1 (see `compiled.py`) as vectors of 64 neighbours: lane b of a program makes call b of a tile,

@@ -1,4 +1,5 @@
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+# ruff: noqa: RUF005  (Triton's language has no unpacking)
 """What stands around a matrix product with rank-1 directions, in Triton: one launch each."""
 
 from __future__ import annotations

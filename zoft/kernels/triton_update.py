@@ -1,4 +1,5 @@
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+# ruff: noqa: RUF005  (Triton's language has no unpacking)
 """The update sweeps in Triton: one launch for a parameter, two if its directions are rank-1.
 
 A program owns some chunks of 64 neighbours and keeps their sums, and for a window their moments, in
@@ -35,8 +36,8 @@ from zoft.kernels.triton_signs import draw_factors
 
 SUM, STORED, WINDOW = 0, 1, 2
 _SUM, _STORED, _WINDOW = tl.constexpr(SUM), tl.constexpr(STORED), tl.constexpr(WINDOW)
-_PER_STEP = ["terms", "sums", "seed", "param", "decay", "beta1", "beta2", "rest1", "rest2", "lr", "correction",
-             "eps", "rounding_seed", "rounding_step"]  # fmt: skip
+_PER_STEP = ["terms", "sums", "seed", "param", "decay", "beta1", "beta2", "rest1", "rest2", "lr",
+             "correction", "eps", "rounding_seed", "rounding_step"]  # fmt: skip
 # Aligned pointers would be read several neighbours at a time, by other lanes than drew their signs.
 _WEIGHTS = ["weight", "exp_avg", "exp_avg_sq", "u", "v_factors", "n", "rows", "columns"]
 
@@ -186,7 +187,7 @@ def dense_kernel(weight, exp_avg, exp_avg_sq, plan, terms, sums, table, n: tl.in
                  correction: tl.float32, eps: tl.float32, rounding_seed: tl.int64,
                  rounding_step: tl.int64, MODE: tl.constexpr, GAUSSIAN: tl.constexpr,
                  PAIRS: tl.constexpr):  # fmt: skip
-    """PAIRS pairs of rows of 256 elements. `plan` as `_plan` lays it out: `terms` terms in `sums` sums."""
+    """PAIRS pairs of rows of 256 elements; `terms` terms in `sums` sums as `_plan` lays them out."""
     KIND: tl.constexpr = tl.float64 if GAUSSIAN else tl.float32
     TILE_PAIRS: tl.constexpr = (HALF_ROWS if GAUSSIAN else SIGN_ROWS) // 2
     lane, pair = tl.arange(0, LANES), tl.arange(0, PAIRS)[:, None]
@@ -288,18 +289,30 @@ def _update(
         if window[0].rank1 and weight.ndim == 2:
             rows, columns = weight.shape
             u, v = draw_factors(plan, terms, seed=seed, param=param, rows=rows, columns=columns)
-            batch, parts = 8 if mode == SUM and columns % 512 == 0 else 4, -(-columns // 512)
+            aligned, parts = columns % 512 == 0, -(-columns // 512)
+            batch = rows_of(mode, aligned)
             rank1_kernel[(-(-rows // batch) * parts,)](
                 weight, *moments, plan, terms, len(window), u, v, parts, rows, columns, *numbers,
-                mode, columns % 512 == 0, batch, **SWEEP,
+                mode, aligned, batch, **SWEEP,
             )  # fmt: skip
         else:
-            pairs = 1 if gaussian else 8 if mode == SUM else 4
+            pairs = pairs_of(mode, gaussian)
             table = table_on(weight.device) if gaussian else None
             dense_kernel[(-(-weight.numel() // (512 * pairs)),)](
                 weight, *moments, plan, terms, len(window), table, weight.numel(), seed, *numbers,
                 mode, gaussian, pairs, **SWEEP,
             )  # fmt: skip
+
+
+def pairs_of(mode: int, gaussian: bool) -> int:
+    """Pairs of rows to a program: what its registers hold. More would spread the calls further, but
+    leave too few programs at work to cover memory's latency."""
+    return 1 if gaussian else 8 if mode == SUM else 4
+
+
+def rows_of(mode: int, aligned: bool) -> int:
+    """Rows of a matrix to a program along rank-1 directions; divides 8, as `draw_factors` pads."""
+    return 8 if mode == SUM and aligned else 4
 
 
 # The last update's plan: one copy to the device serves all parameters of a step.
