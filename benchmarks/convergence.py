@@ -31,7 +31,7 @@ MEZO_RATES = (1e-7, 1e-6, 1e-5, 3e-5, 1e-4)
 MEZO = ("optimizer.name=mezo", "optimizer.structure=dense")
 GRID: dict[str, tuple[tuple[str, ...], tuple[float, ...]]] = {  # overrides, rates
     "per-example": (
-        ("optimizer.structure=rank1", "optimizer.scope=example"), (1e-4, 3e-4, 1e-3)
+        ("optimizer.structure=rank1", "optimizer.scope=example"), (1e-4, 2e-4, 4e-4)
     ),
     "dense": (("optimizer.structure=dense",), (1e-4, 2e-4, 4e-4)),
     "mezo-rademacher": ((*MEZO, "optimizer.distribution=rademacher"), MEZO_RATES),
@@ -93,8 +93,9 @@ def main() -> None:
     tests = {x: _test(x, recipe, a) for runs in chosen.values() for x in runs if x.finished(a.runs)}
     runs = [*grid, *(x for some in chosen.values() for x in some if x not in grid)]
     every = curves(runs, a.runs, a.every)
-    lines = [*table(runs, tests, a.runs), "", *reached(chosen, a.runs), "", *every]
-    report(f"SST-2, {a.rows} training rows", lines, to_file=a.append)
+    lines = [*table(runs, tests, a.runs), "", *reached(chosen, runs, a.runs), "", *every]
+    pinned = ", one thread a run" if a.jobs > 1 else ""
+    report(f"SST-2, {a.rows} training rows{pinned}", lines, to_file=a.append)
 
 
 def _source(sst2: str, split: str, comma: str = ", ") -> str:

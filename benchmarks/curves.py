@@ -76,13 +76,13 @@ def _score(event: dict[str, Any]) -> str:
     return f"{event['accuracy']:.3f} ({'not finite' if loss is None else f'{loss:.3f}'})"
 
 
-def reached(chosen: dict[str, list[Run]], where: Path) -> list[str]:
-    """Forwards until each method's validation score is MeZO's best of the same seed."""
-    mezo = [x for m, runs in chosen.items() if m.startswith("mezo") for x in runs]
+def reached(chosen: dict[str, list[Run]], runs: list[Run], where: Path) -> list[str]:
+    """Forwards until each method's validation score is MeZO's best of the same seed; 0: never."""
+    mezo = [x for x in runs if x.method.startswith("mezo")]
     if not mezo:
         return []
     lines = [
-        "Forward passes until validation scores MeZO's best (of its tuned runs with the same seed):",
+        "Forward passes until validation scores MeZO's best (of all its runs with the same seed):",
         "",
         "| method | lr | seed | score | MeZO's best | after | reached after | quotient |",
         "|---" * 8 + "|",
@@ -98,12 +98,11 @@ def reached(chosen: dict[str, list[Run]], where: Path) -> list[str]:
                 top = max(points, key=lambda e: (sign * e[key], -e["forwards"]))
                 curve = [e for e in run.curve(where) if e["loss"] is not None]
                 at = next((e for e in curve if sign * e[key] >= sign * top[key]), None)
-                if at:
-                    quotients.append(top["forwards"] / max(at["forwards"], 1))
+                quotients.append(top["forwards"] / max(at["forwards"], 1) if at else 0.0)
                 lines.append(
                     f"| {method} | {run.lr:g} | {run.seed} | {key} | {top[key]:.3f} | "
                     f"{top['forwards']} | {at['forwards'] if at else 'never'} | "
-                    f"{f'{quotients[-1]:.1f}' if at else ''} |"
+                    f"{quotients[-1]:.1f} |"
                 )
             if quotients:
                 middle = f"**{statistics.median(quotients):.1f}**"

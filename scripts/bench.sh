@@ -6,7 +6,7 @@
 #   bash scripts/bench.sh --quick              few repeats and steps: does it run, not what it measures
 #
 # Stopped, it goes on where it was: raw numbers lie in runs/bench, runs in runs/. Nothing else should
-# run meanwhile. What runs how long is said in benchmarks/RESULTS.md.
+# run meanwhile. Two hours on 2 cores, and convergence a night more.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -48,8 +48,8 @@ run step_time.py
 run widths.py
 run memory.py
 if [[ $sst2 ]]; then
-    run convergence.py --sst2 "$sst2" --jobs "$(nproc)"
+    run convergence.py --sst2 "$sst2" --jobs 2
 fi
 if [[ -f benchmarks/gpu.py ]] && "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
-    run gpu.py
+    "$python" benchmarks/gpu.py
 fi
