@@ -18,6 +18,11 @@ def gradient(grads: list[float], directions: list[Tensor]) -> Tensor:
     return total / len(grads)
 
 
+def outer(u: Tensor, v: Tensor) -> Tensor:
+    """z of a rank-1 direction, materialised: z_ij = u_i v_j."""
+    return u.double()[:, None] * v.double()[None, :]
+
+
 def mezo(theta: Tensor, gradients: list[Tensor], lr: float, weight_decay: float = 0.0) -> Tensor:
     """Zeroth-order SGD over a list of steps (arXiv 2305.17333, algorithm 1)."""
     theta = theta.double()
@@ -52,15 +57,21 @@ def radazo(
 
 
 def radazo_scalar(
-    theta: Tensor, gradients: list[Tensor], lr: float, betas: tuple[float, float]
+    theta: Tensor,
+    gradients: list[Tensor],
+    lr: float,
+    betas: tuple[float, float],
+    squares: list[float] | None = None,
 ) -> Tensor:
-    """One v for all weights: the mean of m**2 over them. `gradients` of signs have mean g**2 = s."""
+    """One v for all weights: the mean of m**2 over them. `gradients` of one direction of signs have
+    mean g**2 = c**2; of several, `squares` says what to expect of it, sum_k c_k**2 / K**2."""
     theta = theta.double()
     s = V = 0.0
     m = torch.zeros_like(theta)
     for t, g in enumerate(gradients, 1):
         m = betas[0] * m + (1 - betas[0]) * g
-        s = betas[0] ** 2 * s + (1 - betas[0]) ** 2 * float((g**2).mean())
+        g_square = float((g**2).mean()) if squares is None else squares[t - 1]
+        s = betas[0] ** 2 * s + (1 - betas[0]) ** 2 * g_square
         V = betas[1] * V + (1 - betas[1]) * s
         theta = theta - lr * m / math.sqrt(V / (1 - betas[1] ** t))
     return theta

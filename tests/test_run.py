@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -342,6 +343,38 @@ def test_every_variant_resumes_bit_for_bit(variant, tmp_path):
     train(str(recipe), changes, output_dir=str(parts), resume="auto")
     assert weights(parts / "final") == weights(whole / "final")
     assert (parts / "journal.jsonl").read_bytes() == (whole / "journal.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("structure", ["rank1", "dense"])
+def test_the_size_of_micro_batches_moves_no_weight(structure, tmp_path, monkeypatch):
+    """Given c, the update is the same to the byte; c itself agrees up to the forward's rounding."""
+    recipe, ends = small.write(tmp_path), {}
+    monkeypatch.setattr(
+        run, "finish", lambda trainer, folder: ends.update({folder.path.name: trainer.model})
+    )
+    changes = [f"optimizer.structure={structure}", "train.steps=6", "~eval", "~checkpoint"]
+    whole, first = tmp_path / "whole", {}
+    train(str(recipe), changes, output_dir=str(whole))
+    for size in (1, 3):
+        split, own = [*changes, f"train.micro_batch_size={size}"], tmp_path / f"own{size}"
+        train(str(recipe), split, output_dir=str(own))
+        first[size] = journals.read(own / "journal.jsonl")[1][0].measurement
+        shutil.copytree(whole, tmp_path / f"replayed{size}")
+        train(str(recipe), split, output_dir=str(tmp_path / f"replayed{size}"), resume="auto")
+        found, expected = (ends[name].state_dict() for name in (f"replayed{size}", "whole"))
+        assert all(torch.equal(found[name], value) for name, value in expected.items())
+    there = journals.read(whole / "journal.jsonl")[1][0].measurement
+    assert len(there.projected_grad) == (4 if structure == "rank1" else 1)
+    size_of_c = max(map(abs, there.projected_grad))
+    for size, found in first.items():
+        assert found.loss == pytest.approx(there.loss, rel=1e-6)
+        off = max(
+            abs(a - b) for a, b in zip(found.projected_grad, there.projected_grad, strict=True)
+        )
+        print(
+            f"{structure}, micro-batches of {size}: c differs by {off / size_of_c:.1e} of the largest"
+        )
+        assert off < 2e-3 * size_of_c
 
 
 def test_other_formats_train(tmp_path):

@@ -89,7 +89,7 @@ def test_losses_stand_by_example(view: View) -> None:
     batch = lm.collate(ROWS, lm.width(ROWS))
     with view.plain():
         found, hits = lm.losses(view, batch, None)
-        [single] = zip(*[lm.losses(view, lm.collate([row], 7), None)[0].sums for row in ROWS])
+        single = [lm.losses(view, lm.collate([row], 7), None)[0].sums[0] for row in ROWS]
     assert hits is None
     assert found.weights.tolist() == [3.0, 3.0, 2.0]
     assert found.sums.dtype == torch.float64

@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from zoft.kernels import reference as kernels
+from zoft.kernels.philox import PURPOSE_U, PURPOSE_V
 from zoft.models.tuned import parameter_ids
 from zoft.zo.directions import Direction
 from zoft.zo.estimators import Measurement, _float32
@@ -50,14 +52,22 @@ def measurements(steps, directions=1, seed=0):
     ]
 
 
-def gradients(tuned, found, gaussian=False):
+def materialised(tuned, step, k, rank1, gaussian=False):
+    """z as it is stored, the outer product of two factors for a rank-1 direction of a matrix."""
+    shape = tuned.data.shape
+    if not rank1 or len(shape) != 2:
+        return Direction(SEED, step, k, gaussian).values(tuned.data, tuned.param)
+    out = torch.empty(sum(shape), dtype=torch.int8)
+    table = [[tuned.param, PURPOSE_U, shape[0], 0], [tuned.param, PURPOSE_V, shape[1], shape[0]]]
+    kernels.signs(out, torch.tensor(table), seed=SEED, step=step, ks=torch.tensor([k]))
+    return reference.outer(*out.split(list(shape)))
+
+
+def gradients(tuned, found, gaussian=False, rank1=False):
     """The estimated gradient of every step for one parameter, dense, in float64."""
     result = []
     for m in found:
-        zs = [
-            Direction(SEED, m.step, k, gaussian).values(tuned.data, tuned.param)
-            for k in range(len(m.projected_grad))
-        ]
+        zs = [materialised(tuned, m.step, k, rank1, gaussian) for k in range(len(m.projected_grad))]
         result.append(reference.gradient(list(m.projected_grad), zs))
     return result
 
@@ -126,11 +136,93 @@ def test_scalar_equals_its_twin():
     assert_moves_alike(run(optimizer, found), expected, start)
 
 
-def test_a_window_as_long_as_the_run_is_full_bit_for_bit():
-    found = measurements(20, directions=2)
-    full = run(RAdaZO(weights(), rule("full"), seed=SEED, gaussian=False), found)
-    window = run(RAdaZO(weights(), rule("window", window=20), seed=SEED, gaussian=False), found)
-    short = run(RAdaZO(weights(), rule("window", window=19), seed=SEED, gaussian=False), found)
+# A step of one direction, of 3, and of 3 directions for each of 4 examples.
+RANK1_COUNTS = [1, 3, 12]
+
+
+@pytest.mark.parametrize("directions", RANK1_COUNTS)
+def test_mezo_of_rank_one_equals_its_twin(directions):
+    found = measurements(6, directions)
+    optimizer = MeZO(
+        weights(decaying={"a"}), seed=SEED, gaussian=False, weight_decay=0.1, rank1=True
+    )
+    expected = [
+        reference.mezo(w.data, gradients(w, found, rank1=True), 1e-3, 0.1 if w.decays else 0.0)
+        for w in optimizer.weights
+    ]
+    before = [w.data.clone() for w in optimizer.weights]
+    results = run(optimizer, found, 1e-3)
+    for ours, theirs, start in zip(results, expected, before, strict=True):
+        moved = (theirs - start).abs().max()
+        torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=float(moved) * 3e-4)
+
+
+@pytest.mark.parametrize("moments", ["full", "window"])
+@pytest.mark.parametrize("correction", ["v", "none", "adam"])
+@pytest.mark.parametrize("directions", RANK1_COUNTS)
+def test_radazo_of_rank_one_equals_its_twin(moments, correction, directions):
+    found = measurements(12, directions)
+    window = 5 if moments == "window" else None
+    settings_ = rule(moments, window=window or 1, bias_correction=correction)
+    optimizer = RAdaZO(weights(), settings_, seed=SEED, gaussian=False, rank1=True)
+    expected = [
+        reference.radazo(
+            w.data, gradients(w, found, rank1=True), 1e-2, (0.9, 0.99), correction=correction,
+            window=window,
+        )
+        for w in optimizer.weights
+    ]  # fmt: skip
+    start = [w.data.clone() for w in optimizer.weights]
+    assert_moves_alike(run(optimizer, found), expected, start)
+
+
+@pytest.mark.parametrize("folded", [False, True])
+@pytest.mark.parametrize("directions", RANK1_COUNTS)
+def test_scalar_of_rank_one_equals_its_twin(folded, directions):
+    found = measurements(30, directions)
+    settings_ = rule("scalar", window=150, fold_momentum=folded)
+    optimizer = RAdaZO(weights(), settings_, seed=SEED, gaussian=False, rank1=True)
+    squares = [sum(c * c for c in m.projected_grad) / directions**2 for m in found]
+    lr, betas = (1e-2 * math.sqrt(1.9 / 0.1), (0.0, 0.99)) if folded else (1e-2, (0.9, 0.99))
+    expected = [
+        reference.radazo_scalar(w.data, gradients(w, found, rank1=True), lr, betas, squares)
+        for w in optimizer.weights
+    ]
+    start = [w.data.clone() for w in optimizer.weights]
+    assert_moves_alike(run(optimizer, found), expected, start)
+
+
+def test_what_a_rank_one_sum_squares_to_follows_from_the_scalars():
+    """mean(g**2) over a matrix is sum c_k**2 / K**2 up to O(1 / sqrt(d)), as scalar moments assume."""
+    [w] = tuned_weights(
+        {"w": nn.Parameter(torch.zeros(300, 500), requires_grad=False)}, {"w": 1}, set()
+    )
+    [found] = measurements(1, directions=64)
+    [g] = gradients(w, [found], rank1=True)
+    expected = sum(c * c for c in found.projected_grad) / 64**2
+    assert float((g**2).mean()) == pytest.approx(expected, rel=0.02)
+
+
+def test_a_rank_one_update_is_no_dense_one():
+    found = measurements(1)
+    dense, rank1 = (
+        run(MeZO(weights(), seed=SEED, gaussian=False, weight_decay=0.0, rank1=is_rank1), found)
+        for is_rank1 in (False, True)
+    )
+    moved = [(after - w.data).double() for after, w in zip(rank1, weights(), strict=True)]
+    assert torch.linalg.matrix_rank(moved[0], rtol=1e-3) == 1
+    assert not torch.equal(dense[0], rank1[0])
+    assert all(
+        itertools.starmap(torch.equal, zip(dense[1:], rank1[1:], strict=True))
+    )  # no matrices
+
+
+@pytest.mark.parametrize("rank1", [False, True])
+def test_a_window_as_long_as_the_run_is_full_bit_for_bit(rank1):
+    found, z = measurements(20, directions=2), {"seed": SEED, "gaussian": False, "rank1": rank1}
+    full = run(RAdaZO(weights(), rule("full"), **z), found)
+    window = run(RAdaZO(weights(), rule("window", window=20), **z), found)
+    short = run(RAdaZO(weights(), rule("window", window=19), **z), found)
     assert all(itertools.starmap(torch.equal, zip(full, window, strict=True)))
     assert not torch.equal(full[0], short[0])
 
@@ -198,13 +290,14 @@ def test_a_quadratic_falls(moments):
 
 @pytest.mark.parametrize("moments", ["mezo", "full", "window", "scalar", "folded"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_saved_state_goes_on_bit_for_bit(moments, dtype):
+@pytest.mark.parametrize("rank1", [False, True])
+def test_a_saved_state_goes_on_bit_for_bit(moments, dtype, rank1):
     def make():
         if moments == "mezo":
-            return MeZO(weights(dtype), seed=SEED, gaussian=False, weight_decay=0.1)
+            return MeZO(weights(dtype), seed=SEED, gaussian=False, weight_decay=0.1, rank1=rank1)
         kind = "scalar" if moments == "folded" else moments
         made = rule(kind, fold_momentum=moments == "folded", window=4)
-        return RAdaZO(weights(dtype), made, seed=SEED, gaussian=False)
+        return RAdaZO(weights(dtype), made, seed=SEED, gaussian=False, rank1=rank1)
 
     found = measurements(9, directions=2)
     whole, first, second = make(), make(), make()

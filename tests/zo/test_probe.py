@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import tiny
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from twins import moved, view_of
 
 from zoft.errors import RecipeError
 from zoft.models.adapters import attach_lora
-from zoft.models.tuned import parameter_ids, tuned_parameters
 from zoft.recipe.schema import TuneSection
 from zoft.zo.directions import Direction
-from zoft.zo.probe import View
+from zoft.zo.rows import make_rows
 
 MODELS = {
     "opt": tiny.opt,
@@ -27,30 +29,15 @@ INPUT = torch.arange(24).view(3, 8) * 7 % tiny.VOCABULARY
 POSITIONS = torch.tensor([3, 7, 12, 23])
 
 
-def view_of(model, tune=None, compute=torch.float32):
-    tuned = tuned_parameters(model, tune or TuneSection())
-    return View(model, tuned, parameter_ids(tuned), compute, INPUT[:1]), tuned
-
-
-def moved(model, tune, direction, scale):
-    """A copy of the model whose weights are W + scale * z."""
-    twin = copy.deepcopy(model)
-    tuned = tuned_parameters(twin, tune)
-    ids = parameter_ids(tuned)
-    for name, parameter in tuned.items():
-        parameter.data += scale * direction.values(parameter.data, ids[name])
-    return twin
-
-
 def bytes_of(model):
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize("gaussian", [False, True])
+@pytest.mark.parametrize("kind", ["signs", "gaussian", "rank1"])
 @pytest.mark.parametrize("name", MODELS)
-def test_a_probe_equals_the_moved_model_on_every_layer(name, gaussian):
+def test_a_probe_equals_the_moved_model_on_every_layer(name, kind):
     model = MODELS[name]()
-    direction = Direction(5, 3, 1, gaussian)
+    direction = Direction(5, 3, 1, kind == "gaussian", kind == "rank1")
     twin = moved(model, TuneSection(), direction, 1e-2)
     view, tuned = view_of(model)
     slots = {slot.parameter for leaf in view.leaves for slot in leaf.slots}
@@ -99,16 +86,20 @@ def test_lora_is_probed_alone(name):
 def test_few_rows_of_the_head_equal_the_whole_head(name):
     view, _ = view_of(MODELS[name]())
     vocab = torch.tensor([3, 200, 11])
-    for direction, scale in ((None, 0.0), (Z, 1e-2), (Z, -1e-2)):
-        with view.probe(direction, scale):
+    rank1 = replace(Z, rank1=True)
+    for direction, *scales in (
+        (None, 0.0), (Z, 1e-2), (Z, -1e-2), (Z, 1e-2, -1e-2), (rank1, 1e-2), (rank1, 1e-2, -1e-2),
+    ):  # fmt: skip
+        with view.probe(direction, *scales):
             whole = view.logits(INPUT, POSITIONS)
             few = view.logits(INPUT, POSITIONS, vocab)
         torch.testing.assert_close(few, whole[:, vocab], atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("rank1", [False, True])
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("compute", [torch.bfloat16, torch.float16])
-def test_low_precision_passes_deliver_the_perturbation(name, compute):
+def test_low_precision_passes_deliver_the_perturbation(name, compute, rank1):
     model = MODELS[name]()
     view, _ = view_of(model, compute=compute)
     before = bytes_of(model)
@@ -116,7 +107,7 @@ def test_low_precision_passes_deliver_the_perturbation(name, compute):
     def change(probe_view, scale=0.05):
         passes = []
         for s in (scale, -scale):
-            with probe_view.probe(Z, s):
+            with probe_view.probe(replace(Z, rank1=rank1), s):
                 passes.append(probe_view.logits(INPUT, POSITIONS).float())
         return passes[0] - passes[1]
 
@@ -130,8 +121,9 @@ def test_low_precision_passes_deliver_the_perturbation(name, compute):
 
 
 @pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("rank1", [False, True])
 @pytest.mark.parametrize("name", MODELS)
-def test_the_whole_stream_is_in_the_compute_type(name, masked):
+def test_the_whole_stream_is_in_the_compute_type(name, rank1, masked):
     model = MODELS[name]()
     view, _ = view_of(model, compute=torch.bfloat16)
     seen = {}
@@ -145,8 +137,9 @@ def test_the_whole_stream_is_in_the_compute_type(name, masked):
         for m in model.modules()
         if (isinstance(m, kinds) or "Norm" in type(m).__name__ or "Conv1D" in type(m).__name__)
     ]
-    with view.probe(Z, 1e-2):
-        view.logits(INPUT, POSITIONS, None, torch.ones_like(INPUT) if masked else None)
+    mask = torch.ones_like(INPUT) if masked else None
+    with view.probe(replace(Z, rank1=rank1), 1e-2, -1e-2, examples=3 if rank1 else None):
+        view.logits(INPUT, POSITIONS, None, mask)
     for handle in handles:
         handle.remove()
     assert len(seen) >= 2
@@ -156,41 +149,70 @@ def test_the_whole_stream_is_in_the_compute_type(name, masked):
 def test_norms_are_perturbed_in_float32():
     model = tiny.llama()
     tune = TuneSection(include=["*norm*"])
-    tuned = tuned_parameters(model, tune)
-    view = View(model, tuned, parameter_ids(tuned), torch.bfloat16, INPUT[:1])
+    view, _ = view_of(model, tune, torch.bfloat16)
     norm = model.model.norm
     hidden = torch.ones(1, 1, norm.weight.numel(), dtype=torch.bfloat16)
     with view.probe(Z, 1e-3):  # bfloat16 would round 1.001 back to 1
         leaf = next(x for x in view.leaves if x.module is norm)
-        seen = view._value(leaf.slots[0], torch.float32).clone()
+        with view.values.narrowed(make_rows(1, (0,), (1e-3,), hidden.device)):
+            seen = view.values.whole(leaf.slots[0], torch.float32).clone()
         assert norm(hidden).dtype == torch.bfloat16
     assert torch.equal((seen - 1).sign(), Z.values(norm.weight, leaf.slots[0].param).sign())
 
 
+class Interrupts(TorchDispatchMode):
+    """Raises at the `at`-th operator, as Ctrl-C may."""
+
+    def __init__(self, at, error):
+        super().__init__()
+        self.at, self.error, self.seen = at, error, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        del types
+        self.seen += 1
+        if self.seen == self.at:
+            raise self.error
+        return func(*args, **(kwargs or {}))
+
+
+PASSES = {
+    "dense": (Z, (1e-2,), None),
+    "dense paired": (Z, (1e-2, -1e-2), None),
+    "rank1 paired": (replace(Z, rank1=True), (1e-2, -1e-2), None),
+    "examples": (replace(Z, rank1=True), (1e-2, -1e-2), 3),
+}
+
+
+@pytest.mark.parametrize("kind", PASSES)
+@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
 @pytest.mark.parametrize("name", MODELS)
-def test_whatever_is_raised_inside_everything_is_put_back(name, error):
+def test_whatever_is_raised_inside_everything_is_put_back(name, error, compute, kind):
     model = MODELS[name]()
-    view, _ = view_of(model, compute=torch.bfloat16)
+    view, _ = view_of(model, compute=compute)
+    direction, scales, examples = PASSES[kind]
     before = bytes_of(model)
-    modules = {key: dict(m.__dict__) for key, m in model.named_modules()}
-    layers = [
-        m for m in model.modules() if isinstance(m, nn.LayerNorm) or "Norm" in type(m).__name__
-    ]
+    modules = {key: (dict(m.__dict__), dict(m._parameters)) for key, m in model.named_modules()}
 
-    def interrupt(*_):
-        raise error
+    def losses():
+        with view.probe(direction, *scales, examples=examples):
+            return view.token_losses(INPUT, POSITIONS, POSITIONS)
 
-    handle = layers[-1].register_forward_hook(interrupt)  # deep inside, scratch is in place
-    with pytest.raises(error), view.probe(Z, 1e-2):
-        view.logits(INPUT, POSITIONS)
-    handle.remove()
-    assert all(torch.equal(p, before[key]) for key, p in model.named_parameters())
-    for key, module in model.named_modules():
-        assert set(module.__dict__) == set(modules[key])
-        assert "forward" not in module.__dict__
-    with view.probe(Z, 1e-2):  # and it can be used again
-        assert view.logits(INPUT, POSITIONS).isfinite().all()
+    expected = [losses() for _ in range(3)][-1]  # the first passes also draw and allocate
+    with Interrupts(0, error) as whole:
+        losses()
+    for at in range(5, whole.seen, whole.seen // 9):  # norms, products, the head: anywhere
+        with Interrupts(at, error), pytest.raises(error):
+            losses()
+        assert all(torch.equal(p, before[key]) for key, p in model.named_parameters())
+        for key, module in model.named_modules():
+            there, parameters = modules[key]
+            assert set(module.__dict__) == set(there)
+            assert "forward" not in module.__dict__
+            assert set(module._parameters) == set(parameters)
+            assert all(module._parameters[name] is p for name, p in parameters.items())
+        assert view.values.scratch.mark() == 0
+    assert torch.equal(losses(), expected)  # and it can be used again
 
 
 def test_a_probe_outside_or_inside_another_is_refused():
@@ -240,8 +262,8 @@ def test_nothing_is_allocated_after_the_first_pass():
     for _ in range(2):
         with view.probe(Z, 1e-2):
             view.logits(INPUT, POSITIONS)
-    arena = view._scratch._arena
+    arena = view.values.scratch._arena
     assert arena.numel() > 0
     with view.probe(Z, -1e-2):
         view.logits(INPUT, POSITIONS)
-    assert view._scratch._arena is arena
+    assert view.values.scratch._arena is arena

@@ -59,7 +59,7 @@ def losses(view: View, batch: Batch, mask: Tensor | None) -> tuple[Losses, Tenso
         copies = len(logs) // len(batch.targets)
         # Row by row, not by index_add_: atomics add in any order on a GPU.
         counts = batch.counts.repeat(copies)
-        scores = torch.segment_reduce(logs, "mean", lengths=counts).view(
+        scores = torch.segment_reduce(logs, "mean", lengths=counts, unsafe=True).view(
             copies * batch.examples, -1
         )
     labels = batch.labels.repeat(len(scores) // batch.examples)

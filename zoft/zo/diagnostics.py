@@ -12,6 +12,7 @@ from zoft.zo.estimators import Estimator, Loss
 from zoft.zo.probe import View
 from zoft.zo.rows import MixedRows
 
+LOUD = 10  # perturbations at which a wrong row's loss stands out of a low precision's rounding
 SAMPLE = 1 << 16  # elements of a parameter that are looked at
 
 
@@ -63,7 +64,7 @@ def pairs_agree(estimator: Estimator, losses: Loss) -> bool:
 
     A module that mixes the rows of a batch (experts with a capacity, say) makes the difference.
     """
-    z, epsilon = estimator.direction(0, 0), estimator.perturbation
+    z, epsilon = estimator.direction(0, 0), LOUD * estimator.perturbation
     try:
         together = estimator.example_losses(z, (epsilon, -epsilon), losses)
     except MixedRows:
@@ -79,7 +80,7 @@ def pairs_agree(estimator: Estimator, losses: Loss) -> bool:
 def examples_agree(estimator: Estimator, first: Loss, alone: Loss) -> bool:
     """Whether the first example loses, in a pass with others that have directions of their own
     (`first` runs some examples, its own first), what it loses alone. Raises MixedRows."""
-    z, scales = estimator.direction(0, 0), (estimator.perturbation,)
+    z, scales = estimator.direction(0, 0), (LOUD * estimator.perturbation,)
     together = estimator.example_losses(z, scales, first)
     return _close(together[:1], estimator.example_losses(z, scales, alone), estimator)
 

@@ -18,7 +18,7 @@ from zoft.kernels import reference
 from zoft.kernels.dispatch import kernels_for
 from zoft.kernels.philox import PURPOSE_U, PURPOSE_V
 from zoft.zo.leaves import Slot
-from zoft.zo.rows import PRODUCT
+from zoft.zo.rows import PRODUCT, Rows
 from zoft.zo.scratch import Scratch
 from zoft.zo.values import Values
 
@@ -31,6 +31,7 @@ class Rank1Products:
         self._scratch = Scratch(device)
         self._input: Tensor | None = None
         self._key: tuple[tuple[int, ...], int] = ((), 0)
+        self._rows: Rows | None = None
         self._s: Tensor | None = None
         self._padded: Tensor | None = None
 
@@ -99,10 +100,11 @@ class Rank1Products:
     def _project(self, source: Tensor, x: Tensor, twins: Sequence[int], transposed: bool) -> None:
         """scale * (x v) of all twins at once, and the padded copy of x that low precision needs."""
         key = (tuple(twins), source._version)
-        if self._input is source and self._key == key:
+        values = self.values
+        # A module that runs for each run may be handed one and the same input for all of them.
+        if self._input is source and self._key == key and self._rows is values.rows:
             return
         self._scratch.release(0)
-        values = self.values
         self._s = self._scratch.take((len(twins), x.shape[0]), torch.float32)
         low = x.dtype != torch.float32
         shape = (x.shape[0], x.shape[1] + PRODUCT)
@@ -116,4 +118,4 @@ class Rank1Products:
             values.rows.scales_tensor,
             self._padded,
         )
-        self._input, self._key = source, key
+        self._input, self._key, self._rows = source, key, values.rows
