@@ -25,10 +25,10 @@ def test_every_sweep_has_the_bits_of_the_reference():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_a_cpu_never_loads_triton():
+def test_a_cpu_never_loads_these_kernels():
     code = (
-        "import sys, torch; from zoft.kernels.dispatch import kernels_for;"
-        "kernels_for(torch.device('cpu')); import zoft.run; print('triton' in sys.modules)"
+        "import sys, torch, zoft.run; from zoft.kernels.dispatch import kernels_for;"
+        "kernels_for(torch.device('cpu')); print([x for x in sys.modules if 'kernels.triton' in x])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+    assert done.stdout.strip() == "[]"

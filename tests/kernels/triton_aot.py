@@ -236,7 +236,8 @@ def variants() -> dict[str, int]:
         # What a launch on a GPU would look up in its cache, without the launch.
         bind = create_function_from_signature(kernel.signature, kernel.params, backend)
 
-        def run(*arguments: Any, grid: object, warmup: bool, **options: Any) -> None:
+        def run(*arguments: Any, **options: Any) -> None:
+            del options["grid"], options["warmup"]
             _, specialized, _ = bind(*arguments, **options)
             seen.setdefault(kernel.__name__, set()).add(f"{specialized} {options}")
 

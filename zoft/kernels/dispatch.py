@@ -1,8 +1,9 @@
-"""Which kernels serve a tensor: numba on a CPU, the literal torch sweeps elsewhere."""
+"""Which kernels serve a tensor, by its device."""
 
 from __future__ import annotations
 
 from functools import cache
+from importlib.util import find_spec
 from typing import Protocol
 
 import torch
@@ -67,16 +68,21 @@ class Kernels(Protocol):
 
 
 def kernels_for(device: torch.device) -> Kernels:
+    """numba on a CPU, Triton on a GPU that has it, else the literal torch kernels."""
     return _kernels(device.type)
 
 
 @cache
 def _kernels(device: str) -> Kernels:
-    """The kernels of a kind of device. Imported here: loading numba costs a second."""
+    # Imported here: numba takes a second to load, and Triton is not for CPUs.
     if device == "cpu":
         from zoft.kernels import cpu
 
         return cpu
+    if device == "cuda" and find_spec("triton"):
+        from zoft.kernels import triton
+
+        return triton
     from zoft.kernels import reference
 
     return reference

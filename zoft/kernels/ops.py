@@ -25,7 +25,7 @@ def _at(kernels: Any, name: str) -> Any:
     return getattr(kernels, f"{name}_at", None)
 
 
-def _key(address: Tensor) -> dict[str, int]:
+def _key(address: Tensor) -> dict[str, Any]:
     return dict(zip(("seed", "step", "k"), address.tolist(), strict=False))
 
 
@@ -35,7 +35,8 @@ def perturb(
     offset: int = 0,
 ) -> None:  # fmt: skip
     """out = weight + scale * z, rounded once to out's dtype."""
-    kernels, kind = kernels_for(weight.device), {"param": param, "gaussian": gaussian}
+    kernels = kernels_for(weight.device)
+    kind: dict[str, Any] = {"param": param, "gaussian": gaussian}
     if at := _at(kernels, "perturb"):
         at(out, weight, address, scale, offset=offset, **kind)
     else:
@@ -48,7 +49,8 @@ def perturb_pair(
     gaussian: bool, offset: int = 0,
 ) -> None:  # fmt: skip
     """plus = weight + scale * z and minus = weight - scale * z."""
-    kernels, kind = kernels_for(weight.device), {"param": param, "gaussian": gaussian}
+    kernels = kernels_for(weight.device)
+    kind: dict[str, Any] = {"param": param, "gaussian": gaussian}
     if at := _at(kernels, "perturb_pair"):
         at(plus, minus, weight, address, scale, offset=offset, **kind)
     else:
@@ -62,7 +64,8 @@ def perturb_rows(
     gaussian: bool,
 ) -> None:  # fmt: skip
     """out[i] = weight[rows[i]] + scale * z; weight (R, C), rows (n,) int64, out (n, C)."""
-    kernels, kind = kernels_for(weight.device), {"param": param, "gaussian": gaussian}
+    kernels = kernels_for(weight.device)
+    kind: dict[str, Any] = {"param": param, "gaussian": gaussian}
     if at := _at(kernels, "perturb_rows"):
         at(out, weight, rows, address, scale, **kind)
     else:
@@ -78,8 +81,7 @@ def perturb_each(
     if at := _at(kernels, "perturb_each"):
         at(out, weight, address, ks, scales, param=param)
     else:
-        key: dict[str, Any] = _key(address[:2])
-        kernels.perturb_each(out, weight, **key, param=param, ks=ks, scales=scales)
+        kernels.perturb_each(out, weight, **_key(address[:2]), param=param, ks=ks, scales=scales)
 
 
 @torch.library.custom_op("zoft::project", mutates_args=("s", "padded"))

@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 # ruff: noqa: RET505, SIM300  (Triton's branches of constants need their else)
 """What every Triton sweep is made of: Philox calls, signs, and 16-bit floats as integers.
 

@@ -1,4 +1,5 @@
-# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
+# mypy: disable-error-code=assignment
 # ruff: noqa: RUF005  (Triton's language has no unpacking)
 """The update sweeps in Triton: one launch for a parameter, two if its directions are rank-1.
 
