@@ -16,7 +16,7 @@ def recipe(**sections: Any) -> Recipe:
 @pytest.mark.parametrize(
     ("method", "name", "lr", "moments", "window", "perturbation"),
     [
-        ("full", "r-adazo", 3e-4, "scalar", 22, "auto"),
+        ("full", "r-adazo", 2e-4, "scalar", 22, "auto"),
         ("full", "mezo", 1e-6, "scalar", 22, "auto"),
         ("lora", "r-adazo", 5e-5, "full", 22, 1e-2),
         ("lora", "mezo", 1e-4, "full", 22, 1e-2),

@@ -19,7 +19,7 @@ LEARNING_RATES = {
     ("full", "r-adazo"): 1e-4,
     ("full", "mezo"): 1e-6,
 }
-EXAMPLE_LEARNING_RATE = 3e-4
+EXAMPLE_LEARNING_RATE = 2e-4
 LORA_PERTURBATION = 1e-2
 
 

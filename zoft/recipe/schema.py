@@ -192,7 +192,7 @@ class OptimizerSection(Section):
         "auto",
         description="Learning rate. r-adazo: about how far (RMS) a weight moves in a step; with folded "
         "momentum 4.4 times as far, for steps across each other instead of along a mean. auto: "
-        "r-adazo 3e-4 with scope example, else 1e-4 (LoRA 5e-5); mezo 1e-6 (LoRA 1e-4).",
+        "r-adazo 2e-4 with scope example, else 1e-4 (LoRA 5e-5); mezo 1e-6 (LoRA 1e-4).",
     )
     betas: Annotated[tuple[Decay, Decay], Field(strict=False)] = Field(
         (0.9, 0.99), description="r-adazo: decay of the first and the second moment."
