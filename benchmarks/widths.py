@@ -19,6 +19,7 @@ from machine import Log, arguments, ratios, report, spread
 from peers import inference
 from subject import DENSE, RANK1, Step, journal, random_batch, toy
 
+from zoft.memory import keep_freed_memory
 from zoft.objectives.objective import objective_for
 
 WIDTHS, DIRECTIONS, BATCHES = (256, 512, 1024, 2048), (1, 2, 4, 8, 16), (1, 4, 16, 64)
@@ -33,6 +34,7 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--widths", type=int, nargs="+", default=list(WIDTHS))
     a = parser.parse_args()
+    keep_freed_memory()  # as zoft does; it serves every contestant
     log = Log("widths")
     for dtype in a.dtypes:
         for width, directions, batch in _grid(a.widths):
