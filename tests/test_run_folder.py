@@ -108,7 +108,7 @@ def test_each_key_that_differs_is_named_on_a_line_of_its_own() -> None:
         "model.revision: the run was started with None, the recipe says 'v2'",
         "tune.method: the run was started with 'full', the recipe says 'lora'",
         "tune.target_modules: the run was started with 'auto', the recipe says ['q_proj']",
-        "optimizer.lr: the run was started with 0.0003, the recipe says 0.5",
+        "optimizer.lr: the run was started with 0.0002, the recipe says 0.5",
         "optimizer.structure: the run was started with 'rank1', the recipe says 'dense'",
         "optimizer.scope: the run was started with 'example', the recipe says 'batch'",
     ]

@@ -12,6 +12,7 @@ from torch import nn
 from zoft.models.tuned import parameter_ids, tuned_parameters
 from zoft.recipe.schema import TuneSection
 from zoft.zo.diagnostics import (
+    LOUD,
     examples_agree,
     measure_delivery,
     measure_noise,
@@ -207,7 +208,7 @@ def test_a_model_that_mixes_rows_is_seen(wrapper, kind, compute):
         model.model.layers[0].mlp = wrapper(model.model.layers[0].mlp)
     tuned = tuned_parameters(model, TuneSection())
     view = View(model, tuned, parameter_ids(tuned), compute, INPUT[:1])
-    estimator = Estimator(view, seed=3, gaussian=False, perturbation=0.05, **kind)
+    estimator = Estimator(view, seed=3, gaussian=False, perturbation=0.05 / LOUD, **kind)
 
     def losses(rows, width):
         """What `rows` rows of `width` tokens lose."""
