@@ -18,6 +18,7 @@ from zoft.kernels.compiled import (
 from zoft.kernels.philox import PURPOSE_DENSE, PURPOSE_ROUNDING
 
 _u32, _u64 = np.uint32, np.uint64
+CHUNK = 4 * ROW  # columns of two rows at a time: sums that stay in the nearest cache
 _jit = njit(nogil=True, cache=True, error_model="numpy")
 # Contraction and order are free in sums of integers: they are exact.
 _jit_exact = njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract"})
@@ -122,7 +123,7 @@ def add_outer_rows(weight, columns, u, v, unit, decay, begin, end):  # type: ign
     E - D: half the products, exact as every sum of them.
     """
     count_terms = u.shape[1]
-    equal, differ = np.empty(2 * ROW, np.float32), np.empty(2 * ROW, np.float32)
+    equal, differ = np.empty(CHUNK, np.float32), np.empty(CHUNK, np.float32)
     a, b = np.empty(count_terms, np.float32), np.empty(count_terms, np.float32)
     ta, tb = np.empty(count_terms, np.uint64), np.empty(count_terms, np.uint64)
     for r in range(begin, end, 2):
@@ -135,8 +136,8 @@ def add_outer_rows(weight, columns, u, v, unit, decay, begin, end):  # type: ign
             else:
                 b[nb], tb[nb] = u[r, t], t
                 nb += 1
-        for c in range(0, columns, 2 * ROW):
-            count = _u64(min(2 * ROW, columns - c))
+        for c in range(0, columns, CHUNK):
+            count = _u64(min(CHUNK, columns - c))
             _class_sum(equal, a, ta, na, v, _u64(c), count)
             _class_sum(differ, b, tb, nb, v, _u64(c), count)
             at = _u64(r * columns + c)
