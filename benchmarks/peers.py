@@ -200,7 +200,7 @@ def lean_loss(model: nn.Module, batch: Batch) -> Tensor:
     """The mean loss of `choice` with options of one token, or of `lm`; with gradients if asked."""
     logits = lean_logits(model, batch)
     if batch.labels is not None and batch.vocab is None:
-        raise NotImplementedError("choice with label words of several tokens")
+        raise ValueError("label words of several tokens: this peer scores words of one token")
     targets = batch.targets if batch.labels is None else batch.labels
     return nn.functional.cross_entropy(logits, targets)
 

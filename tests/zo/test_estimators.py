@@ -8,6 +8,7 @@ import pytest
 import tiny
 import torch
 from torch import nn
+from twins import TimeFirst
 
 from zoft.models.tuned import parameter_ids, tuned_parameters
 from zoft.recipe.schema import TuneSection
@@ -179,17 +180,6 @@ class BatchMean(nn.Module):
 
     def forward(self, x):
         return self.inner(x) + x.mean(0, keepdim=True)
-
-
-class TimeFirst(nn.Module):
-    """Hands on (T, R, C): where T is a multiple of R, nothing tells that rows are no rows."""
-
-    def __init__(self, inner):
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x):
-        return self.inner(x.transpose(0, 1)).transpose(0, 1)
 
 
 F32, BF16 = torch.float32, torch.bfloat16

@@ -18,7 +18,7 @@ from transformers import (
 )
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
-from twins import moved, row_by_row, view_of
+from twins import TimeFirst, moved, row_by_row, view_of
 
 from zoft.models.adapters import attach_lora
 from zoft.recipe.schema import TuneSection
@@ -305,17 +305,6 @@ def test_a_module_that_reads_parameters_in_its_own_way(count):
     model = shaken(tiny.llama())
     model.model.layers[0].mlp = Owner(model.model.layers[0].mlp, 48).requires_grad_(False)
     assert_as_row_by_row(model, scales=(EPSILON, -EPSILON), count=count)
-
-
-class TimeFirst(nn.Module):
-    """Hands on (T, R, C): the rows do not lead any more."""
-
-    def __init__(self, inner):
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x):
-        return self.inner(x.transpose(0, 1)).transpose(0, 1)
 
 
 @pytest.mark.parametrize("scope", [(1, None), (2, None), (1, ROWS), (2, ROWS)])
