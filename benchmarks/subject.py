@@ -29,7 +29,7 @@ from zoft.recipe.load import load_recipe
 from zoft.recipe.schema import Recipe, TuneSection
 from zoft.zo.estimators import Estimator
 from zoft.zo.optimizers.radazo import RAdaZO, Rule
-from zoft.zo.optimizers.sweep import tuned_weights
+from zoft.zo.optimizers.sweep import Resident, tuned_weights
 from zoft.zo.probe import View
 
 RATE = 1e-9  # nothing is learnt here, and nothing may go astray
@@ -91,7 +91,7 @@ class Step:
             fold_momentum=True,
             weight_decay=0.0,
         )
-        weights = tuned_weights(tuned, ids, set())
+        weights = Resident(tuned_weights(tuned, ids, set()))
         self.optimizer = RAdaZO(weights, rule, seed=0, gaussian=False, rank1=probes.rank1)
         self.probes, self.journal = probes, journal
         self.number, self.update_seconds = 0, 0.0

@@ -42,7 +42,7 @@ from zoft.trainer import Trainer
 from zoft.zo.estimators import Estimator
 from zoft.zo.optimizers.mezo import MeZO
 from zoft.zo.optimizers.radazo import RAdaZO, Rule
-from zoft.zo.optimizers.sweep import Tuned, tuned_weights
+from zoft.zo.optimizers.sweep import Resident, Weights, tuned_weights
 from zoft.zo.probe import View
 
 
@@ -148,7 +148,7 @@ def _build(
     probe = torch.tensor([[1, 2, 3, 4]], device=device)
     view = View(model, parameters, ids, compute, probe)
     estimator = _estimator(recipe, view)
-    weights = tuned_weights(parameters, ids, decays(model))
+    weights = Resident(tuned_weights(parameters, ids, decays(model)))
     train_set = sets["train"].examples
     trainer = Trainer(
         recipe=recipe,
@@ -249,7 +249,7 @@ def _estimator(recipe: Recipe, view: View) -> Estimator:
     )
 
 
-def _optimizer(recipe: Recipe, weights: list[Tuned]) -> MeZO | RAdaZO:
+def _optimizer(recipe: Recipe, weights: Weights) -> MeZO | RAdaZO:
     settings = recipe.optimizer
     gaussian, rank1 = settings.distribution == "gaussian", settings.structure == "rank1"
     match settings.name:

@@ -20,7 +20,7 @@ from zoft.zo.directions import Direction
 from zoft.zo.estimators import Measurement, _float32
 from zoft.zo.optimizers.mezo import MeZO
 from zoft.zo.optimizers.radazo import RAdaZO, Rule
-from zoft.zo.optimizers.sweep import tuned_weights
+from zoft.zo.optimizers.sweep import Resident, tuned_weights
 
 SEED = 9
 SHAPES = {"a": (40, 30), "b": (7,), "c": (3, 5, 11)}
@@ -32,7 +32,7 @@ def weights(dtype=torch.float32, decaying=frozenset()):
         name: nn.Parameter(torch.randn(shape, generator=generator).to(dtype), requires_grad=False)
         for name, shape in SHAPES.items()
     }
-    return tuned_weights(parameters, parameter_ids(parameters), set(decaying))
+    return Resident(tuned_weights(parameters, parameter_ids(parameters), set(decaying)))
 
 
 def rule(moments="full", **changes):
@@ -241,9 +241,9 @@ def test_the_first_update_has_the_length_of_the_rate(moments, c):
 
 def test_without_correction_the_first_update_is_ten_times_as_long():
     optimizer = RAdaZO(weights(), rule("full", bias_correction="none"), seed=SEED, gaussian=False)
-    before = optimizer.weights[0].data.clone()
+    before = optimizer.weights.tuned[0].data.clone()
     optimizer.update(measurements(1)[0], 1e-2)
-    moved = (optimizer.weights[0].data - before).pow(2).mean().sqrt().item()
+    moved = (optimizer.weights.tuned[0].data - before).pow(2).mean().sqrt().item()
     assert moved == pytest.approx(0.1, rel=0.05)
 
 
@@ -261,7 +261,7 @@ def quadratic(optimizer, h, lr, steps):
 
 def one_weight(d=2000):
     theta = nn.Parameter(torch.randn(d, generator=torch.Generator().manual_seed(0)), False)
-    return tuned_weights({"theta": theta}, {"theta": 1}, set())
+    return Resident(tuned_weights({"theta": theta}, {"theta": 1}, set()))
 
 
 @pytest.mark.parametrize(("lr", "bound"), [(1e-3, 0.004), (3e-3, 0.005), (1e-2, 0.012)])
@@ -315,7 +315,10 @@ def test_a_saved_state_goes_on_bit_for_bit(moments, dtype, rank1):
 def test_small_updates_of_low_precision_weights_arrive_on_average(dtype):
     ones = nn.Parameter(torch.ones(200_000, dtype=dtype), requires_grad=False)
     optimizer = MeZO(
-        tuned_weights({"w": ones}, {"w": 3}, set()), seed=SEED, gaussian=False, weight_decay=0.0
+        Resident(tuned_weights({"w": ones}, {"w": 3}, set())),
+        seed=SEED,
+        gaussian=False,
+        weight_decay=0.0,
     )
     z = Direction(SEED, 1, 0, False).values(ones.data, 3)
     optimizer.update(Measurement(1, (0.0,), (0.0,), (1.0,)), 1e-5)  # ulp of bfloat16: 8e-3
@@ -331,7 +334,7 @@ def test_the_result_does_not_depend_on_the_order_of_the_parameters(order, cs):
     found = [Measurement(1, (0.0,), (0.0,), _float32(cs))]
     usual = RAdaZO(weights(), rule("scalar"), seed=SEED, gaussian=False)
     other = RAdaZO(weights(), rule("scalar"), seed=SEED, gaussian=False)
-    other.weights.sort(key=lambda w: order.index(w.name))
+    other.weights.tuned.sort(key=lambda w: order.index(w.name))
     run(usual, found)
     run(other, found)
     by_name = {w.name: w.data for w in other.weights}

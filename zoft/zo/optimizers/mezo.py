@@ -8,7 +8,7 @@ from torch import Tensor
 
 from zoft.kernels.terms import Rounding, make_terms
 from zoft.zo.estimators import Measurement
-from zoft.zo.optimizers.sweep import Sweep, Tuned, add
+from zoft.zo.optimizers.sweep import Sweep, Weights, adding
 
 
 def coefficients(projected_grad: Sequence[float], lr: float) -> list[float]:
@@ -21,7 +21,7 @@ class MeZO:
 
     def __init__(
         self,
-        weights: list[Tuned],
+        weights: Weights,
         *,
         seed: int,
         gaussian: bool,
@@ -37,11 +37,8 @@ class MeZO:
         addresses = [(measurement.step, k) for k in range(len(grads))]
         factors = coefficients(grads, lr)
         terms = make_terms(self.seed, self.gaussian, addresses, factors, self.rank1)
-        add(
-            self.weights,
-            terms,
-            Sweep(lr * self.weight_decay, Rounding(self.seed, measurement.step)),
-        )
+        sweep = Sweep(lr * self.weight_decay, Rounding(self.seed, measurement.step))
+        self.weights.apply(adding(terms, sweep))
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, object]]:
         """Tensors for optimizer.safetensors, numbers for trainer.json."""

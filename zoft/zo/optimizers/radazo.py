@@ -29,12 +29,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
+from zoft.kernels.dispatch import kernels_for
 from zoft.kernels.terms import Adam, Rounding, Terms, make_terms
 from zoft.zo.estimators import Measurement
-from zoft.zo.optimizers.sweep import Sweep, Tuned, add
+from zoft.zo.optimizers.sweep import Sweep, Tuned, Update, Weights, adding
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ class RAdaZO:
 
     def __init__(
         self,
-        weights: list[Tuned],
+        weights: Weights,
         rule: Rule,
         *,
         seed: int,
@@ -118,15 +118,8 @@ class RAdaZO:
         # The scalars of the last steps, oldest first: (step, projected gradients).
         length = 1 if self.folds or rule.moments == "full" else rule.window
         self.past: deque[tuple[int, tuple[float, ...]]] = deque(maxlen=length)
-        self.moments: dict[str, tuple[Tensor, Tensor]] = {}
         if rule.moments == "full":
-            self.moments = {
-                w.name: (
-                    torch.zeros_like(w.data, dtype=torch.float32),
-                    torch.zeros_like(w.data, dtype=torch.float32),
-                )
-                for w in weights
-            }
+            weights.keep("exp_avg", "exp_avg_sq")
 
     def update(self, measurement: Measurement, lr: float) -> None:
         """Move the weights by one finite measurement."""
@@ -136,13 +129,13 @@ class RAdaZO:
         sweep = Sweep(lr * self.rule.weight_decay, Rounding(self.seed, measurement.step))
         match self.rule.moments:
             case "scalar":
-                self._update_scalar(lr, sweep)
+                self.weights.apply(self._update_scalar(lr, sweep))
             case "full":
-                self._update_full(lr, sweep)
+                self.weights.apply(self._update_full(lr, sweep))
             case "window":
-                self._update_window(lr, sweep)
+                self.weights.apply(self._update_window(lr, sweep))
 
-    def _update_scalar(self, lr: float, sweep: Sweep) -> None:
+    def _update_scalar(self, lr: float, sweep: Sweep) -> Update:
         scale, divisor = corrections(self.scalars, self.rule.bias_correction)
         if self.folds:
             lr = folded_lr(lr, self.rule.betas[0])
@@ -153,18 +146,21 @@ class RAdaZO:
             for k, c in enumerate(grads):
                 addresses.append((step, k))
                 factors.append(-length * share * c / len(grads))
-        add(self.weights, self._terms(addresses, factors), sweep)
+        return adding(self._terms(addresses, factors), sweep)
 
-    def _update_full(self, lr: float, sweep: Sweep) -> None:
+    def _update_full(self, lr: float, sweep: Sweep) -> Update:
         terms, adam = self._gradient(*self.past[-1]), self._adam(lr, self.scalars)
-        for w in self.weights:
-            m, v = self.moments[w.name]
-            w.kernels.radazo_full(
-                w.data, m, v, terms, adam,
-                param=w.param, decay=sweep.decay(w), rounding=sweep.rounding,
+
+        def update(tuned: Tuned, weight: Tensor, state: Sequence[Tensor]) -> None:
+            exp_avg, exp_avg_sq = state
+            kernels_for(weight.device).radazo_full(
+                weight, exp_avg, exp_avg_sq, terms, adam,
+                param=tuned.param, decay=sweep.decay(tuned), rounding=sweep.rounding,
             )  # fmt: skip
 
-    def _update_window(self, lr: float, sweep: Sweep) -> None:
+        return update
+
+    def _update_window(self, lr: float, sweep: Sweep) -> Update:
         window = [self._gradient(*entry) for entry in self.past]
         # The moments start from zero at the window's first step, and are corrected for that.
         seen = Scalars()
@@ -173,11 +169,15 @@ class RAdaZO:
         # Not m: dividing it by 1 - beta1**W as well would lengthen every step.
         seen = replace(seen, beta1_power=self.scalars.beta1_power)
         adam = self._adam(lr, seen)
-        for w in self.weights:
-            w.kernels.radazo_window(
-                w.data, window, adam,
-                param=w.param, decay=sweep.decay(w), rounding=sweep.rounding,
+
+        def update(tuned: Tuned, weight: Tensor, state: Sequence[Tensor]) -> None:
+            del state
+            kernels_for(weight.device).radazo_window(
+                weight, window, adam,
+                param=tuned.param, decay=sweep.decay(tuned), rounding=sweep.rounding,
             )  # fmt: skip
+
+        return update
 
     def _gradient(self, step: int, grads: tuple[float, ...]) -> Terms:
         """g_t = (1/K) sum_k c_k z_k."""
@@ -194,10 +194,8 @@ class RAdaZO:
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors for optimizer.safetensors (named weight/exp_avg), numbers for trainer.json."""
-        tensors = {}
-        for name, (m, v) in self.moments.items():
-            tensors[f"{name}/exp_avg"], tensors[f"{name}/exp_avg_sq"] = m, v
-        return tensors, {**asdict(self.scalars), "past": [[s, list(g)] for s, g in self.past]}
+        past = [[step, list(grads)] for step, grads in self.past]
+        return self.weights.state_dict(), {**asdict(self.scalars), "past": past}
 
     def load_state_dict(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
         """The inverse of `state_dict`. Raises KeyError if the state is of another rule."""
@@ -205,6 +203,4 @@ class RAdaZO:
         self.past.clear()
         self.past.extend((step, tuple(grads)) for step, grads in numbers.pop("past"))
         self.scalars = Scalars(**numbers)
-        for name, (m, v) in self.moments.items():
-            m.copy_(tensors[f"{name}/exp_avg"])
-            v.copy_(tensors[f"{name}/exp_avg_sq"])
+        self.weights.load_state_dict(tensors)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from zoft.kernels.dispatch import Kernels, kernels_for
+from zoft.kernels.dispatch import kernels_for
 from zoft.kernels.terms import Rounding, Terms
 
 
@@ -22,18 +23,75 @@ class Tuned:
     decays: bool
 
     @property
-    def data(self) -> torch.Tensor:
+    def data(self) -> Tensor:
         return self.parameter.detach()
-
-    @property
-    def kernels(self) -> Kernels:
-        return kernels_for(self.parameter.device)
 
 
 def tuned_weights(
     parameters: Mapping[str, nn.Parameter], ids: Mapping[str, int], decaying: set[str]
 ) -> list[Tuned]:
     return [Tuned(name, p, ids[name], name in decaying) for name, p in parameters.items()]
+
+
+class Update(Protocol):
+    """One step of an update rule, as a function of a weight: what it does depends on nothing that may
+    change later, so it may be applied when and where the weight is at hand."""
+
+    def __call__(self, tuned: Tuned, weight: Tensor, state: Sequence[Tensor]) -> None:
+        """Move `weight`, the values of `tuned`, and what the rule keeps of it (`Weights.keep`)."""
+
+
+class Weights(Protocol):
+    """Where the tuned weights are, and how an update reaches them."""
+
+    def __iter__(self) -> Iterator[Tuned]:
+        """All of them, in model order."""
+
+    def keep(self, *names: str) -> None:
+        """Keep float32 tensors of these names beside every weight, zero at first."""
+
+    def apply(self, update: Update) -> None:
+        """Every weight moves by this before it is read again."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What is kept in memory, named `weight/name`."""
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """The inverse. Raises KeyError for a state of another rule."""
+
+
+class Resident:
+    """Tuned weights that stay on their device: an update moves them at once."""
+
+    def __init__(self, tuned: Sequence[Tuned]) -> None:
+        self.tuned = list(tuned)
+        self.names: tuple[str, ...] = ()
+        self.state: dict[str, tuple[Tensor, ...]] = {}
+
+    def __iter__(self) -> Iterator[Tuned]:
+        return iter(self.tuned)
+
+    def keep(self, *names: str) -> None:
+        self.names = names
+        self.state = {
+            tuned.name: tuple(torch.zeros_like(tuned.data, dtype=torch.float32) for _ in names)
+            for tuned in self.tuned
+        }
+
+    def apply(self, update: Update) -> None:
+        for tuned in self.tuned:
+            update(tuned, tuned.data, self.state.get(tuned.name, ()))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {
+            f"{weight}/{name}": tensor
+            for weight, kept in self.state.items()
+            for name, tensor in zip(self.names, kept, strict=True)
+        }
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, tensor in self.state_dict().items():
+            tensor.copy_(tensors[name])
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +105,17 @@ class Sweep:
         return 1.0 - self.shrink if tuned.decays else 1.0
 
 
-def add(weights: list[Tuned], terms: Terms, sweep: Sweep) -> None:
-    """weight = weight * decay + sum of directions, over every tuned parameter."""
-    for tuned in weights:
-        tuned.kernels.add_directions(
-            tuned.data,
+def adding(terms: Terms, sweep: Sweep) -> Update:
+    """weight = weight * decay + sum of directions."""
+
+    def update(tuned: Tuned, weight: Tensor, state: Sequence[Tensor]) -> None:
+        del state
+        kernels_for(weight.device).add_directions(
+            weight,
             terms,
             param=tuned.param,
             decay=sweep.decay(tuned),
             rounding=sweep.rounding,
         )
+
+    return update
