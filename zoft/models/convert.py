@@ -35,9 +35,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from zoft.errors import EnvironmentProblem
 from zoft.models.quiet import first_line, quiet
+from zoft.offload.safetensors_files import WEIGHTS, WEIGHTS_INDEX
 
-WEIGHTS = "model.safetensors"
-WEIGHTS_INDEX = "model.safetensors.index.json"
 _BIN = "pytorch_model.bin"
 _BIN_INDEX = "pytorch_model.bin.index.json"
 # Config, tokenizer, chat template. Repositories hold copies of the weights in other formats too

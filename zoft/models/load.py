@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,9 @@ from transformers import (
 )
 
 from zoft.errors import EnvironmentProblem
-from zoft.models.convert import WEIGHTS, WEIGHTS_INDEX
 from zoft.models.quiet import first_line, quiet
+from zoft.offload.safetensors_files import Reader, stored_tensors
 from zoft.recipe.schema import ModelSection
-
-_CHUNK = 1 << 22  # bytes read at a time by the fingerprint
 
 
 def load_tokenizer(location: Path | str, section: ModelSection) -> PreTrainedTokenizerBase:
@@ -90,42 +87,14 @@ def fingerprint(location: Path | str) -> str:
     digest = hashlib.sha256()
     try:
         digest.update((folder / "config.json").read_bytes())
-        tensors = {name: entry for file in _weight_files(folder) for name, *entry in _header(file)}
-        for name, (file, dtype, shape, start, stop) in sorted(tensors.items()):
-            digest.update(json.dumps([name, dtype, shape]).encode())
-            with file.open("rb") as stream:
-                stream.seek(start)
-                for left in range(stop - start, 0, -_CHUNK):
-                    digest.update(stream.read(min(left, _CHUNK)))
-    except (OSError, ValueError, KeyError, struct.error) as error:
+    except OSError as error:
         raise EnvironmentProblem(f"cannot read {folder}: {first_line(error)}") from error
+    with Reader() as reader:
+        for name, stored in sorted(stored_tensors(folder).items()):
+            digest.update(json.dumps([name, stored.code, stored.shape]).encode())
+            for piece in reader.pieces(stored):
+                digest.update(piece)
     return digest.hexdigest()
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    index = folder / WEIGHTS_INDEX
-    if not index.is_file():
-        return [folder / WEIGHTS]
-    return sorted({folder / name for name in json.loads(index.read_text())["weight_map"].values()})
-
-
-def _header(file: Path) -> list[tuple[Any, ...]]:
-    """(name, file, dtype, shape, start, stop) of each tensor; the header of a safetensors file
-    is its length (8 bytes, little endian), then JSON with offsets from the header's end."""
-    with file.open("rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        header = json.loads(stream.read(length))
-    header.pop("__metadata__", None)
-    return [
-        (
-            name,
-            file,
-            entry["dtype"],
-            entry["shape"],
-            *(8 + length + o for o in entry["data_offsets"]),
-        )
-        for name, entry in header.items()
-    ]
 
 
 def _require_exact(name: str, report: dict[str, Any]) -> None:

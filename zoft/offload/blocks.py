@@ -1,0 +1,65 @@
+"""The blocks of a model: what is streamed one after the other."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+
+from zoft.errors import EnvironmentProblem
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The children of one `nn.ModuleList`; `name` is the list's own in the model."""
+
+    name: str
+    modules: list[nn.Module]
+
+
+def find_blocks(model: nn.Module) -> Blocks:
+    """The outermost list of modules that owns the most parameters; lists inside it are its own.
+
+    Raises EnvironmentProblem if the model has none.
+    """
+    found = [(_numel(blocks), name, blocks) for name, blocks in _outermost_lists(model)]
+    if not found:
+        raise EnvironmentProblem(
+            f"{type(model).__name__} has no list of blocks, so it cannot be streamed"
+        )
+    _, name, blocks = max(found, key=lambda entry: entry[0])
+    return Blocks(name, list(blocks))
+
+
+def owned_parameters(model: nn.Module, blocks: Blocks) -> list[dict[str, nn.Parameter]]:
+    """Of each block, the parameters that it alone has, by their names in the model.
+
+    What a block shares (with another, or with the rest of the model) is not in it.
+    """
+    uses = Counter(parameter for _, parameter in model.named_parameters(remove_duplicate=False))
+    return [
+        {
+            f"{blocks.name}.{i}.{name}": parameter
+            for name, parameter in block.named_parameters()
+            if uses[parameter] == _uses_inside(block, parameter)
+        }
+        for i, block in enumerate(blocks.modules)
+    ]
+
+
+def _outermost_lists(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.ModuleList]]:
+    for name, child in module.named_children():
+        if isinstance(child, nn.ModuleList):
+            yield prefix + name, child
+        else:
+            yield from _outermost_lists(child, f"{prefix}{name}.")
+
+
+def _numel(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _uses_inside(block: nn.Module, parameter: nn.Parameter) -> int:
+    return sum(p is parameter for _, p in block.named_parameters(remove_duplicate=False))
