@@ -1,0 +1,73 @@
+"""A block as one run of bytes: where each of its tensors lies, and memory to hold it."""
+
+from __future__ import annotations
+
+import math
+import mmap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from zoft.offload.safetensors_files import Entry
+
+ALIGN = 512  # bytes, of every tensor: more than any kernel or BLAS asks for
+PAGE = 4096  # bytes, of every arena: what direct file access and pinning ask for
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The tensors of a block, by name, in the order of their `offsets` (bytes).
+
+    What an update changes comes first: `changed` bytes of `size` go back home after it.
+    """
+
+    entries: Mapping[str, Entry]
+    offsets: Mapping[str, int]
+    changed: int
+    size: int
+
+    def views(self, arena: Tensor) -> dict[str, Tensor]:
+        """The tensors in an arena, by name."""
+        found = {}
+        for name, entry in self.entries.items():
+            dtype, shape = entry
+            raw = arena[self.offsets[name] : self.offsets[name] + nbytes(entry)]
+            found[name] = raw.view(dtype).view(shape)
+        return found
+
+
+def layout_of(changing: Mapping[str, Entry], frozen: Mapping[str, Entry]) -> Layout:
+    """Lay the tensors out one after the other, those that an update changes first."""
+    entries = {**changing, **frozen}
+    ends = list(accumulate((_up(nbytes(entry), ALIGN) for entry in entries.values()), initial=0))
+    changed = _up(ends[len(changing)], PAGE)
+    return Layout(entries, dict(zip(entries, ends, strict=False)), changed, _up(ends[-1], PAGE))
+
+
+def new_arena(size: int, device: torch.device) -> Tensor:
+    """`size` uninitialised bytes that begin on a page."""
+    if device.type != "cpu":
+        return torch.empty(size, dtype=torch.uint8, device=device)
+    # Mapped rather than allocated: it begins on a page, and goes back to the system when dropped.
+    return torch.frombuffer(mmap.mmap(-1, max(size, PAGE)), dtype=torch.uint8)[:size]
+
+
+def pin(arena: Tensor) -> bool:
+    """Lock an arena of host memory for copies by a GPU; False if the system refuses.
+
+    Registered rather than taken from torch's pinned allocator, which rounds up to powers of two.
+    """
+    runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+    return int(runtime.cudaHostRegister(arena.data_ptr(), arena.numel(), 0)) == 0
+
+
+def nbytes(entry: Entry) -> int:
+    dtype, shape = entry
+    return math.prod(shape) * dtype.itemsize
+
+
+def _up(size: int, step: int) -> int:
+    return -(-size // step) * step

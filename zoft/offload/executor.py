@@ -1,0 +1,171 @@
+"""Works off the operations of a plan: one queue a thread, `compute` in the caller's own.
+
+What a queue does on a GPU is handed to a stream (`cuda.Streams`) and returns at once; then an event is
+recorded when its operation was handed over, and who waits for it has the device wait. Without a GPU an
+operation is done when its thread has done it. A wait of the host and a wait of a queue are different
+calls: `wait` blocks the caller, `submit` only says what the operation must come after.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from queue import SimpleQueue
+from threading import Condition, Thread
+from typing import Protocol
+
+import torch
+
+from zoft.offload.operations import Event, Op, Queue
+
+Work = Callable[[], object]
+MARKS = 64  # of each queue: by then an older operation is long done
+
+
+class Device(Protocol):
+    """What a GPU adds: work that was handed over and is not done yet. A mark stands for its end."""
+
+    def run(self, queue: Queue, after: Sequence[object], work: Work) -> object:
+        """Have the queue's stream wait for marks, hand it the work, and mark the end."""
+
+    def wait(self, mark: object) -> None:
+        """Block until the mark is reached."""
+
+
+class Executor:
+    """Runs operations in the order of their queues and after what they wait for.
+
+    `compute` runs in the thread that submits, unless it is `deferred` to a thread of its own, which
+    lets the caller run ahead as it does on a GPU. The first error of any operation is raised by the
+    next `submit` or `wait`, and whatever is still queued then is dropped: see `clear`.
+    """
+
+    def __init__(self, device: Device | None = None, *, deferred: bool = False) -> None:
+        self.device, self.deferred = device, deferred
+        self.waited = 0.0  # seconds that `compute` and `wait` stood still for another queue
+        self._changed = Condition()
+        self._queues: dict[Queue, SimpleQueue[tuple[Op, Work] | None]] = {}
+        self._threads: list[Thread] = []
+        self._submitted: dict[Queue, int] = {}
+        self._finished: dict[Queue, int] = {}
+        self._reached: dict[Queue, int] = {}  # the last event that each queue recorded
+        self._marks: dict[Event, object] = {}  # the device's, of the last events of each queue
+        self._cores = torch.get_num_threads()
+        self._failure: BaseException | None = None
+
+    def submit(self, op: Op, work: Work) -> None:
+        """Queue the operation; `compute` runs it at once, in the caller's thread."""
+        self._raise()
+        if op.queue == "compute" and not self.deferred:
+            self._run(op, work)
+            self._raise()
+            return
+        if op.queue not in self._queues:
+            self._queues[op.queue] = SimpleQueue()
+            thread = Thread(
+                target=self._serve, args=(op.queue,), name=f"zoft-{op.queue}", daemon=True
+            )
+            self._threads.append(thread)
+            thread.start()
+        self._submitted[op.queue] = self._submitted.get(op.queue, 0) + 1
+        self._queues[op.queue].put((op, work))
+
+    def wait(self, event: Event) -> None:
+        """Block until the event is recorded and what it stands for is done."""
+        begun = time.perf_counter()
+        self._await([event])
+        self._raise()
+        mark = self._mark(event)
+        if mark is not None and self.device is not None:
+            self.device.wait(mark)
+        self.waited += time.perf_counter() - begun
+
+    def drain(self) -> None:
+        """Block until every queue is empty. Raises what an operation raised."""
+        self._empty()
+        self._raise()
+
+    def clear(self) -> BaseException | None:
+        """Drop what is queued, forget the failure and return it: every queue stands still."""
+        self._failure, failure = self._failure or _Dropped(), self._failure
+        self._empty()
+        self._failure = None
+        return failure
+
+    def close(self) -> None:
+        """Stop the threads; nothing may be submitted after it."""
+        self.clear()
+        for queue in self._queues.values():
+            queue.put(None)
+        for thread in self._threads:
+            thread.join()
+        self._queues.clear()
+        self._threads.clear()
+
+    # -- in the threads -----------------------------------------------------------------------------
+
+    def _serve(self, name: Queue) -> None:
+        # Of this thread: what moves bytes leaves the cores to what computes.
+        torch.set_num_threads(self._cores if name in ("host", "compute") else 1)
+        queue = self._queues[name]
+        while (item := queue.get()) is not None:
+            self._run(*item)
+            with self._changed:
+                self._finished[name] = self._finished.get(name, 0) + 1
+                self._changed.notify_all()
+
+    def _run(self, op: Op, work: Work) -> None:
+        begun = time.perf_counter()
+        try:
+            self._await(op.waits)
+            if op.queue == "compute":
+                self.waited += time.perf_counter() - begun
+            if self._failure is None:
+                self._do(op, work)
+        except BaseException as error:
+            with self._changed:
+                self._failure = self._failure or error
+            if op.queue == "compute" and not self.deferred:
+                raise
+        finally:
+            # Events of what was dropped count as recorded: no queue waits for ever.
+            with self._changed:
+                if op.records is not None:
+                    self._reached[op.queue] = op.records[1]
+                self._changed.notify_all()
+
+    def _do(self, op: Op, work: Work) -> None:
+        if self.device is None:
+            work()
+            return
+        marks = [mark for event in op.waits if (mark := self._mark(event)) is not None]
+        mark = self.device.run(op.queue, marks, work)
+        if op.records is not None and mark is not None:
+            self._marks[op.records] = mark
+            self._marks.pop((op.queue, op.records[1] - MARKS), None)
+
+    def _mark(self, event: Event) -> object:
+        """The device's mark of an event; where it is forgotten, the oldest later one of its queue."""
+        queue, number = event
+        first = max(number, self._reached.get(queue, 0) - MARKS + 1)
+        return self._marks.get((queue, first))
+
+    def _await(self, events: Sequence[Event]) -> None:
+        with self._changed:
+            for queue, number in events:
+                # In slices: a wait without an end would keep Ctrl-C out.
+                while self._reached.get(queue, 0) < number and self._failure is None:
+                    self._changed.wait(0.1)
+
+    def _empty(self) -> None:
+        with self._changed:
+            while any(self._finished.get(q, 0) < n for q, n in self._submitted.items()):
+                self._changed.wait(0.1)
+
+    def _raise(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+
+class _Dropped(Exception):
+    """What stands for a failure while the queues are cleared."""

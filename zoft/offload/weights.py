@@ -1,0 +1,37 @@
+"""Tuned weights of which some are streamed: an update waits for those until they are fetched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from torch import Tensor
+
+from zoft.offload.streamer import Streamer
+from zoft.zo.optimizers.sweep import Resident, Tuned, Update
+
+
+class Streamed:
+    """`sweep.Weights` of a streamed model. Nobody sees a weight that lacks an update: a fetch brings
+    it up to date before anything reads it."""
+
+    def __init__(self, tuned: Sequence[Tuned], streamer: Streamer) -> None:
+        self.tuned, self.streamer = list(tuned), streamer
+        elsewhere = {id(moving.parameter) for moving in streamer.tuned.values()}
+        self.resident = Resident([t for t in tuned if id(t.parameter) not in elsewhere])
+
+    def __iter__(self) -> Iterator[Tuned]:
+        return iter(self.tuned)
+
+    def keep(self, *names: str) -> None:
+        assert names == self.streamer.kept, "the arenas have no room for it"
+        self.resident.keep(*names)
+
+    def apply(self, update: Update) -> None:
+        self.resident.apply(update)
+        self.streamer.publish(update)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.resident.state_dict()
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        self.resident.load_state_dict(tensors)
