@@ -25,9 +25,13 @@ BEGINNING = {"recipe.yaml", "resolved.yaml", "run.json", "start", "journal.jsonl
 _Section = TypeVar("_Section", bound=BaseModel)
 
 # What may change from one part of a run to the next: it moves no weight. (`train.steps` moves none
-# under a constant rate.) The first two may change the last bits of a loss, which `resume` says.
+# under a constant rate.) The device and the micro-batch may change the last bits of a loss, which
+# `resume` says; where weights wait changes none.
 FREE = (
     "device",
+    "model.residency",
+    "memory",
+    "offload",
     "train.micro_batch_size",
     "train.max_nonfinite",
     "output_dir",

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from zoft.recipe.defaults import with_defaults
 from zoft.recipe.keys import fields, holds_text
+from zoft.recipe.problems import explain
 from zoft.recipe.schema import Recipe
 
 MINIMAL: dict[str, Any] = {
@@ -214,3 +215,25 @@ def test_which_keys_hold_text() -> None:
     text = [("model", "name"), ("data", "template"), ("data", "eval", "path"), ("output_dir",)]
     assert all(holds_text(key) for key in [*text, ("data", "labels", "0")])
     assert not any(holds_text(key) for key in [("seed",), ("data", "labels"), ("tune", "include")])
+
+
+@pytest.mark.parametrize(
+    ("given", "size"),
+    [("8GiB", 8 * 2**30), ("500MB", 500_000_000), ("1.5 gib", 3 * 2**29), (2**30, 2**30)],
+)
+def test_a_budget_is_a_size_or_auto(given: object, size: int) -> None:
+    recipe = Recipe.model_validate(MINIMAL | {"memory": {"device_budget": given}})
+    assert recipe.memory.device_budget == size
+    assert recipe.memory.host_budget == "auto"
+    assert Recipe.model_validate(recipe.model_dump(mode="json")) == recipe
+
+
+@pytest.mark.parametrize("given", ["8", 8, "8 GiB or so", "8GBit", "lots", True, [1], -(2**30)])
+def test_a_size_has_a_number_and_a_unit(given: object) -> None:
+    with pytest.raises(ValidationError) as caught:
+        Recipe.model_validate(MINIMAL | {"memory": {"device_budget": given}})
+    values = MINIMAL | {"memory": {"device_budget": given}}
+    [(key, text)] = explain(caught.value, values)
+    assert key[:2] == ("memory", "device_budget")
+    assert text.startswith("found ")
+    assert text.endswith("expected auto or a size such as 8GiB or 500MB")

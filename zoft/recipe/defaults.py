@@ -26,8 +26,8 @@ LORA_PERTURBATION = 1e-2
 def with_defaults(recipe: Recipe) -> Recipe:
     """Fill in every `auto` that needs neither the model nor the machine. Idempotent.
 
-    `device`, `model.compute_dtype`, `tune.target_modules`, `optimizer.paired` and, for full tuning,
-    `optimizer.perturbation` stay `auto`.
+    `device`, `model.compute_dtype`, `model.residency`, `offload`, `memory`, `tune.target_modules`,
+    `optimizer.paired` and, for full tuning, `optimizer.perturbation` stay `auto`.
     """
     model, objective, train = recipe.model, recipe.objective, recipe.train
     if model.dtype == "auto":

@@ -7,18 +7,21 @@ follows from the recipe alone is filled in by `defaults.with_defaults`, what nee
 
 from __future__ import annotations
 
+import re
 from string import Formatter
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
     BeforeValidator,
+    ByteSize,
     ConfigDict,
     Field,
     ValidationInfo,
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 Auto = Literal["auto"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
@@ -28,6 +31,7 @@ NotNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
+LEAST_SIZE = 1_000_000  # a smaller number is one that lacks its unit
 MAX_TERMS = 2048  # kernels/terms.py: so many directions in one sum are exact
 WINDOW, SCALAR_WINDOW = 44, 22  # agree with the untruncated moments to a cosine of .996 and .995
 ROLES = ("text", "label", "prompt", "completion", "messages")
@@ -44,6 +48,19 @@ def _text_keys(mapping: Any) -> Any:
 
 
 TextMap = Annotated[dict[str, str], BeforeValidator(_text_keys)]
+
+
+def _has_a_unit(size: Any) -> Any:
+    """pydantic takes `8` for eight bytes, `8 GiB or so` for 8 GiB, and `8GBit` for a gigabyte."""
+    if isinstance(size, str) and re.fullmatch(r"\d+(\.\d+)?\s*[KMGT]i?B", size.strip(), re.I):
+        return size.strip()
+    if isinstance(size, int) and not isinstance(size, bool) and size >= LEAST_SIZE:
+        return size
+    raise PydanticCustomError("byte_size", "a size such as 8GiB or 500MB")
+
+
+# Bytes. In resolved.yaml a size is a plain number, so numbers are read as well.
+Size = Annotated[ByteSize, BeforeValidator(_has_a_unit)]
 
 
 class Section(BaseModel):
@@ -72,6 +89,11 @@ class ModelSection(Section):
     compute_dtype: DType = Field(
         "auto",
         description="Type the forward passes compute in. auto: what the device does fast.",
+    )
+    residency: Literal["auto", "device", "host", "disk"] = Field(
+        "auto",
+        description="Where the weights of the blocks wait for their turn: on the device, in the "
+        "host's memory, or on the disk. auto: the fastest that fits the memory budgets.",
     )
     trust_remote_code: bool = Field(
         False, description="Run Python code that comes with the model. Only for authors you trust."
@@ -366,6 +388,25 @@ class CheckpointSection(Section):
     keep_best: Whole = Field(1, description="Best checkpoints (by the eval set) to keep as well.")
 
 
+class MemorySection(Section):
+    device_budget: Auto | Size = Field(
+        "auto",
+        description="Memory to use of the device, e.g. 8GiB (on a CPU: of the host). auto: what is "
+        "free when the run begins.",
+    )
+    host_budget: Auto | Size = Field(
+        "auto", description="With a GPU: memory to use of the host. auto: what is free."
+    )
+
+
+class OffloadSection(Section):
+    writeback: Literal["auto", "device", "host"] = Field(
+        "auto",
+        description="Who applies an update to weights that are streamed: the device, which then "
+        "writes them back, or the host, where they are at home. auto: device.",
+    )
+
+
 class JournalSection(Section):
     sync_seconds: NotNegative = Field(
         5.0, description="Longest time that a power cut can undo, in seconds. 0: sync every step."
@@ -399,6 +440,8 @@ class Recipe(Section):
     )
     eval: EvalSection = Field(EvalSection(), description="When the eval set is scored.")
     checkpoint: CheckpointSection = Field(CheckpointSection(), description="What is kept.")
+    memory: MemorySection = Field(MemorySection(), description="How much memory may be used.")
+    offload: OffloadSection = Field(OffloadSection(), description="How blocks are streamed.")
     journal: JournalSection = Field(JournalSection(), description="The log a run resumes from.")
     logging: LoggingSection = Field(LoggingSection(), description="What is printed.")
 
