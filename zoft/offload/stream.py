@@ -1,0 +1,79 @@
+"""What a streamed model runs on: its blocks' arenas, their homes, slots and queues, all in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from zoft.offload.arenas import Layout, layout_of, pin
+from zoft.offload.cuda import Streams
+from zoft.offload.executor import Executor
+from zoft.offload.homes import Files, Memory
+from zoft.offload.safetensors_files import Stored
+from zoft.offload.schedule import Road
+from zoft.offload.streamer import Block, Streamer
+from zoft.zo.optimizers.sweep import Tuned
+
+
+def stream(
+    blocks: Mapping[int, Block],
+    tuned: Sequence[Tuned],
+    kept: Sequence[str],
+    sources: Mapping[str, Stored],
+    *,
+    residency: Literal["host", "disk"],
+    device: torch.device,
+    slots: int,
+    writeback: Literal["device", "host"] = "device",
+    working: Path,
+    say: Callable[[str], None] = lambda text: None,
+) -> Streamer:
+    """A streamer for blocks that lie in `sources`, and the memory, files and threads it needs.
+
+    `kept` names what the update rule keeps of every tuned weight, `working` the file for the working
+    copy of blocks that an update changed. Raises EnvironmentProblem.
+    """
+    moving = {
+        name: found
+        for block in blocks.values()
+        for name, parameter in block.parameters.items()
+        if (found := next((t for t in tuned if t.parameter is parameter), None)) is not None
+    }
+    layouts = layouts_of(blocks, moving, kept)
+    files = Files(layouts, sources, working if moving else None)
+    gpu = device.type == "cuda"
+    home: Files | Memory = files
+    road: Road = "staged" if gpu else "file"
+    if residency == "host":
+        home, road = Memory(layouts, files), "memory"
+        files.close()
+        if gpu and not all(pin(arena) for arena in home.arenas.values()):
+            say("the system refuses to pin the blocks' memory: they go through a small pinned ring")
+            road = "staged"
+    streamer = Streamer(
+        blocks, moving, kept, home, Executor(Streams(device) if gpu else None), layouts=layouts,
+        road=road, slots=slots, device=device, writeback=writeback,
+    )  # fmt: skip
+    if gpu and not all(pin(arena) for arena in streamer.stagings):
+        say("the system refuses to pin any memory: copies to the GPU will wait for each other")
+    return streamer
+
+
+def layouts_of(
+    blocks: Mapping[int, Block], tuned: Mapping[str, Tuned], kept: Sequence[str]
+) -> dict[int, Layout]:
+    """The arena of every block: its parameters, and for each tuned one what the update rule keeps
+    (`kept`, float32, named `weight/name`) beside it."""
+    found = {}
+    for number, block in blocks.items():
+        entries = {n: (p.dtype, tuple(p.shape)) for n, p in block.parameters.items()}
+        changing = {name: entry for name, entry in entries.items() if name in tuned}
+        for name in list(changing):
+            state = (torch.float32, entries[name][1])
+            changing |= {f"{name}/{what}": state for what in kept}
+        frozen = {name: entry for name, entry in entries.items() if name not in tuned}
+        found[number] = layout_of(changing, frozen)
+    return found
