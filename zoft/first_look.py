@@ -62,7 +62,7 @@ def look_at_the_signal(trainer: Trainer) -> dict[str, Any]:
         "bias": noise.bias,
     }
     direction = estimator.direction(0, 0)
-    delivery = measure_delivery(estimator.view, direction, estimator.perturbation)
+    delivery = measure_delivery(estimator.view, trainer.weights, direction, estimator.perturbation)
     if delivery is not None:
         found["lost"], found["gain"] = delivery.lost, delivery.gain
         say(

@@ -159,6 +159,7 @@ def _build(
         estimator=estimator,
         objective=objective,
         optimizer=_optimizer(recipe, weights),
+        weights=weights,
         train_set=train_set,
         order=_order(recipe, train_set),
         eval_set=sets["eval"].examples if "eval" in sets else None,

@@ -26,6 +26,7 @@ from zoft.tracking import Event, Metrics, Narrator, in_words
 from zoft.zo.estimators import Estimator, Losses
 from zoft.zo.optimizers.mezo import MeZO
 from zoft.zo.optimizers.radazo import RAdaZO
+from zoft.zo.optimizers.sweep import Weights
 from zoft.zo.schedule import learning_rate
 
 
@@ -45,6 +46,7 @@ class Trainer:
     estimator: Estimator
     objective: Objective
     optimizer: MeZO | RAdaZO
+    weights: Weights
     train_set: Sequence[Example]
     order: Order
     eval_set: Sequence[Example] | None
@@ -109,16 +111,16 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """What trainer.json holds."""
-        _, numbers = self.optimizer.state_dict()
         counters = {"step": self.step, "skipped": self.skipped, "nonfinite": self.nonfinite}
-        return {**counters, "optimizer": numbers}
+        return {**counters, "optimizer": self.optimizer.state_dict()}
 
     def load(self, folder: Path) -> None:
         """Take the state of a checkpoint (its weights are in the model already)."""
         tensors, meta = checkpoint.read_state(folder)
         self.step, self.skipped = meta["step"], meta["skipped"]
         self.nonfinite = meta["nonfinite"]
-        self.optimizer.load_state_dict(tensors, meta["optimizer"])
+        self.optimizer.load_state_dict(meta["optimizer"])
+        self.weights.load_state_dict(tensors)
 
     # -- after a step ---------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from zoft.zo.diagnostics import (
     pairs_agree,
 )
 from zoft.zo.estimators import Estimator, Losses
+from zoft.zo.optimizers.sweep import Resident
 from zoft.zo.probe import View
 from zoft.zo.rows import MixedRows
 
@@ -155,20 +156,24 @@ def test_delivery_tells_when_rounding_swallows_the_probe():
     _, view, estimator, loss, _ = setup(torch.bfloat16)
     z = estimator.direction(0, 0)
     estimator.slopes(z, 1e-3, loss)  # shows in which type each matrix is used
-    good, bad = (measure_delivery(view, z, e) for e in (1e-2, 1e-6))
+    good, bad = (measure_delivery(view, Resident([]), z, e) for e in (1e-2, 1e-6))
     assert good.lost < 0.02
     assert good.gain == pytest.approx(1, abs=0.05)
     assert bad.lost > 0.8
     _, exact, estimator, loss, _ = setup()
     estimator.slopes(z, 1e-3, loss)
-    assert measure_delivery(exact, z, 1e-3) is None  # float32 loses nothing worth a word
+    assert (
+        measure_delivery(exact, Resident([]), z, 1e-3) is None
+    )  # float32 loses nothing worth a word
 
 
 def test_rank_one_probes_deliver_whatever_the_type():
     _, view, estimator, loss, _ = setup(torch.bfloat16, rank1=True)
     z = estimator.direction(0, 0)
     estimator.slopes(z, 1e-3, loss)
-    assert measure_delivery(view, z, 1e-3) is None  # they are added inside the products
+    assert (
+        measure_delivery(view, Resident([]), z, 1e-3) is None
+    )  # they are added inside the products
 
 
 class BatchMean(nn.Module):

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from zoft.offload.arenas import Layout, layout_of, new_arena
+from zoft.offload.arenas import Layout, new_arena
 from zoft.offload.executor import Executor
 from zoft.offload.homes import Files, Memory
 from zoft.offload.operations import Op
@@ -38,23 +38,6 @@ def absent(parameter: nn.Parameter) -> Tensor:
 def is_absent(parameter: Tensor) -> bool:
     """Whether the parameter's block is not in a slot now."""
     return parameter.numel() > 1 and not any(parameter.stride())
-
-
-def layouts_of(
-    blocks: Mapping[int, Block], tuned: Mapping[str, Tuned], kept: Sequence[str]
-) -> dict[int, Layout]:
-    """The arena of every block: its parameters, and for each tuned one what the update rule keeps
-    (`kept`, float32, named `weight/name`) beside it."""
-    found = {}
-    for number, block in blocks.items():
-        entries = {n: (p.dtype, tuple(p.shape)) for n, p in block.parameters.items()}
-        changing = {name: entry for name, entry in entries.items() if name in tuned}
-        for name in list(changing):
-            state = (torch.float32, entries[name][1])
-            changing |= {f"{name}/{what}": state for what in kept}
-        frozen = {name: entry for name, entry in entries.items() if name not in tuned}
-        found[number] = layout_of(changing, frozen)
-    return found
 
 
 class Streamer:
@@ -131,7 +114,7 @@ class Streamer:
             finally:
                 self.leave(number)
 
-    def state(self, block: int) -> dict[str, Tensor]:
+    def kept_of(self, block: int) -> dict[str, Tensor]:
         """What the update rule keeps of an entered block's weights, named `weight/name`."""
         views = self._views[block][self.schedule.slot_of(block)]
         return {

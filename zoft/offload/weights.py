@@ -30,8 +30,11 @@ class Streamed:
         self.resident.apply(update)
         self.streamer.publish(update)
 
-    def state_dict(self) -> dict[str, Tensor]:
-        return self.resident.state_dict()
+    def visits(self) -> Iterator[Mapping[str, Tensor]]:
+        yield from self.resident.visits()
+        for block in self.streamer.visits():
+            yield self.streamer.kept_of(block)
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """Of the resident weights; what is kept of streamed ones comes with their blocks."""
         self.resident.load_state_dict(tensors)

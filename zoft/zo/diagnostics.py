@@ -9,6 +9,7 @@ import torch
 
 from zoft.zo.directions import Direction
 from zoft.zo.estimators import Estimator, Loss
+from zoft.zo.optimizers.sweep import Weights
 from zoft.zo.probe import View
 from zoft.zo.rows import MixedRows
 
@@ -102,7 +103,9 @@ class Delivery:
     gain: float
 
 
-def measure_delivery(view: View, direction: Direction, perturbation: float) -> Delivery | None:
+def measure_delivery(
+    view: View, weights: Weights, direction: Direction, perturbation: float
+) -> Delivery | None:
     """Rounding of W +- epsilon to the type it is used in, on a sample of every tuned matrix.
 
     To be called after a probe, which shows these types. None where all matrices met their inputs in
@@ -110,23 +113,25 @@ def measure_delivery(view: View, direction: Direction, perturbation: float) -> D
     vectors are always perturbed in float32.
     """
     lost = gained = seen = 0.0
-    done: set[torch.nn.Parameter] = set()
-    for slot in (slot for leaf in view.leaves for slot in leaf.slots):
-        weight = slot.parameter.detach()
-        dtype = view.delivered.get(slot.parameter, torch.float32)
-        whole = slot.param is None or weight.ndim < 2 or dtype == torch.float32
-        if whole or slot.parameter in done or slot.param is None:
-            continue
-        done.add(slot.parameter)
-        part = weight.reshape(-1)[:SAMPLE]
-        plus, minus = (torch.empty_like(part, dtype=dtype) for _ in range(2))
-        direction.perturb(plus, part, slot.param, perturbation)
-        direction.perturb(minus, part, slot.param, -perturbation)
-        z = direction.values(part, slot.param)
-        difference = plus.float() - minus.float()
-        # A parameter counts by its size, not by its sample's.
-        share = weight.numel() / part.numel()
-        lost += share * (difference == 0).sum().item()
-        gained += share * (difference * z).sum().item() / (2 * perturbation)
-        seen += weight.numel()
+    slots = {slot.parameter: slot for leaf in view.leaves for slot in leaf.slots}
+    for _ in weights.visits():
+        for parameter, slot in list(slots.items()):
+            weight = parameter.detach()
+            dtype = view.delivered.get(parameter, torch.float32)
+            if slot.param is None or weight.ndim < 2 or dtype == torch.float32:
+                continue
+            if not any(weight.stride()):
+                continue  # it is with its block, elsewhere
+            del slots[parameter]
+            part = weight.reshape(-1)[:SAMPLE]
+            plus, minus = (torch.empty_like(part, dtype=dtype) for _ in range(2))
+            direction.perturb(plus, part, slot.param, perturbation)
+            direction.perturb(minus, part, slot.param, -perturbation)
+            z = direction.values(part, slot.param)
+            difference = plus.float() - minus.float()
+            # A parameter counts by its size, not by its sample's.
+            share = weight.numel() / part.numel()
+            lost += share * (difference == 0).sum().item()
+            gained += share * (difference * z).sum().item() / (2 * perturbation)
+            seen += weight.numel()
     return None if not seen else Delivery(lost / seen, gained / seen)

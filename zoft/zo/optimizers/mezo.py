@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-from torch import Tensor
+from typing import Any
 
 from zoft.kernels.terms import Rounding, make_terms
 from zoft.zo.estimators import Measurement
@@ -40,9 +39,9 @@ class MeZO:
         sweep = Sweep(lr * self.weight_decay, Rounding(self.seed, measurement.step))
         self.weights.apply(adding(terms, sweep))
 
-    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, object]]:
-        """Tensors for optimizer.safetensors, numbers for trainer.json."""
-        return {}, {}
+    def state_dict(self) -> dict[str, Any]:
+        """Numbers for trainer.json."""
+        return {}
 
-    def load_state_dict(self, tensors: dict[str, Tensor], numbers: dict[str, object]) -> None:
-        del tensors, numbers
+    def load_state_dict(self, numbers: dict[str, Any]) -> None:
+        del numbers

@@ -192,15 +192,14 @@ class RAdaZO:
         beta1, beta2 = self.betas
         return Adam(beta1, beta2, lr * scale, divisor, self.rule.eps)
 
-    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors for optimizer.safetensors (named weight/exp_avg), numbers for trainer.json."""
+    def state_dict(self) -> dict[str, Any]:
+        """Numbers for trainer.json; stored moments are with the weights."""
         past = [[step, list(grads)] for step, grads in self.past]
-        return self.weights.state_dict(), {**asdict(self.scalars), "past": past}
+        return {**asdict(self.scalars), "past": past}
 
-    def load_state_dict(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+    def load_state_dict(self, numbers: dict[str, Any]) -> None:
         """The inverse of `state_dict`. Raises KeyError if the state is of another rule."""
         numbers = dict(numbers)
         self.past.clear()
         self.past.extend((step, tuple(grads)) for step, grads in numbers.pop("past"))
         self.scalars = Scalars(**numbers)
-        self.weights.load_state_dict(tensors)

@@ -53,11 +53,12 @@ class Weights(Protocol):
     def apply(self, update: Update) -> None:
         """Every weight moves by this before it is read again."""
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """What is kept in memory, named `weight/name`."""
+    def visits(self) -> Iterator[Mapping[str, Tensor]]:
+        """All weights, moved by every update, some at a time: what is kept of those that are in place
+        until the next is asked for, named `weight/name`."""
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        """The inverse. Raises KeyError for a state of another rule."""
+        """Take what `visits` gave. Raises KeyError for a state of another rule."""
 
 
 class Resident:
@@ -82,16 +83,17 @@ class Resident:
         for tuned in self.tuned:
             update(tuned, tuned.data, self.state.get(tuned.name, ()))
 
-    def state_dict(self) -> dict[str, Tensor]:
-        return {
+    def visits(self) -> Iterator[Mapping[str, Tensor]]:
+        yield {
             f"{weight}/{name}": tensor
             for weight, kept in self.state.items()
             for name, tensor in zip(self.names, kept, strict=True)
         }
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        for name, tensor in self.state_dict().items():
-            tensor.copy_(tensors[name])
+        for kept in self.visits():
+            for name, tensor in kept.items():
+                tensor.copy_(tensors[name])
 
 
 @dataclass(frozen=True, slots=True)
