@@ -52,7 +52,7 @@ def main() -> None:
         return encode(load_rows(source), recipe.data, tokenizer, choice=choice).examples
 
     train, held_out = examples(recipe.data.train), examples(recipe.data.eval)
-    model = load_model(where, recipe.model, dtype=torch.float32, device=CPU)
+    model = load_model(where, recipe.model, dtype=torch.float32, device=CPU).model
     lora = recipe.tune.method == "lora"
     tuned = attach_lora(model, recipe.tune, recipe.seed) if lora else model
     view = View(tuned, {}, {}, torch.float32, torch.tensor([[1, 2, 3, 4]]))

@@ -153,7 +153,7 @@ def _peer(what: str, recipe: str, steps: int, load: Callable[..., Any], dtype: t
     settings = recipe_of(recipe)
     choices, _ = rows_of(settings, ROWS)
     where = local_safetensors(settings.model.name, settings.model.revision)
-    model = load(where, settings.model, dtype=dtype, device="cpu")
+    model = load(where, settings.model, dtype=dtype, device="cpu").model
     parts = [choices[i : i + BATCH] for i in range(0, ROWS, BATCH)]
     if "MeZO" in what or "ZO-Adam" in what:
         method = ZoAdam(model) if "Adam" in what else MezoProcedure(model)
@@ -174,12 +174,12 @@ def _and_reset(load: Callable[..., Any]) -> Callable[..., Any]:
     """`load`, after which the loader's leftovers are freed and the peak starts anew."""
 
     def wrapped(*arguments: Any, **options: Any) -> Any:
-        model = load(*arguments, **options)
+        loaded = load(*arguments, **options)
         peaks.append(_peak())
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-        return model
+        return loaded
 
     return wrapped
 

@@ -117,8 +117,8 @@ def _contestants(
     """Name -> from a repeat's rows to the step that is timed."""
     where = local_safetensors(recipe.model.name, recipe.model.revision)
     stored: torch.dtype = getattr(torch, dtype)
-    tuned = load_model(where, recipe.model, dtype=torch.float32, device="cpu")
-    plain = load_model(where, recipe.model, dtype=stored, device="cpu")
+    tuned = load_model(where, recipe.model, dtype=torch.float32, device="cpu").model
+    plain = load_model(where, recipe.model, dtype=stored, device="cpu").model
     choice, lm = objective_for("choice"), objective_for("lm")
     steps.update({name: Step(tuned, dtype, probes, lines) for name, probes in ZOFT.items()})
     mezo = MezoProcedure(plain)
@@ -170,7 +170,7 @@ def _contestants(
     if _free() > 40 * size:  # moments of both Adams 16 bytes, gradients 4, activations
         found["zo-adam lm"] = walked(ZoAdam(plain), False)
         found["adamw"] = first_order(plain, "")
-        lora = load_model(where, recipe.model, dtype=stored, device="cpu")
+        lora = load_model(where, recipe.model, dtype=stored, device="cpu").model
         adapted = attach_lora(lora, TuneSection(method="lora"), 0)
         found["adamw lora"] = first_order(adapted, "lora_")
     return found

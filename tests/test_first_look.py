@@ -46,10 +46,10 @@ def wrapped(monkeypatch: pytest.MonkeyPatch, wrapper: type[nn.Module]) -> None:
     load = run.load_model
 
     def loaded(*args, **kwargs):
-        model = load(*args, **kwargs)
-        layer = model.model.layers[0]
+        found = load(*args, **kwargs)
+        layer = found.model.model.layers[0]
         layer.mlp = wrapper(layer.mlp)
-        return model
+        return found
 
     monkeypatch.setattr(run, "load_model", loaded)
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from zoft import checkpoint
 from zoft.data.encoding import encode
@@ -17,7 +18,7 @@ from zoft.machine import DTYPES, make_repeatable, resolve
 from zoft.memory import keep_freed_memory, memory_explained, peak_memory_bytes
 from zoft.models.adapters import base_of, is_adapter, load_adapter
 from zoft.models.convert import local_safetensors
-from zoft.models.load import load_model, load_tokenizer
+from zoft.models.load import load_model, load_tokenizer, require_causal
 from zoft.objectives.objective import objective_for
 from zoft.recipe.defaults import with_defaults
 from zoft.recipe.load import load_recipe
@@ -87,7 +88,9 @@ def _load(
     # Stored as it was tuned, so that the score is the one that the run printed.
     full = adapter is None and recipe.tune.method == "full"
     stored = DTYPES[recipe.model.dtype] if full else compute
-    model = load_model(folder, base, dtype=stored, device=device)
+    model: PreTrainedModel | PeftModel
+    model = load_model(folder, base, dtype=stored, device=device).model
+    require_causal(base.name, model)
     if adapter:
         model = load_adapter(model, adapter, DTYPES[recipe.model.dtype])
     example = torch.tensor([[1, 2, 3, 4]], device=device)

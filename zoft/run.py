@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from peft import PeftModel
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from zoft import __version__
 from zoft.data.encoding import Encoded, encode
@@ -27,7 +27,7 @@ from zoft.machine import DTYPES, make_repeatable, resolve
 from zoft.memory import keep_freed_memory, memory_explained
 from zoft.models.adapters import attach_lora, load_adapter
 from zoft.models.convert import local_safetensors
-from zoft.models.load import fingerprint, load_model, load_tokenizer
+from zoft.models.load import fingerprint, load_model, load_tokenizer, require_causal
 from zoft.models.tuned import decays, parameter_ids, tuned_parameters
 from zoft.objectives.objective import objective_for
 from zoft.outcome import already_finished, finish, recorded
@@ -126,12 +126,14 @@ def _build(
     compute = DTYPES[recipe.model.compute_dtype]
     own = DTYPES[recipe.model.dtype]
     lora = recipe.tune.method == "lora"
-    model = load_model(
+    loaded = load_model(
         saved if saved and not lora else where,
         recipe.model,
         dtype=compute if lora else own,  # what is frozen is stored as it is computed with
         device=device,
     )
+    model: PreTrainedModel | PeftModel = loaded.model
+    require_causal(recipe.model.name, loaded.model)
     if lora:
         adapter = saved or (folder.start if resuming else None)
         if adapter:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertLMHeadModel, PreTrainedModel
 
 from zoft.errors import EnvironmentProblem
-from zoft.models.load import fingerprint, load_model, load_tokenizer
+from zoft.models.load import fingerprint, load_model, load_tokenizer, require_causal
 from zoft.recipe.schema import ModelSection
 
 BUILDERS = [tiny.opt, tiny.llama, tiny.gpt2, tiny.qwen2]
@@ -19,7 +19,9 @@ IDS = torch.tensor([[0, 40, 50, 60, 70]])
 
 
 def load(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    return load_model(folder, ModelSection(name=str(folder)), dtype=dtype, device="cpu")
+    loaded = load_model(folder, ModelSection(name=str(folder)), dtype=dtype, device="cpu")
+    require_causal(str(folder), loaded.model)
+    return loaded.model
 
 
 @pytest.mark.parametrize("build", BUILDERS)
@@ -63,7 +65,7 @@ def test_a_hub_model_keeps_its_name_and_commit(tmp_path: Path) -> None:
     folder = tmp_path / "snapshots" / commit
     tiny.opt().save_pretrained(folder)
     section = ModelSection(name="somebody/some-model")
-    model = load_model(folder, section, dtype=torch.float32, device="cpu")
+    model = load_model(folder, section, dtype=torch.float32, device="cpu").model
     assert model.name_or_path == "somebody/some-model"
     assert model.config._commit_hash == commit
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from transformers import (
 
 from zoft.errors import EnvironmentProblem
 from zoft.models.quiet import first_line, quiet
-from zoft.offload.safetensors_files import Reader, stored_tensors
+from zoft.models.skeleton import build_skeleton, placeholder
+from zoft.offload.blocks import Blocks, find_blocks, owned_parameters
+from zoft.offload.safetensors_files import Reader, Stored, stored_tensors
 from zoft.recipe.schema import ModelSection
 
 
@@ -35,47 +38,108 @@ def load_tokenizer(location: Path | str, section: ModelSection) -> PreTrainedTok
     return tokenizer
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """A model, and where the weights lie that are not in it.
+
+    `sources` has the parameters of streamed blocks by their names in the model; each is one NaN in
+    its full shape, of the type that it is kept in. Their `blocks` are None if nothing is streamed.
+    """
+
+    model: PreTrainedModel
+    blocks: Blocks | None
+    sources: dict[str, Stored]
+
+
 def load_model(
     location: Path | str,
     section: ModelSection,
     *,
     dtype: torch.dtype,
     device: torch.device | str,
-) -> PreTrainedModel:
+    streamed: Callable[[int], bool] | None = None,
+) -> Loaded:
     """The decoder at `location`: eval mode, no gradients, no cache, attention by SDPA if it can.
 
-    Raises EnvironmentProblem for an unknown architecture, one that sees later tokens, and a
-    checkpoint that does not hold exactly the model's weights.
+    Weights come one by one from the files into memory of their own; those of the blocks whose
+    number is `streamed` stay there. What blocks share, buffers and all else are read as ever.
+
+    Raises EnvironmentProblem for an unknown architecture, a checkpoint that does not hold exactly
+    the model's weights, and one to be streamed that transformers would rewrite as it loads.
     """
     try:
-        with quiet():  # SDPA is transformers' own first choice; asking for it bars who lacks it
-            answer: Any = AutoModelForCausalLM.from_pretrained(
-                str(location),
-                dtype=dtype,
-                trust_remote_code=section.trust_remote_code,
-                local_files_only=True,
-                output_loading_info=True,
+        with quiet():
+            found = build_skeleton(
+                location, stored_tensors(Path(location)), dtype, section.trust_remote_code
             )
-    except (MemoryError, torch.OutOfMemoryError):
+            if found is not None:
+                _require_exact(section.name, found.report)
+            if found is None or found.strangers:
+                if streamed is not None:
+                    why = f": {found.strangers[0]}" if found else ""
+                    raise EnvironmentProblem(
+                        f"{section.name} cannot be streamed, its weights are converted as they are "
+                        f"loaded{why}; set model.residency=device"
+                    )
+                model, sources = _load_by_transformers(location, section, dtype), {}
+            else:
+                model, sources = found.model, found.sources
+    except (MemoryError, torch.OutOfMemoryError, EnvironmentProblem):
         raise
     except Exception as error:  # transformers raises nearly every class for a folder it dislikes
         raise EnvironmentProblem(f"cannot load {section.name}: {first_line(error)}") from error
-    model, report = answer
-    _require_exact(section.name, report)
-    for tensor in itertools.chain(model.parameters(), model.buffers()):
-        # As loaded they are views of the mapped file: at any alignment, which MKL's results may
-        # depend on, and gone if it is rewritten. Tied weights are one Parameter and stay tied.
-        tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
-    model.eval().requires_grad_(False)
+    blocks, left = None, set[str]()
+    if streamed is not None:
+        blocks = find_blocks(model)
+        owned = owned_parameters(model, blocks)
+        left = {name for i, names in enumerate(owned) if streamed(i) for name in names}
+    _fill(model, sources, left, torch.device(device))
+    model.train(False).requires_grad_(False)
     model.config.use_cache = False
     # What an adapter's config will call its base: the Hub id and commit, else the folder itself.
     at_hub = not Path(section.name).expanduser().exists()
     model.name_or_path = section.name if at_hub else str(Path(location).resolve())
     snapshot = Path(location).name if Path(location).parent.name == "snapshots" else None
     model.config._commit_hash = (snapshot or section.revision) if at_hub else None
-    loaded: PreTrainedModel = model.to(device)
-    _require_causal(section.name, loaded)
+    return Loaded(model, blocks, {name: sources[name] for name in sources if name in left})
+
+
+def _load_by_transformers(
+    location: Path | str, section: ModelSection, dtype: torch.dtype
+) -> PreTrainedModel:
+    """With all weights, for what is more than a copy: merged experts, quantised checkpoints."""
+    answer: Any = AutoModelForCausalLM.from_pretrained(
+        str(location),
+        dtype=dtype,
+        trust_remote_code=section.trust_remote_code,
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    model, report = answer
+    _require_exact(section.name, report)
+    loaded: PreTrainedModel = model
     return loaded
+
+
+def _fill(
+    model: PreTrainedModel, sources: dict[str, Stored], left: set[str], device: torch.device
+) -> None:
+    """Give each tensor memory of its own on the device, in the order of the files."""
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for name in tensors.keys() - sources.keys():
+        # Views of a mapped file if transformers loaded them: at any alignment, which MKL's results
+        # may depend on, and gone if it is rewritten. Tied weights are one Parameter and stay tied.
+        kept = tensors[name].data
+        tensors[name].data = kept.to(device, copy=True, memory_format=torch.contiguous_format)
+    with Reader() as reader:
+        for name in sorted(sources, key=lambda name: (sources[name].file, sources[name].begin)):
+            tensor = tensors[name]
+            if name in left:
+                tensor.data = placeholder(tensor.data, device)
+                continue
+            own = torch.empty(tensor.shape, dtype=tensor.dtype)
+            reader.read(sources[name], own)
+            tensor.data = own.to(device)
 
 
 def fingerprint(location: Path | str) -> str:
@@ -108,8 +172,11 @@ def _require_exact(name: str, report: dict[str, Any]) -> None:
         raise EnvironmentProblem(f"the checkpoint of {name} {' and '.join(problems)}")
 
 
-def _require_causal(name: str, model: PreTrainedModel) -> None:
-    """No config says it reliably (BERT has a CausalLM class): change a token, look before it."""
+def require_causal(name: str, model: PreTrainedModel) -> None:
+    """Raise EnvironmentProblem if the model sees later tokens. It takes two small passes.
+
+    No config says it reliably (BERT has a CausalLM class): change a token, look before it.
+    """
     rows = torch.tensor([[[1, 2, 3]], [[1, 2, 4]]], device=model.device)
     with torch.inference_mode():  # one by one: equal shapes give equal bits, equal rows may not
         a, b = (model(input_ids=row, use_cache=False).logits[0].float() for row in rows)
