@@ -6,18 +6,21 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from zoft import checkpoint
 from zoft.errors import EnvironmentProblem
 from zoft.models.adapters import attach_lora
 from zoft.recipe.schema import TuneSection
+from zoft.zo.optimizers.sweep import Resident, Tuned, tuned_weights
 
 IDS = torch.tensor([[0, 40, 50, 60, 70]])
 
@@ -187,13 +190,38 @@ def test_an_adapter_is_written_in_one_order(tmp_path: Path) -> None:
 
 
 def test_state_comes_back(tmp_path: Path) -> None:
-    tensors = {"m": torch.arange(6.0).view(2, 3).T, "t": torch.tensor(3)}
-    checkpoint.write_state(tmp_path, tensors, {"step": 7, "v": [0.1, None]})
-    back, meta = checkpoint.read_state(tmp_path)
-    assert meta == {"step": 7, "v": [0.1, None]}
-    assert all(torch.equal(back[name], tensors[name]) for name in tensors)
-    checkpoint.write_state(tmp_path, {}, {})
-    assert checkpoint.read_state(tmp_path) == ({}, {})
+    def moving() -> Resident:
+        parameters = {
+            "m": nn.Parameter(torch.arange(6.0).view(2, 3)),
+            "t": nn.Parameter(torch.ones(())),
+        }
+        return Resident(tuned_weights(parameters, {"m": 1, "t": 2}, set()))
+
+    def fill(tuned: Tuned, weight: torch.Tensor, state: Sequence[torch.Tensor]) -> None:
+        state[0].copy_(weight + tuned.param)
+        state[1].fill_(tuned.param)
+
+    saved, other = moving(), moving()
+    for weights in (saved, other):
+        weights.keep("exp_avg", "exp_avg_sq")
+    saved.apply(fill)
+    checkpoint.write_state(tmp_path, saved, {"step": 7, "v": [0.1, None]})
+    assert checkpoint.read_meta(tmp_path) == {"step": 7, "v": [0.1, None]}
+    other.load(checkpoint.stored_state(tmp_path))
+    [expected], [found] = saved.visits(), other.visits()
+    assert expected.keys() == found.keys() == load_file(tmp_path / "optimizer.safetensors").keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    with pytest.raises(KeyError):
+        other.load({})
     (tmp_path / "optimizer.safetensors").write_bytes(b"short")
     with pytest.raises(EnvironmentProblem, match="cannot read the state"):
-        checkpoint.read_state(tmp_path)
+        checkpoint.stored_state(tmp_path)
+
+
+def test_a_rule_that_keeps_nothing_writes_an_empty_file(tmp_path: Path) -> None:
+    checkpoint.write_state(tmp_path, Resident([]), {})
+    assert load_file(tmp_path / "optimizer.safetensors") == {}
+    assert checkpoint.stored_state(tmp_path) == {}
+    (tmp_path / "trainer.json").write_text("{")
+    with pytest.raises(EnvironmentProblem, match="cannot read the state"):
+        checkpoint.read_meta(tmp_path)

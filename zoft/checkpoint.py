@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import struct
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,12 @@ from typing import Any
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from zoft.errors import EnvironmentProblem
 from zoft.models.quiet import first_line, quiet
+from zoft.offload.safetensors_files import Stored, Writer, stored_in
+from zoft.zo.optimizers.sweep import Weights
 
 COMPLETE = "COMPLETE"
 _STATE, _META = "optimizer.safetensors", "trainer.json"
@@ -128,25 +129,39 @@ def write_model(
     tokenizer.save_pretrained(folder)
 
 
-def write_state(folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """What resuming needs beside the weights: tensors, and plain values as JSON."""
-    own = {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in tensors.items()
+def write_state(folder: Path, weights: Weights, meta: Mapping[str, Any]) -> None:
+    """What resuming needs beside the weights: what the update rule keeps, and values as JSON."""
+    entries = {
+        f"{tuned.name}/{what}": (torch.float32, tuple(tuned.parameter.shape))
+        for tuned in weights
+        for what in weights.names
     }
-    save_file(own, folder / _STATE)
+    with Writer(folder / _STATE, entries) as file:
+        for kept in weights.visits() if entries else ():
+            for name, tensor in kept.items():
+                file.put(name, tensor)
     (folder / _META).write_text(json.dumps(meta, indent=2, sort_keys=True) + "\n")
 
 
-def read_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `write_state` wrote, on the CPU. Raises EnvironmentProblem if it cannot be read."""
+def stored_state(folder: Path) -> dict[str, Stored]:
+    """Where what the update rule kept lies in a checkpoint. Raises EnvironmentProblem."""
     try:
-        meta: dict[str, Any] = json.loads((folder / _META).read_text())
-        return load_file(folder / _STATE), meta
-    except (OSError, ValueError, SafetensorError) as error:
+        return stored_in(folder / _STATE)
+    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
         raise EnvironmentProblem(
             f"cannot read the state in {folder}: {first_line(error)}"
         ) from error
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """The values that `write_state` wrote. Raises EnvironmentProblem."""
+    try:
+        meta: dict[str, Any] = json.loads((folder / _META).read_text())
+    except (OSError, ValueError) as error:
+        raise EnvironmentProblem(
+            f"cannot read the state in {folder}: {first_line(error)}"
+        ) from error
+    return meta
 
 
 def _complete(folder: Path) -> None:

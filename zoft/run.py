@@ -9,15 +9,14 @@ from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from zoft import __version__
+from zoft.checkpoint import stored_state
 from zoft.data.encoding import Encoded, encode
-from zoft.data.examples import Example, length
-from zoft.data.order import Order
+from zoft.data.examples import Example
 from zoft.data.sources import load_rows
 from zoft.errors import RecipeError
 from zoft.interrupts import Stop, stop_on_signals
@@ -30,7 +29,9 @@ from zoft.models.convert import local_safetensors
 from zoft.models.load import fingerprint, load_model, load_tokenizer, require_causal
 from zoft.models.tuned import decays, parameter_ids, tuned_parameters
 from zoft.objectives.objective import objective_for
+from zoft.offload.weights import Streamed
 from zoft.outcome import already_finished, finish, recorded
+from zoft.parts import estimator_for, optimizer_for, order_for, streamer_for
 from zoft.recipe.defaults import with_defaults
 from zoft.recipe.load import load_recipe, recipe_text
 from zoft.recipe.schema import DataSource, Recipe
@@ -39,10 +40,7 @@ from zoft.run_folder import RunFolder, keep_choices, require_empty, require_same
 from zoft.scoring import needs_mask, require_fits
 from zoft.tracking import Metrics, Narrator, narrator_for
 from zoft.trainer import Trainer
-from zoft.zo.estimators import Estimator
-from zoft.zo.optimizers.mezo import MeZO
-from zoft.zo.optimizers.radazo import RAdaZO, Rule
-from zoft.zo.optimizers.sweep import Resident, Weights, tuned_weights
+from zoft.zo.optimizers.sweep import Resident, tuned_weights
 from zoft.zo.probe import View
 
 
@@ -131,9 +129,9 @@ def _build(
         recipe.model,
         dtype=compute if lora else own,  # what is frozen is stored as it is computed with
         device=device,
+        streamed=None if recipe.model.residency == "device" else lambda _: True,
     )
     model: PreTrainedModel | PeftModel = loaded.model
-    require_causal(recipe.model.name, loaded.model)
     if lora:
         adapter = saved or (folder.start if resuming else None)
         if adapter:
@@ -147,10 +145,21 @@ def _build(
         require_fits(model, encoded.examples, objective)
     parameters = tuned_parameters(model, recipe.tune)
     ids = parameter_ids(parameters)
+    tuned = tuned_weights(parameters, ids, decays(model))
+    streamer = streamer_for(
+        recipe,
+        loaded,
+        tuned,
+        stored_state(saved) if saved else {},
+        slots=2 if lora else 3,
+        working=folder.working,
+        say=narrator.say,
+    )
+    weights = Streamed(tuned, streamer) if streamer else Resident(tuned)
+    require_causal(recipe.model.name, loaded.model)
     probe = torch.tensor([[1, 2, 3, 4]], device=device)
     view = View(model, parameters, ids, compute, probe)
-    estimator = _estimator(recipe, view)
-    weights = Resident(tuned_weights(parameters, ids, decays(model)))
+    estimator = estimator_for(recipe, view)
     train_set = sets["train"].examples
     trainer = Trainer(
         recipe=recipe,
@@ -160,10 +169,10 @@ def _build(
         tokenizer=tokenizer,
         estimator=estimator,
         objective=objective,
-        optimizer=_optimizer(recipe, weights),
+        optimizer=optimizer_for(recipe, weights),
         weights=weights,
         train_set=train_set,
-        order=_order(recipe, train_set),
+        order=order_for(recipe, train_set),
         eval_set=sets["eval"].examples if "eval" in sets else None,
         test_set=sets["test"].examples if "test" in sets else None,
         masked=folder.manifest()["attention_mask"]
@@ -193,7 +202,7 @@ def _build(
         "data": {"rows": len(train_set), "sha256": _digest(train_set)},
         "dtype": recipe.model.dtype,
         "optimizer": recipe.optimizer.model_dump(mode="json"),
-        "parameters": [[w.name, w.param, list(w.parameter.shape), w.decays] for w in weights],
+        "parameters": [[w.name, w.param, list(w.parameter.shape), w.decays] for w in tuned],
     }
     return trainer, header
 
@@ -234,55 +243,6 @@ def _encoded(
     ]
     narrator.say(f"{name}: {', '.join([f'{counts.kept:,} of {counts.read:,} rows', *left_out])}")
     return found
-
-
-def _estimator(recipe: Recipe, view: View) -> Estimator:
-    settings = recipe.optimizer
-    assert isinstance(settings.perturbation, float)
-    return Estimator(
-        view,
-        seed=recipe.seed,
-        gaussian=settings.distribution == "gaussian",
-        perturbation=settings.perturbation,
-        directions=settings.directions,
-        sides=settings.sides,
-        rank1=settings.structure == "rank1",
-        examples=recipe.train.batch_size if settings.scope == "example" else None,
-        paired=settings.paired is True,
-    )
-
-
-def _optimizer(recipe: Recipe, weights: Weights) -> MeZO | RAdaZO:
-    settings = recipe.optimizer
-    gaussian, rank1 = settings.distribution == "gaussian", settings.structure == "rank1"
-    match settings.name:
-        case "mezo":
-            return MeZO(
-                weights,
-                seed=recipe.seed,
-                gaussian=gaussian,
-                weight_decay=settings.weight_decay,
-                rank1=rank1,
-            )
-        case "r-adazo":
-            assert settings.moments != "auto"
-            assert isinstance(settings.window, int)
-            rule = Rule(
-                betas=settings.betas,
-                eps=settings.eps,
-                bias_correction=settings.bias_correction,
-                moments=settings.moments,
-                window=settings.window,
-                fold_momentum=settings.fold_momentum,
-                weight_decay=settings.weight_decay,
-            )
-            return RAdaZO(weights, rule, seed=recipe.seed, gaussian=gaussian, rank1=rank1)
-
-
-def _order(recipe: Recipe, train_set: Sequence[Example]) -> Order:
-    lengths = np.array([length(example) for example in train_set])
-    grouped = lengths if recipe.train.group_by_length else None
-    return Order(recipe.seed, recipe.train.batch_size, len(train_set), grouped)
 
 
 def _digest(examples: Sequence[Example]) -> str:

@@ -70,6 +70,11 @@ class RunFolder:
         return self.path / "final"
 
     @property
+    def working(self) -> Path:
+        """The streamed weights as they are now: disposable, for the journal has them."""
+        return self.path / "working-copy.bin"
+
+    @property
     def exists(self) -> bool:
         """Whether a run is here: its journal has a header, and it says how it was set up."""
         if not (self.journal.is_file() and self.resolved.is_file()):

@@ -20,6 +20,7 @@ from zoft.interrupts import Stop
 from zoft.journal import Entry, Journal
 from zoft.objectives.batch import Batch
 from zoft.objectives.objective import Objective
+from zoft.offload.streamer import Streamer
 from zoft.recipe.schema import Recipe
 from zoft.scoring import score
 from zoft.tracking import Event, Metrics, Narrator, in_words
@@ -59,18 +60,20 @@ class Trainer:
     skipped: int = 0
     nonfinite: int = 0
     scores: dict[int, Event] = field(default_factory=dict)
+    streamer: Streamer | None = None
 
     def fit(self, journal: Journal) -> None:
         """Take the steps that are left. Raises Diverged, Interrupted."""
         try:
             self._after_step(journal)  # what a killed run still owed at this step
             while self.step < self.recipe.train.steps:
-                begun = time.perf_counter()
+                begun, waited = time.perf_counter(), self._waited()
                 batches = self.batches(self.step + 1)
                 entry = self._measure(self.step + 1, batches)
                 journal.append(entry)
                 self.apply(entry)
-                self._tell(entry, batches, time.perf_counter() - begun)
+                extra = {"waited": round(self._waited() - waited, 4)} if self.streamer else {}
+                self._tell(entry, batches, time.perf_counter() - begun, extra)
                 self._after_step(journal)
                 self.stop.check()
         finally:
@@ -116,11 +119,11 @@ class Trainer:
 
     def load(self, folder: Path) -> None:
         """Take the state of a checkpoint (its weights are in the model already)."""
-        tensors, meta = checkpoint.read_state(folder)
+        meta = checkpoint.read_meta(folder)
         self.step, self.skipped = meta["step"], meta["skipped"]
         self.nonfinite = meta["nonfinite"]
         self.optimizer.load_state_dict(meta["optimizer"])
-        self.weights.load_state_dict(tensors)
+        self.weights.load(checkpoint.stored_state(folder))
 
     # -- after a step ---------------------------------------------------------------------------
 
@@ -143,7 +146,13 @@ class Trainer:
             return True
         return self.step > 0 and every > 0 and self.step % every == 0
 
-    def _tell(self, entry: Entry, batches: Sequence[Batch], seconds: float) -> None:
+    def _waited(self) -> float:
+        """Seconds so far that the computation stood still for a block."""
+        return self.streamer.executor.waited if self.streamer else 0.0
+
+    def _tell(
+        self, entry: Entry, batches: Sequence[Batch], seconds: float, extra: dict[str, float]
+    ) -> None:
         m, tokens = entry.measurement, sum(batch.tokens for batch in batches)
         event = self.metrics.write(
             "train",
@@ -157,6 +166,7 @@ class Trainer:
             seconds=round(seconds, 4),
             tokens=tokens,
             padding=round(1.0 - tokens / sum(batch.input_ids.numel() for batch in batches), 4),
+            **extra,
         )
         self.narrator.step(event)
 
@@ -188,17 +198,16 @@ class Trainer:
         target = checkpoint.checkpoint_folder(self.folder, self.step)
         if target in checkpoint.find(self.folder):
             return
-        tensors, _ = self.optimizer.state_dict()
-        weights = [slot for _, slot in self.model.named_parameters()]
-        size = sum(t.numel() * t.element_size() for t in [*tensors.values(), *weights])
-        if isinstance(self.model, PeftModel):
-            size = sum(t.numel() * t.element_size() for t in tensors.values()) * 2
+        lora = isinstance(self.model, PeftModel)
+        written = [t.parameter for t in self.weights] if lora else self.model.parameters()
+        moments = 4 * len(self.weights.names) * sum(t.parameter.numel() for t in self.weights)
+        size = sum(parameter.nbytes for parameter in written) + moments
         checkpoint.require_space(self.folder, size)
         journal.sync()  # a checkpoint must not be ahead of the journal
 
         def write(folder: Path) -> None:
             checkpoint.write_model(folder, self.model, self.tokenizer)
-            checkpoint.write_state(folder, tensors, self.state())
+            checkpoint.write_state(folder, self.weights, self.state())
 
         begun = time.perf_counter()
         checkpoint.save(target, write)

@@ -19,8 +19,8 @@ from transformers import (
 
 from zoft.errors import EnvironmentProblem
 from zoft.models.quiet import first_line, quiet
-from zoft.models.skeleton import build_skeleton, placeholder
-from zoft.offload.blocks import Blocks, find_blocks, owned_parameters
+from zoft.models.skeleton import build_skeleton
+from zoft.offload.blocks import Blocks, find_blocks, owned_parameters, placeholder
 from zoft.offload.safetensors_files import Reader, Stored, stored_tensors
 from zoft.recipe.schema import ModelSection
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from zoft.offload.blocks import placeholder
 from zoft.offload.safetensors_files import Reader, Stored
 
 
@@ -43,12 +44,6 @@ def model_on_meta(
             config, dtype=dtype, trust_remote_code=trust_remote_code
         )
     return model
-
-
-def placeholder(like: Tensor, device: torch.device | str = "cpu") -> Tensor:
-    """One NaN that fills the whole shape: 4 bytes at most, and poison for whoever computes with it."""
-    value = float("nan") if like.is_floating_point() else 0
-    return torch.full((), value, dtype=like.dtype, device=device).expand(like.shape)
 
 
 def build_skeleton(

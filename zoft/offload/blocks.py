@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from zoft.errors import EnvironmentProblem
 
@@ -31,6 +32,17 @@ def find_blocks(model: nn.Module) -> Blocks:
         )
     _, name, blocks = max(found, key=lambda entry: entry[0])
     return Blocks(name, list(blocks))
+
+
+def placeholder(like: Tensor, device: torch.device | str = "cpu") -> Tensor:
+    """One NaN that fills the whole shape: 4 bytes at most, and poison for whoever computes with it."""
+    value = float("nan") if like.is_floating_point() else 0
+    return torch.full((), value, dtype=like.dtype, device=device).expand(like.shape)
+
+
+def is_placeholder(tensor: Tensor) -> bool:
+    """Whether the tensor's numbers are elsewhere now."""
+    return tensor.numel() > 1 and not any(tensor.stride())
 
 
 def owned_parameters(model: nn.Module, blocks: Blocks) -> list[dict[str, nn.Parameter]]:

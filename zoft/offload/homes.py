@@ -13,8 +13,7 @@ from torch import Tensor
 
 from zoft.errors import EnvironmentProblem
 from zoft.offload.arenas import Layout, new_arena
-from zoft.offload.safetensors_files import Reader, Stored
-from zoft.offload.safetensors_files import _bytes as memory_of
+from zoft.offload.safetensors_files import Reader, Stored, memory_of
 
 _PIECE = 32 << 20  # bytes that one call to the kernel moves
 

@@ -12,6 +12,7 @@ import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -86,7 +87,7 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
     try:
         tensors: dict[str, Stored] = {}
         for file in _weight_files(folder):
-            tensors |= _header(file)
+            tensors |= stored_in(file)
     except OSError as error:
         raise EnvironmentProblem(f"cannot read {error.filename}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
@@ -141,7 +142,7 @@ class Reader:
         for first in range(0, stored.nbytes, _PIECE):
             raw = self._buffer[: stored.nbytes - first]
             self._fill(stored, first, raw)
-            yield _bytes(raw)
+            yield memory_of(raw)
 
     def close(self) -> None:
         """Close every file and drop the buffer; a later `read` opens them again."""
@@ -156,7 +157,7 @@ class Reader:
 
     def _fill(self, stored: Stored, offset: int, out: Tensor) -> None:
         """Read into all of `out`'s memory, from byte `offset` of the tensor on."""
-        memory = _bytes(out)
+        memory = memory_of(out)
         position, done = stored.begin + offset, 0
         try:
             descriptor = self._descriptor(stored.file)
@@ -175,27 +176,56 @@ def in_file_order(entries: Mapping[str, Entry]) -> list[str]:
     return sorted(entries, key=lambda name: (_RANK[entries[name][0]], name))
 
 
+class Writer:
+    """The file that `safetensors.torch.save_file` would write, tensor by tensor in any order.
+
+    `entries` says beforehand what will be in it. Nothing is synced. Raises OSError.
+    """
+
+    def __init__(
+        self, path: Path, entries: Mapping[str, Entry], metadata: Mapping[str, str] | None = None
+    ) -> None:
+        names = in_file_order(entries)
+        header = _header_bytes(names, entries, metadata)
+        sizes = [math.prod(entries[name][1]) * entries[name][0].itemsize for name in names]
+        self._entries = dict(entries)
+        self._begins = dict(zip(names, accumulate([len(header), *sizes]), strict=False))
+        self._stream = path.open("wb")
+        self._stream.write(header)
+
+    def put(self, name: str, values: Tensor) -> None:
+        """Write one tensor, from any device; its memory may be used again on return."""
+        if (values.dtype, tuple(values.shape)) != self._entries.pop(name):
+            raise ValueError(f"{name} is {values.dtype} {values.shape}, not what was announced")
+        self._stream.seek(self._begins[name])
+        raw = memory_of(values.detach().cpu().contiguous())
+        for first in range(0, len(raw), _PIECE):
+            self._stream.write(raw[first : first + _PIECE])
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stream.close()
+        if self._entries and kind is None:
+            raise ValueError(f"{self._stream.name} lacks {', '.join(self._entries)}")
+
+
 def write(
     path: Path,
     entries: Mapping[str, Entry],
     tensor: Callable[[str], Tensor],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write the file that `safetensors.torch.save_file` would, one tensor in memory at a time.
-
-    `tensor` is asked for each name once, `in_file_order`, and may answer from any device with
-    memory that it reuses at the next call. Nothing is synced. Raises OSError.
-    """
-    names = in_file_order(entries)
-    with path.open("wb") as stream:
-        stream.write(_header_bytes(names, entries, metadata))
-        for name in names:
-            values = tensor(name).detach()
-            if (values.dtype, tuple(values.shape)) != entries[name]:
-                raise ValueError(f"{name} is {values.dtype} {values.shape}, not {entries[name]}")
-            raw = _bytes(values.cpu().contiguous())
-            for first in range(0, len(raw), _PIECE):
-                stream.write(raw[first : first + _PIECE])
+    """Write a whole file, one tensor in memory at a time: asked for `in_file_order`."""
+    with Writer(path, entries, metadata) as file:
+        for name in in_file_order(entries):
+            file.put(name, tensor(name))
 
 
 def _header_bytes(
@@ -223,7 +253,7 @@ def _weight_files(folder: Path) -> list[Path]:
     return sorted({folder / name for name in json.loads(index.read_text())["weight_map"].values()})
 
 
-def _header(file: Path) -> dict[str, Stored]:
+def stored_in(file: Path) -> dict[str, Stored]:
     """The file's tensors: its header is a length (8 bytes, little endian), then JSON with offsets
     from the header's end."""
     with file.open("rb") as stream:
@@ -247,7 +277,7 @@ def _header(file: Path) -> dict[str, Stored]:
     return tensors
 
 
-def _bytes(tensor: Tensor) -> memoryview:
+def memory_of(tensor: Tensor) -> memoryview:
     """The memory of a contiguous CPU tensor."""
     array: Any = tensor.view(-1).view(torch.uint8).numpy()
     return memoryview(array)

@@ -29,7 +29,7 @@ def stream(
     slots: int,
     writeback: Literal["device", "host"] = "device",
     working: Path,
-    say: Callable[[str], None] = lambda text: None,
+    say: Callable[[str], None],
 ) -> Streamer:
     """A streamer for blocks that lie in `sources`, and the memory, files and threads it needs.
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from zoft.offload.arenas import Layout, new_arena
+from zoft.offload.blocks import placeholder
 from zoft.offload.executor import Executor
 from zoft.offload.homes import Files, Memory
 from zoft.offload.operations import Op
@@ -28,24 +29,12 @@ class Block:
     parameters: Mapping[str, nn.Parameter]
 
 
-def absent(parameter: nn.Parameter) -> Tensor:
-    """What stands for a parameter that is not there: of its shape and type, all NaN, 4 bytes."""
-    return torch.full((), torch.nan, dtype=parameter.dtype, device=parameter.device).expand(
-        parameter.shape
-    )
-
-
-def is_absent(parameter: Tensor) -> bool:
-    """Whether the parameter's block is not in a slot now."""
-    return parameter.numel() > 1 and not any(parameter.stride())
-
-
 class Streamer:
     """Runs `blocks` through `slots` arenas on `device`. Homes are files, or memory filled from them.
 
     `tuned` are the blocks' tuned parameters by name, `kept` what the update rule keeps of each. From
     construction on the blocks' modules fetch their parameters when they run; before that, and
-    afterwards, these are `absent`.
+    afterwards, these are placeholders.
     """
 
     def __init__(
@@ -74,7 +63,8 @@ class Streamer:
         stagings = self.schedule.stagings * (2 if tuned else 1) if road == "staged" else 0
         self.stagings = [new_arena(size, torch.device("cpu")) for _ in range(stagings)]
         self._absent = {
-            b: {n: absent(p) for n, p in x.parameters.items()} for b, x in blocks.items()
+            b: {n: placeholder(p, p.device) for n, p in x.parameters.items()}
+            for b, x in blocks.items()
         }
         self._updates: dict[int, Update] = {}
         self._inside: int | None = None

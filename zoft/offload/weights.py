@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor
 
+from zoft.offload.safetensors_files import Stored
 from zoft.offload.streamer import Streamer
 from zoft.zo.optimizers.sweep import Resident, Tuned, Update
 
@@ -16,6 +17,7 @@ class Streamed:
 
     def __init__(self, tuned: Sequence[Tuned], streamer: Streamer) -> None:
         self.tuned, self.streamer = list(tuned), streamer
+        self.names: tuple[str, ...] = ()
         elsewhere = {id(moving.parameter) for moving in streamer.tuned.values()}
         self.resident = Resident([t for t in tuned if id(t.parameter) not in elsewhere])
 
@@ -24,6 +26,7 @@ class Streamed:
 
     def keep(self, *names: str) -> None:
         assert names == self.streamer.kept, "the arenas have no room for it"
+        self.names = names
         self.resident.keep(*names)
 
     def apply(self, update: Update) -> None:
@@ -35,6 +38,6 @@ class Streamed:
         for block in self.streamer.visits():
             yield self.streamer.kept_of(block)
 
-    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+    def load(self, stored: Mapping[str, Stored]) -> None:
         """Of the resident weights; what is kept of streamed ones comes with their blocks."""
-        self.resident.load_state_dict(tensors)
+        self.resident.load(stored)

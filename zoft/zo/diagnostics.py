@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from zoft.offload.blocks import is_placeholder
 from zoft.zo.directions import Direction
 from zoft.zo.estimators import Estimator, Loss
 from zoft.zo.optimizers.sweep import Weights
@@ -120,8 +121,8 @@ def measure_delivery(
             dtype = view.delivered.get(parameter, torch.float32)
             if slot.param is None or weight.ndim < 2 or dtype == torch.float32:
                 continue
-            if not any(weight.stride()):
-                continue  # it is with its block, elsewhere
+            if is_placeholder(weight):
+                continue
             del slots[parameter]
             part = weight.reshape(-1)[:SAMPLE]
             plus, minus = (torch.empty_like(part, dtype=dtype) for _ in range(2))

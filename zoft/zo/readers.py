@@ -16,6 +16,8 @@ from torch.nn.modules import module as hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from zoft.offload.blocks import is_placeholder
+
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, parameters: Iterable[Tensor]) -> None:
@@ -42,7 +44,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _find(self) -> None:
         """Note where the parameters lie that are there; a streamed block's are while it runs."""
-        there = [p for p in self.parameters if p.numel() == 1 or any(p.stride())]
+        there = [p for p in self.parameters if not is_placeholder(p)]
         self.there = sorted(((p.data_ptr(), p) for p in there), key=lambda found: found[0])
         self.begins = [begin for begin, _ in self.there]
 

@@ -36,6 +36,8 @@ from zoft.kernels.terms import Adam, Rounding, Terms, make_terms
 from zoft.zo.estimators import Measurement
 from zoft.zo.optimizers.sweep import Sweep, Tuned, Update, Weights, adding
 
+MOMENTS = ("exp_avg", "exp_avg_sq")  # m and v by torch.optim's names, where they are stored
+
 
 @dataclass(frozen=True, slots=True)
 class Rule:
@@ -119,7 +121,7 @@ class RAdaZO:
         length = 1 if self.folds or rule.moments == "full" else rule.window
         self.past: deque[tuple[int, tuple[float, ...]]] = deque(maxlen=length)
         if rule.moments == "full":
-            weights.keep("exp_avg", "exp_avg_sq")
+            weights.keep(*MOMENTS)
 
     def update(self, measurement: Measurement, lr: float) -> None:
         """Move the weights by one finite measurement."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from zoft.kernels.dispatch import kernels_for
 from zoft.kernels.terms import Rounding, Terms
+from zoft.offload.safetensors_files import Reader, Stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,9 @@ class Update(Protocol):
 
 
 class Weights(Protocol):
-    """Where the tuned weights are, and how an update reaches them."""
+    """Where the tuned weights are, and how an update reaches them. `names`: what is kept of each."""
+
+    names: tuple[str, ...]
 
     def __iter__(self) -> Iterator[Tuned]:
         """All of them, in model order."""
@@ -57,8 +60,8 @@ class Weights(Protocol):
         """All weights, moved by every update, some at a time: what is kept of those that are in place
         until the next is asked for, named `weight/name`."""
 
-    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take what `visits` gave. Raises KeyError for a state of another rule."""
+    def load(self, stored: Mapping[str, Stored]) -> None:
+        """Take what `visits` gave from files. Raises KeyError for a state of another rule."""
 
 
 class Resident:
@@ -90,10 +93,17 @@ class Resident:
             for name, tensor in zip(self.names, kept, strict=True)
         }
 
-    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        for kept in self.visits():
-            for name, tensor in kept.items():
-                tensor.copy_(tensors[name])
+    def load(self, stored: Mapping[str, Stored]) -> None:
+        with Reader() as reader:
+            for kept in self.visits():
+                for name, tensor in kept.items():
+                    own = (
+                        tensor
+                        if tensor.device.type == "cpu"
+                        else torch.empty_like(tensor, device="cpu")
+                    )
+                    reader.read(stored[name], own)
+                    tensor.copy_(own)
 
 
 @dataclass(frozen=True, slots=True)

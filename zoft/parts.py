@@ -1,0 +1,111 @@
+"""The parts of a run that sections of the recipe choose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from zoft.data.examples import Example, length
+from zoft.data.order import Order
+from zoft.models.load import Loaded
+from zoft.offload.blocks import owned_parameters
+from zoft.offload.safetensors_files import Stored
+from zoft.offload.stream import stream
+from zoft.offload.streamer import Block, Streamer
+from zoft.recipe.schema import Recipe
+from zoft.zo.estimators import Estimator
+from zoft.zo.optimizers.mezo import MeZO
+from zoft.zo.optimizers.radazo import MOMENTS, RAdaZO, Rule
+from zoft.zo.optimizers.sweep import Tuned, Weights
+from zoft.zo.probe import View
+
+
+def streamer_for(
+    recipe: Recipe,
+    loaded: Loaded,
+    tuned: Sequence[Tuned],
+    moments: dict[str, Stored],
+    *,
+    slots: int,
+    working: Path,
+    say: Callable[[str], None],
+) -> Streamer | None:
+    """What runs the blocks that `loaded` left in their files; None if it left none.
+
+    `moments` are the stored ones of a checkpoint; `working` is where changed blocks go.
+    """
+    if loaded.blocks is None or not loaded.sources:
+        return None
+    owned = owned_parameters(loaded.model, loaded.blocks)
+    blocks = {
+        number: Block(loaded.blocks.modules[number], parameters)
+        for number, parameters in enumerate(owned)
+        if parameters.keys() <= loaded.sources.keys()
+    }
+    optimizer = recipe.optimizer
+    kept = MOMENTS if (optimizer.name, optimizer.moments) == ("r-adazo", "full") else ()
+    assert recipe.model.residency in ("host", "disk")
+    return stream(
+        blocks,
+        tuned,
+        kept,
+        {**loaded.sources, **moments},
+        residency=recipe.model.residency,
+        device=torch.device(recipe.device),
+        slots=slots,
+        writeback="host" if recipe.offload.writeback == "host" else "device",
+        working=working,
+        say=say,
+    )
+
+
+def estimator_for(recipe: Recipe, view: View) -> Estimator:
+    settings = recipe.optimizer
+    assert isinstance(settings.perturbation, float)
+    return Estimator(
+        view,
+        seed=recipe.seed,
+        gaussian=settings.distribution == "gaussian",
+        perturbation=settings.perturbation,
+        directions=settings.directions,
+        sides=settings.sides,
+        rank1=settings.structure == "rank1",
+        examples=recipe.train.batch_size if settings.scope == "example" else None,
+        paired=settings.paired is True,
+    )
+
+
+def optimizer_for(recipe: Recipe, weights: Weights) -> MeZO | RAdaZO:
+    settings = recipe.optimizer
+    gaussian, rank1 = settings.distribution == "gaussian", settings.structure == "rank1"
+    match settings.name:
+        case "mezo":
+            return MeZO(
+                weights,
+                seed=recipe.seed,
+                gaussian=gaussian,
+                weight_decay=settings.weight_decay,
+                rank1=rank1,
+            )
+        case "r-adazo":
+            assert settings.moments != "auto"
+            assert isinstance(settings.window, int)
+            rule = Rule(
+                betas=settings.betas,
+                eps=settings.eps,
+                bias_correction=settings.bias_correction,
+                moments=settings.moments,
+                window=settings.window,
+                fold_momentum=settings.fold_momentum,
+                weight_decay=settings.weight_decay,
+            )
+            return RAdaZO(weights, rule, seed=recipe.seed, gaussian=gaussian, rank1=rank1)
+
+
+def order_for(recipe: Recipe, train_set: Sequence[Example]) -> Order:
+    lengths = np.array([length(example) for example in train_set])
+    grouped = lengths if recipe.train.group_by_length else None
+    return Order(recipe.seed, recipe.train.batch_size, len(train_set), grouped)
