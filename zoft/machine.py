@@ -29,8 +29,6 @@ def resolve(recipe: Recipe) -> Recipe:
     model, optimizer = recipe.model, recipe.optimizer
     if model.compute_dtype == "auto":
         model = model.model_copy(update={"compute_dtype": _fast_dtype(device)})
-    if model.residency == "auto":
-        model = model.model_copy(update={"residency": "device"})
     if optimizer.perturbation == "auto":
         perturbation = PERTURBATION[model.compute_dtype]
         optimizer = optimizer.model_copy(update={"perturbation": perturbation})

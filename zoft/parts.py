@@ -48,6 +48,7 @@ def streamer_for(
     optimizer = recipe.optimizer
     kept = MOMENTS if (optimizer.name, optimizer.moments) == ("r-adazo", "full") else ()
     assert recipe.model.residency in ("host", "disk")
+    assert recipe.offload.writeback != "auto"
     return stream(
         blocks,
         tuned,
@@ -56,7 +57,7 @@ def streamer_for(
         residency=recipe.model.residency,
         device=torch.device(recipe.device),
         slots=slots,
-        writeback="host" if recipe.offload.writeback == "host" else "device",
+        writeback=recipe.offload.writeback,
         working=working,
         say=say,
     )

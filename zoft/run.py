@@ -35,9 +35,11 @@ from zoft.parts import estimator_for, optimizer_for, order_for, streamer_for
 from zoft.recipe.defaults import with_defaults
 from zoft.recipe.load import load_recipe, recipe_text
 from zoft.recipe.schema import DataSource, Recipe
+from zoft.residency import budgets, choose
 from zoft.resume import begin, go_on
 from zoft.run_folder import RunFolder, keep_choices, require_empty, require_same, run_of
 from zoft.scoring import needs_mask, require_fits
+from zoft.shape import shape_of
 from zoft.tracking import Metrics, Narrator, narrator_for
 from zoft.trainer import Trainer
 from zoft.zo.optimizers.sweep import Resident, tuned_weights
@@ -78,7 +80,7 @@ def train(
             journal = go_on(trainer, folder, header)
         else:
             journal = begin(trainer, folder, header, recipe_text(source))
-        with recorded(folder, trainer), journal:
+        with closing(trainer), recorded(folder, trainer), journal:
             trainer.fit(journal)
             finish(trainer, folder)
 
@@ -121,6 +123,13 @@ def _build(
         for name, source in _sources(recipe)
     }
     stop.check()
+    shape = shape_of(recipe, {name: found.examples for name, found in sets.items()})
+    place = choose(recipe, shape, *budgets(recipe))
+    recipe = recipe.model_copy(
+        update={"model": recipe.model.model_copy(update={"residency": place.residency})}
+    )
+    if place.residency != "device":
+        narrator.say(place.why)
     compute = DTYPES[recipe.model.compute_dtype]
     own = DTYPES[recipe.model.dtype]
     lora = recipe.tune.method == "lora"
@@ -129,7 +138,9 @@ def _build(
         recipe.model,
         dtype=compute if lora else own,  # what is frozen is stored as it is computed with
         device=device,
-        streamed=None if recipe.model.residency == "device" else lambda _: True,
+        streamed=None
+        if place.residency == "device"
+        else lambda block: block not in place.resident_blocks,
     )
     model: PreTrainedModel | PeftModel = loaded.model
     if lora:
@@ -151,7 +162,7 @@ def _build(
         loaded,
         tuned,
         stored_state(saved) if saved else {},
-        slots=2 if lora else 3,
+        slots=place.slots,
         working=folder.working,
         say=narrator.say,
     )
@@ -181,6 +192,7 @@ def _build(
         metrics=Metrics(folder.metrics),
         narrator=narrator,
         stop=stop,
+        streamer=streamer,
     )
     if saved:
         trainer.load(saved)

@@ -146,6 +146,11 @@ class Trainer:
             return True
         return self.step > 0 and every > 0 and self.step % every == 0
 
+    def close(self) -> None:
+        """Stop what runs beside the loop. What streamed weights were is in the journal."""
+        if self.streamer:
+            self.streamer.close()
+
     def _waited(self) -> float:
         """Seconds so far that the computation stood still for a block."""
         return self.streamer.executor.waited if self.streamer else 0.0

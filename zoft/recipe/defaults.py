@@ -39,9 +39,14 @@ def with_defaults(recipe: Recipe) -> Recipe:
         train = train.model_copy(update={"micro_batch_size": train.batch_size})
     if train.group_by_length == "auto":
         train = train.model_copy(update={"group_by_length": True})
+    offload = recipe.offload
+    if offload.writeback == "auto":
+        # The device applies an update faster than a bus that is otherwise idle takes it back.
+        offload = offload.model_copy(update={"writeback": "device"})
     return recipe.model_copy(
         update={
             "model": model,
+            "offload": offload,
             "objective": objective,
             "optimizer": _optimizer(recipe),
             "train": train,

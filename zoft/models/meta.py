@@ -1,0 +1,82 @@
+"""A recipe's model as its config alone describes it: every tensor's shape and type, no weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from zoft.errors import EnvironmentProblem
+from zoft.models.adapters import attach_lora
+from zoft.models.quiet import first_line, quiet
+from zoft.recipe.schema import ModelSection, TuneSection
+
+
+def load_config(section: ModelSection) -> PreTrainedConfig:
+    """The model's config: of a folder (which may hold nothing else), a .gguf file, or from the Hub.
+
+    Raises EnvironmentProblem.
+    """
+    path = Path(section.name).expanduser()
+    name, file = str(path) if path.exists() else section.name, {}
+    if path.suffix == ".gguf":
+        name, file = str(path.parent), {"gguf_file": path.name}
+    try:
+        with quiet():
+            config: PreTrainedConfig = AutoConfig.from_pretrained(
+                name,
+                revision=section.revision,
+                trust_remote_code=section.trust_remote_code,
+                **file,
+            )
+    except Exception as error:  # transformers raises nearly every class
+        raise EnvironmentProblem(
+            f"cannot read the config of {section.name}: {first_line(error)}"
+        ) from error
+    return config
+
+
+def model_on_meta(
+    config: PreTrainedConfig, dtype: torch.dtype, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """The decoder of a config with shapes and types but no memory (milliseconds, also for 70B)."""
+    from_config: Any = AutoModelForCausalLM.from_config
+    with torch.device("meta"):
+        model: PreTrainedModel = from_config(
+            config, dtype=dtype, trust_remote_code=trust_remote_code
+        )
+    return model
+
+
+def meta_model(
+    config: PreTrainedConfig,
+    tune: TuneSection,
+    *,
+    stored: torch.dtype,
+    adapter: torch.dtype = torch.float32,
+    trust_remote_code: bool = False,
+) -> nn.Module:
+    """The model on torch's meta device, its weights in `stored`, with the adapter if there is one.
+
+    Takes no memory to speak of and some tenths of a second. Raises EnvironmentProblem for a config of
+    no decoder, RecipeError for target modules that it does not have.
+    """
+    try:
+        with quiet():
+            model = model_on_meta(config, stored, trust_remote_code)
+    except Exception as error:
+        raise EnvironmentProblem(f"cannot build the model: {first_line(error)}") from error
+    skeleton: nn.Module = model.train(False).requires_grad_(False)
+    model.config.use_cache = False
+    if tune.method == "lora":
+        with torch.device("meta"):
+            skeleton = attach_lora(model, tune, 0, adapter)
+    return skeleton

@@ -1,0 +1,172 @@
+"""Where the weights wait for their turn: the fastest place that the memory budgets allow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from zoft.errors import OutOfMemory
+from zoft.footprint import CUDA_CONTEXT, Footprint, Quantization, Residency, footprint
+from zoft.recipe.schema import Recipe
+from zoft.shape import Shape
+
+# Left free of what a budget of `auto` finds: for allocators' gaps, and for the rest of the machine.
+MARGIN = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A footprint that fits, and in one sentence why it was chosen."""
+
+    footprint: Footprint
+    why: str
+
+    @property
+    def residency(self) -> Residency:
+        return self.footprint.residency
+
+    @property
+    def resident_blocks(self) -> tuple[int, ...]:
+        """Numbers of the blocks that stay on the device, ascending."""
+        return self.footprint.resident
+
+    @property
+    def slots(self) -> int:
+        return self.footprint.slots
+
+
+def choose(
+    recipe: Recipe,
+    shape: Shape,
+    device_bytes: int,
+    host_bytes: int,
+    *,
+    quantization: Quantization = "none",
+) -> Choice:
+    """The fastest residency that fits both budgets; of the streamed ones that with most blocks resident.
+
+    The device if all fits there, else the host's memory (no place of its own on a CPU), else the disk.
+    A `model.residency` that is no `auto` leaves only the number of resident blocks open. Raises
+    OutOfMemory that says what is needed and what is there.
+    """
+    wanted = recipe.model.residency
+    cpu = recipe.device == "cpu"
+
+    def at(residency: Residency, number: int) -> Footprint:
+        resident = spread(number, shape.blocks)
+        return footprint(recipe, shape, residency, resident, quantization=quantization)
+
+    def fits(found: Footprint) -> bool:
+        return found.device <= device_bytes and found.host <= host_bytes
+
+    refused = ""
+    places: list[Residency] = ["device", "disk"] if cpu else ["device", "host", "disk"]
+    for residency in places if wanted == "auto" else [wanted]:
+        if residency == "device" or not shape.blocks:
+            found = at("device", shape.blocks)
+            if fits(found):
+                return Choice(found, f"all of it fits on the device ({_sizes(found, cpu)})")
+            refused = f"on the device it needs {_sizes(found, cpu)}"
+            continue
+        numbers = range(shape.blocks - 1, -1, -1)
+        found = next((x for x in (at(residency, n) for n in numbers) if fits(x)), at(residency, 0))
+        if fits(found):
+            stay = f"{len(found.resident)} of {shape.blocks} blocks stay on the device"
+            reason = f"{refused}; " if refused else ""
+            return Choice(found, f"{reason}streamed from the {residency}, {stay}")
+        refused = f"even streamed from the {residency} it needs {_sizes(found, cpu)}"
+    there = f"{gib(device_bytes)} may be used"
+    if not cpu:
+        there = f"{gib(device_bytes)} of the device and {gib(host_bytes)} of the host may be used"
+    raise OutOfMemory(f"{refused}; {there}")
+
+
+def spread(number: int, blocks: int) -> tuple[int, ...]:
+    """So many of the blocks, evenly, so that a fetch hides behind resident ones' compute."""
+    return tuple(i for i in range(blocks) if (i + 1) * number // blocks > i * number // blocks)
+
+
+def gib(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB"
+
+
+def _sizes(found: Footprint, cpu: bool) -> str:
+    return gib(found.device) if cpu else f"{gib(found.device)} there, {gib(found.host)} on the host"
+
+
+# -- budgets ----------------------------------------------------------------------------------------
+
+
+def budgets(recipe: Recipe) -> tuple[int, int]:
+    """Bytes that the run may take of the device and of the host, itself included.
+
+    What the recipe says, or what is free less a margin. On a CPU the first is the host's memory and the
+    second is nothing of its own.
+    """
+    free, memory = free_host_bytes(), recipe.memory
+    if recipe.device == "cpu":
+        return _least(memory.device_budget, memory.host_budget, auto=int(free * (1 - MARGIN))), 0
+    card, _ = torch.cuda.mem_get_info(recipe.device)
+    # Its answer is without the context that asking it has made.
+    own = CUDA_CONTEXT + torch.cuda.memory_reserved(recipe.device)
+    return (
+        _least(memory.device_budget, auto=int(card * (1 - MARGIN)) + own),
+        _least(memory.host_budget, auto=int(free * (1 - MARGIN))),
+    )
+
+
+def _least(*given: object, auto: int) -> int:
+    sizes = [size for size in given if isinstance(size, int)]
+    return min(sizes, default=auto)
+
+
+def free_host_bytes() -> int:
+    """What this process could hold: what is free on the machine and in each control group (v1 or v2)
+    that it is in, whichever is least, and what it holds already."""
+    own = _value(Path("/proc/self/status"), "VmRSS:") * 1024
+    return min([_value(Path("/proc/meminfo"), "MemAvailable:") * 1024, *_group_limits()]) + own
+
+
+def _group_limits() -> Iterator[int]:
+    """Bytes that are left of the limit of every control group above this process."""
+    root = Path("/sys/fs/cgroup")
+    for line in _text(Path("/proc/self/cgroup")).splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        top = root / controllers
+        group = top / path.strip("/")
+        while True:
+            yield from _left(group)
+            if group == top or top not in group.parents:
+                break
+            group = group.parent
+
+
+def _left(group: Path) -> Iterator[int]:
+    for limit, usage, cache in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        most, used = (_text(group / name).strip() for name in (limit, usage))
+        if most.isdecimal() and used.isdecimal():  # "max": none
+            # The page cache makes room when it is asked to.
+            yield int(most) - int(used) + _value(group / "memory.stat", cache)
+
+
+def _value(file: Path, name: str) -> int:
+    """The number behind `name` in a file of names and numbers; 0 if it is not there."""
+    for line in _text(file).splitlines():
+        if line.split(" ", 1)[0] == name or line.startswith(name):
+            return int(line.split()[1])
+    return 0
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return ""
