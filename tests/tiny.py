@@ -51,13 +51,15 @@ def opt(seed: int = 0, dtype: torch.dtype = torch.float32) -> OPTForCausalLM:
     return _build(OPTForCausalLM, config, seed, dtype)
 
 
-def llama(seed: int = 0, dtype: torch.dtype = torch.float32, tie: bool = False) -> LlamaForCausalLM:
+def llama(
+    seed: int = 0, dtype: torch.dtype = torch.float32, tie: bool = False, layers: int = 2
+) -> LlamaForCausalLM:
     """RMS norms, rotary positions, grouped keys and values, a head of its own unless `tie`."""
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=48,
         intermediate_size=80,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=256,

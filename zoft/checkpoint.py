@@ -12,19 +12,21 @@ import json
 import os
 import re
 import shutil
-import struct
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from zoft.errors import EnvironmentProblem
 from zoft.models.quiet import first_line, quiet
-from zoft.offload.safetensors_files import Stored, Writer, stored_in
+from zoft.models.save import save_tensor_by_tensor
+from zoft.offload.blocks import is_placeholder
+from zoft.offload.safetensors_files import Stored, Writer, tensors_in
 from zoft.zo.optimizers.sweep import Weights
 
 COMPLETE = "COMPLETE"
@@ -104,11 +106,15 @@ def require_space(folder: Path, needed: int) -> None:
 
 
 def write_model(
-    folder: Path, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase
+    folder: Path,
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    streamed: Weights | None = None,
 ) -> None:
     """The model (or the adapter alone) and the tokenizer as Hugging Face files.
 
-    Equal weights give equal bytes, in every process.
+    Equal weights give equal bytes, in every process. If not all are in the model at once, `streamed`
+    brings them.
     """
     if isinstance(model, PeftModel):
         # "auto" would ask the Hub whether the vocabulary grew; tuned parameters are the adapter's.
@@ -122,11 +128,22 @@ def write_model(
         cached = model.config.use_cache
         model.config.use_cache = True  # off while tuning; whoever loads the files wants to generate
         try:
-            with quiet():
-                model.save_pretrained(folder)
+            if streamed is not None:
+                save_tensor_by_tensor(folder, model, _one_by_one(model, streamed))
+            else:
+                with quiet():
+                    model.save_pretrained(folder)
         finally:
             model.config.use_cache = cached
     tokenizer.save_pretrained(folder)
+
+
+def _one_by_one(model: PreTrainedModel, weights: Weights) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of the model's state, each when it is in place."""
+    left = model.state_dict(keep_vars=True)
+    for _ in weights.visits():
+        for name in [name for name, tensor in left.items() if not is_placeholder(tensor)]:
+            yield name, left.pop(name)
 
 
 def write_state(folder: Path, weights: Weights, meta: Mapping[str, Any]) -> None:
@@ -145,12 +162,7 @@ def write_state(folder: Path, weights: Weights, meta: Mapping[str, Any]) -> None
 
 def stored_state(folder: Path) -> dict[str, Stored]:
     """Where what the update rule kept lies in a checkpoint. Raises EnvironmentProblem."""
-    try:
-        return stored_in(folder / _STATE)
-    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
-        raise EnvironmentProblem(
-            f"cannot read the state in {folder}: {first_line(error)}"
-        ) from error
+    return tensors_in(folder / _STATE)
 
 
 def read_meta(folder: Path) -> dict[str, Any]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from zoft import checkpoint
 from zoft.data.encoding import encode
+from zoft.data.examples import Example, length
 from zoft.data.sources import load_rows
 from zoft.errors import EnvironmentProblem, RecipeError
 from zoft.interrupts import stop_on_signals
@@ -20,11 +22,14 @@ from zoft.models.adapters import base_of, is_adapter, load_adapter
 from zoft.models.convert import local_safetensors
 from zoft.models.load import load_model, load_tokenizer, require_causal
 from zoft.objectives.objective import objective_for
+from zoft.offload.stream import stream
 from zoft.recipe.defaults import with_defaults
 from zoft.recipe.load import load_recipe
-from zoft.recipe.schema import Recipe
+from zoft.recipe.schema import ModelSection, Recipe
+from zoft.residency import Choice, budgets, choose
 from zoft.run_folder import RunFolder
 from zoft.scoring import needs_mask, require_fits, score
+from zoft.shape import shape_of
 from zoft.tracking import in_words
 from zoft.zo.probe import View
 
@@ -43,58 +48,94 @@ def evaluate(
     device = torch.device(recipe.device)
     make_repeatable(device)
     keep_freed_memory()
-    view, tokenizer = _load(target, recipe, device)
     objective = objective_for(recipe.objective.name)  # type: ignore[arg-type]
     results: dict[str, dict[str, float]] = {}
-    with stop_on_signals() as stop, memory_explained(recipe):
-        for name, rows in sets.items():
-            if rows is None:
-                continue
-            examples = encode(
-                load_rows(rows), recipe.data, tokenizer, choice=recipe.objective.name == "choice"
-            ).examples
-            require_fits(view.model, examples, objective)
-            found = score(
+    with stop_on_signals() as stop, memory_explained(recipe), ExitStack() as stack:
+        base, adapter = _named(target, recipe)
+        folder = local_safetensors(
+            base.name, base.revision, trust_remote_code=base.trust_remote_code
+        )
+        tokenizer = load_tokenizer(folder, base)
+        choice = recipe.objective.name == "choice"
+        examples = {
+            name: encode(load_rows(rows), recipe.data, tokenizer, choice=choice).examples
+            for name, rows in sets.items()
+            if rows is not None
+        }
+        view = _view(recipe, base, folder, adapter, examples, stack)
+        for name, found in examples.items():
+            require_fits(view.model, found, objective)
+            result = score(
                 view,
                 objective,
-                examples,
+                found,
                 batch_size=recipe.eval.batch_size,
-                masked=needs_mask(view, objective, examples[: recipe.eval.batch_size], device),
+                masked=needs_mask(view, objective, found[: recipe.eval.batch_size], device),
                 device=device,
                 between=stop.check,
             )
-            results[name] = {"loss": found.mean, "rows": len(examples)}
-            if found.accuracy is not None:
-                results[name]["accuracy"] = found.accuracy
+            results[name] = {"loss": result.mean, "rows": len(found)}
+            if result.accuracy is not None:
+                results[name]["accuracy"] = result.accuracy
             print(f"{name}: {in_words(results[name])}", flush=True)
     print(f"peak memory {peak_memory_bytes(device) / 2**30:.2f} GiB")
     return results
 
 
-def _load(
-    target: str, recipe: Recipe, device: torch.device
-) -> tuple[View, PreTrainedTokenizerBase]:
-    """The model that `target` names, seen in the recipe's compute type."""
+def _named(target: str, recipe: Recipe) -> tuple[ModelSection, str | None]:
+    """The base model that `target` names, and the adapter's folder if it is one."""
     where = _weights(target)
-    compute = DTYPES[recipe.model.compute_dtype]
     named = target == recipe.model.name  # the recipe's own base, at the recipe's revision
     revision = recipe.model.revision if named else None
-    base, adapter = recipe.model.model_copy(update={"name": where, "revision": revision}), None
     if is_adapter(where):
         name, revision = base_of(where)
-        base, adapter = base.model_copy(update={"name": name, "revision": revision}), where
-    folder = local_safetensors(base.name, base.revision, trust_remote_code=base.trust_remote_code)
-    tokenizer = load_tokenizer(folder, base)
+        return recipe.model.model_copy(update={"name": name, "revision": revision}), where
+    return recipe.model.model_copy(update={"name": where, "revision": revision}), None
+
+
+def _view(
+    recipe: Recipe,
+    base: ModelSection,
+    folder: Path,
+    adapter: str | None,
+    examples: Mapping[str, Sequence[Example]],
+    stack: ExitStack,
+) -> View:
+    """The model in the recipe's compute type, wherever it has room; `stack` closes what it needs."""
+    device, compute = torch.device(recipe.device), DTYPES[recipe.model.compute_dtype]
     # Stored as it was tuned, so that the score is the one that the run printed.
     full = adapter is None and recipe.tune.method == "full"
     stored = DTYPES[recipe.model.dtype] if full else compute
-    model: PreTrainedModel | PeftModel
-    model = load_model(folder, base, dtype=stored, device=device).model
-    require_causal(base.name, model)
+    place = _place(recipe, base, examples)
+    loaded = load_model(
+        folder,
+        base,
+        dtype=stored,
+        device=device,
+        streamed=None
+        if place.residency == "device"
+        else lambda block: block not in place.resident_blocks,
+    )
+    model: PreTrainedModel | PeftModel = loaded.model
+    if loaded.blocks:
+        assert place.residency != "device"
+        streamer = stream(
+            loaded.blocks, [], (), loaded.sources, residency=place.residency, device=device,
+            slots=place.slots, working=Path(), say=print,
+        )  # fmt: skip
+        stack.callback(streamer.close)
     if adapter:
-        model = load_adapter(model, adapter, DTYPES[recipe.model.dtype])
-    example = torch.tensor([[1, 2, 3, 4]], device=device)
-    return View(model, {}, {}, compute, example), tokenizer
+        model = load_adapter(loaded.model, adapter, DTYPES[recipe.model.dtype])
+    require_causal(base.name, loaded.model)
+    return View(model, {}, {}, compute, torch.tensor([[1, 2, 3, 4]], device=device))
+
+
+def _place(recipe: Recipe, base: ModelSection, examples: Mapping[str, Sequence[Example]]) -> Choice:
+    """Where the weights have room: nothing is tuned, so nothing is kept beside them."""
+    optimizer = recipe.optimizer.model_copy(update={"moments": "scalar"})
+    still = recipe.model_copy(update={"model": base, "optimizer": optimizer})
+    longest = max(examples.values(), key=lambda found: max(map(length, found)))
+    return choose(still, shape_of(still, {"train": longest, **examples}), *budgets(recipe))
 
 
 def _weights(target: str) -> str:

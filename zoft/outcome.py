@@ -23,7 +23,7 @@ def finish(trainer: Trainer, folder: RunFolder) -> None:
     recipe = trainer.recipe
 
     def write(target: Path) -> None:
-        checkpoint.write_model(target, trainer.model, trainer.tokenizer)
+        trainer.write_model(target)
         (target / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
 
     checkpoint.save(folder.final, write)

@@ -11,10 +11,9 @@ import torch
 from zoft.data.examples import Example, length
 from zoft.data.order import Order
 from zoft.models.load import Loaded
-from zoft.offload.blocks import owned_parameters
 from zoft.offload.safetensors_files import Stored
 from zoft.offload.stream import stream
-from zoft.offload.streamer import Block, Streamer
+from zoft.offload.streamer import Streamer
 from zoft.recipe.schema import Recipe
 from zoft.zo.estimators import Estimator
 from zoft.zo.optimizers.mezo import MeZO
@@ -37,20 +36,14 @@ def streamer_for(
 
     `moments` are the stored ones of a checkpoint; `working` is where changed blocks go.
     """
-    if loaded.blocks is None or not loaded.sources:
+    if not loaded.blocks:
         return None
-    owned = owned_parameters(loaded.model, loaded.blocks)
-    blocks = {
-        number: Block(loaded.blocks.modules[number], parameters)
-        for number, parameters in enumerate(owned)
-        if parameters.keys() <= loaded.sources.keys()
-    }
     optimizer = recipe.optimizer
     kept = MOMENTS if (optimizer.name, optimizer.moments) == ("r-adazo", "full") else ()
     assert recipe.model.residency in ("host", "disk")
     assert recipe.offload.writeback != "auto"
     return stream(
-        blocks,
+        loaded.blocks,
         tuned,
         kept,
         {**loaded.sources, **moments},

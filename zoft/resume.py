@@ -31,7 +31,7 @@ def begin(trainer: Trainer, folder: RunFolder, header: Header, text: str) -> Jou
         if trainer.recipe.tune.method == "lora":
             checkpoint.save(
                 folder.start,
-                lambda at: checkpoint.write_model(at, trainer.model, trainer.tokenizer),
+                trainer.write_model,
             )
         folder.update_manifest(
             status="running",

@@ -211,7 +211,7 @@ class Trainer:
         journal.sync()  # a checkpoint must not be ahead of the journal
 
         def write(folder: Path) -> None:
-            checkpoint.write_model(folder, self.model, self.tokenizer)
+            self.write_model(folder)
             checkpoint.write_state(folder, self.weights, self.state())
 
         begun = time.perf_counter()
@@ -226,6 +226,11 @@ class Trainer:
         best = self.best_steps()[: settings.keep_best]
         kept = [checkpoint.checkpoint_folder(self.folder, step) for step in best]
         checkpoint.prune(self.folder, settings.keep_last, kept)
+
+    def write_model(self, folder: Path) -> None:
+        """The model as it is now, as Hugging Face files."""
+        streamed = self.weights if self.streamer else None
+        checkpoint.write_model(folder, self.model, self.tokenizer, streamed)
 
     def best_steps(self) -> list[int]:
         """The scored checkpoints' steps, best first: by accuracy, then by loss, then the earlier."""

@@ -27,6 +27,7 @@ from transformers import (
 from zoft.errors import EnvironmentProblem
 from zoft.models.load import Loaded, load_model
 from zoft.models.meta import model_on_meta
+from zoft.offload.blocks import find_blocks
 from zoft.offload.safetensors_files import Reader, stored_tensors
 from zoft.recipe.schema import ModelSection
 
@@ -222,10 +223,10 @@ def test_blocks_stay_in_the_files_until_they_are_read(
 ) -> None:
     build().save_pretrained(tmp_path)
     loaded = load(tmp_path, dtype, streamed=lambda i: i == 1)
-    assert loaded.blocks is not None
-    block = f"{loaded.blocks.name}.1."
     named = dict(loaded.model.named_parameters())
+    block = f"{find_blocks(loaded.model).name}.1."
     assert set(loaded.sources) == {name for name in named if name.startswith(block)}
+    assert {i: x.parameters.keys() for i, x in loaded.blocks.items()} == {1: loaded.sources.keys()}
     for name, parameter in named.items():
         if name in loaded.sources:
             assert isinstance(parameter, nn.Parameter)
@@ -247,7 +248,7 @@ def test_the_sources_are_the_files_own(tmp_path: Path) -> None:
     stored = stored_tensors(tmp_path)
     assert loaded.sources == {n: s for n, s in stored.items() if n.startswith("model.layers.")}
     assert load(tmp_path).sources == {}
-    assert load(tmp_path).blocks is None
+    assert load(tmp_path).blocks == {}
 
 
 def test_merged_experts_load_but_do_not_stream(tmp_path: Path) -> None:

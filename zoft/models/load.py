@@ -20,7 +20,7 @@ from transformers import (
 from zoft.errors import EnvironmentProblem
 from zoft.models.quiet import first_line, quiet
 from zoft.models.skeleton import build_skeleton
-from zoft.offload.blocks import Blocks, find_blocks, owned_parameters, placeholder
+from zoft.offload.blocks import Block, find_blocks, owned_parameters, placeholder
 from zoft.offload.safetensors_files import Reader, Stored, stored_tensors
 from zoft.recipe.schema import ModelSection
 
@@ -42,12 +42,12 @@ def load_tokenizer(location: Path | str, section: ModelSection) -> PreTrainedTok
 class Loaded:
     """A model, and where the weights lie that are not in it.
 
-    `sources` has the parameters of streamed blocks by their names in the model; each is one NaN in
-    its full shape, of the type that it is kept in. Their `blocks` are None if nothing is streamed.
+    `sources` has the parameters of the streamed `blocks` by their names in the model; each is one NaN
+    in its full shape, of the type that it is kept in.
     """
 
     model: PreTrainedModel
-    blocks: Blocks | None
+    blocks: dict[int, Block]
     sources: dict[str, Stored]
 
 
@@ -88,12 +88,17 @@ def load_model(
         raise
     except Exception as error:  # transformers raises nearly every class for a folder it dislikes
         raise EnvironmentProblem(f"cannot load {section.name}: {first_line(error)}") from error
-    blocks, left = None, set[str]()
+    blocks: dict[int, Block] = {}
     if streamed is not None:
-        blocks = find_blocks(model)
-        owned = owned_parameters(model, blocks)
-        left = {name for i, names in enumerate(owned) if streamed(i) for name in names}
-    _fill(model, sources, left, torch.device(device))
+        found_blocks = find_blocks(model)
+        owned = owned_parameters(model, found_blocks)
+        for i, (module, parameters) in enumerate(zip(found_blocks.modules, owned, strict=True)):
+            if streamed(i) and parameters:
+                blocks[i] = Block(module, parameters)
+    left = {name for block in blocks.values() for name in block.parameters}
+    # A model that is loaded whole may be loaded again soon; one that is streamed shares the memory.
+    with Reader(drop_pages=streamed is not None) as reader:
+        _fill(model, sources, left, torch.device(device), reader)
     model.train(False).requires_grad_(False)
     model.config.use_cache = False
     # What an adapter's config will call its base: the Hub id and commit, else the folder itself.
@@ -122,7 +127,11 @@ def _load_by_transformers(
 
 
 def _fill(
-    model: PreTrainedModel, sources: dict[str, Stored], left: set[str], device: torch.device
+    model: PreTrainedModel,
+    sources: dict[str, Stored],
+    left: set[str],
+    device: torch.device,
+    reader: Reader,
 ) -> None:
     """Give each tensor memory of its own on the device, in the order of the files."""
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
@@ -131,15 +140,14 @@ def _fill(
         # may depend on, and gone if it is rewritten. Tied weights are one Parameter and stay tied.
         kept = tensors[name].data
         tensors[name].data = kept.to(device, copy=True, memory_format=torch.contiguous_format)
-    with Reader() as reader:
-        for name in sorted(sources, key=lambda name: (sources[name].file, sources[name].begin)):
-            tensor = tensors[name]
-            if name in left:
-                tensor.data = placeholder(tensor.data, device)
-                continue
-            own = torch.empty(tensor.shape, dtype=tensor.dtype)
-            reader.read(sources[name], own)
-            tensor.data = own.to(device)
+    for name in sorted(sources, key=lambda name: (sources[name].file, sources[name].begin)):
+        tensor = tensors[name]
+        if name in left:
+            tensor.data = placeholder(tensor.data, device)
+            continue
+        own = torch.empty(tensor.shape, dtype=tensor.dtype)
+        reader.read(sources[name], own)
+        tensor.data = own.to(device)
 
 
 def fingerprint(location: Path | str) -> str:
@@ -153,7 +161,7 @@ def fingerprint(location: Path | str) -> str:
         digest.update((folder / "config.json").read_bytes())
     except OSError as error:
         raise EnvironmentProblem(f"cannot read {folder}: {first_line(error)}") from error
-    with Reader() as reader:
+    with Reader(drop_pages=False) as reader:
         for name, stored in sorted(stored_tensors(folder).items()):
             digest.update(json.dumps([name, stored.code, stored.shape]).encode())
             for piece in reader.pieces(stored):

@@ -115,7 +115,7 @@ def _copies(model: PreTrainedModel, stored: dict[str, Stored], dtype: torch.dtyp
 
 def _equal(one: Stored, other: Stored, dtype: torch.dtype) -> bool:
     """Whether both hold the same numbers once they are of `dtype`."""
-    with Reader() as first, Reader() as second:
+    with Reader(drop_pages=False) as first, Reader(drop_pages=False) as second:
         return all(
             torch.equal(*(torch.frombuffer(raw, dtype=one.dtype).to(dtype) for raw in pair))
             for pair in zip(first.pieces(one), second.pieces(other), strict=True)

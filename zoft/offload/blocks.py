@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,14 @@ class Blocks:
 
     name: str
     modules: list[nn.Module]
+
+
+@dataclass(frozen=True)
+class Block:
+    """One that is streamed: the module whose run needs it, and its own parameters by their names."""
+
+    module: nn.Module
+    parameters: Mapping[str, nn.Parameter]
 
 
 def find_blocks(model: nn.Module) -> Blocks:

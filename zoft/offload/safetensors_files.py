@@ -10,7 +10,8 @@ import json
 import math
 import os
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -84,23 +85,32 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
 
     Raises EnvironmentProblem for files that are missing, cut short or not safetensors.
     """
-    try:
-        tensors: dict[str, Stored] = {}
-        for file in _weight_files(folder):
-            tensors |= stored_in(file)
-    except OSError as error:
-        raise EnvironmentProblem(f"cannot read {error.filename}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-        raise EnvironmentProblem(
-            f"cannot read {folder}: {error or type(error).__name__}"
-        ) from error
+    index = folder / WEIGHTS_INDEX
+    if not index.is_file():
+        return tensors_in(folder / WEIGHTS)
+    with _explained(index):
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    tensors: dict[str, Stored] = {}
+    for name in names:
+        tensors |= tensors_in(folder / name)
     return tensors
 
 
-class Reader:
-    """Files kept open and one buffer for conversions; used by one thread at a time."""
+def tensors_in(file: Path) -> dict[str, Stored]:
+    """Every tensor of one safetensors file by its name. Raises EnvironmentProblem likewise."""
+    with _explained(file):
+        return _header(file)
 
-    def __init__(self) -> None:
+
+class Reader:
+    """Files kept open and one buffer for conversions; used by one thread at a time.
+
+    With `drop_pages` nothing that it read stays in the page cache, where it would count against
+    a memory limit and push out what is needed more.
+    """
+
+    def __init__(self, *, drop_pages: bool = True) -> None:
+        self._drop_pages = drop_pages
         self._open: dict[Path, int] = {}
         self._buffer: Tensor | None = None
 
@@ -118,7 +128,7 @@ class Reader:
     def read(self, stored: Stored, out: Tensor) -> None:
         """Fill `out` (CPU, contiguous, as many elements), converted where its type is another.
 
-        The pages read leave the page cache. The interpreter's lock is free while the disk works.
+        The interpreter's lock is free while the disk works.
         Raises EnvironmentProblem if the file is gone, cut short or unreadable.
         """
         if out.device.type != "cpu" or not out.is_contiguous() or out.numel() != stored.numel:
@@ -166,7 +176,8 @@ class Reader:
                 if got == 0:
                     raise EnvironmentProblem(f"cannot read {stored.file}: it is cut short")
                 done += got
-                _forget(descriptor, stored.begin, position + done)
+                if self._drop_pages:
+                    _forget(descriptor, stored.begin, position + done)
         except OSError as error:
             raise EnvironmentProblem(f"cannot read {stored.file}: {error.strerror}") from error
 
@@ -216,18 +227,6 @@ class Writer:
             raise ValueError(f"{self._stream.name} lacks {', '.join(self._entries)}")
 
 
-def write(
-    path: Path,
-    entries: Mapping[str, Entry],
-    tensor: Callable[[str], Tensor],
-    metadata: Mapping[str, str] | None = None,
-) -> None:
-    """Write a whole file, one tensor in memory at a time: asked for `in_file_order`."""
-    with Writer(path, entries, metadata) as file:
-        for name in in_file_order(entries):
-            file.put(name, tensor(name))
-
-
 def _header_bytes(
     names: Iterable[str], entries: Mapping[str, Entry], metadata: Mapping[str, str] | None
 ) -> bytes:
@@ -246,33 +245,36 @@ def _header_bytes(
     return struct.pack("<Q", len(text)) + text
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    index = folder / WEIGHTS_INDEX
-    if not index.is_file():
-        return [folder / WEIGHTS]
-    return sorted({folder / name for name in json.loads(index.read_text())["weight_map"].values()})
+@contextmanager
+def _explained(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise EnvironmentProblem(f"cannot read {file}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        raise EnvironmentProblem(f"cannot read {file}: {error or type(error).__name__}") from error
 
 
-def stored_in(file: Path) -> dict[str, Stored]:
+def _header(file: Path) -> dict[str, Stored]:
     """The file's tensors: its header is a length (8 bytes, little endian), then JSON with offsets
     from the header's end."""
     with file.open("rb") as stream:
         size = os.fstat(stream.fileno()).st_size
         (length,) = struct.unpack("<Q", stream.read(8))
         if length > min(size, _HEADER_LIMIT):
-            raise ValueError(f"{file.name} is no safetensors file")
+            raise ValueError("it is no safetensors file")
         header = json.loads(stream.read(length))
     header.pop("__metadata__", None)
     tensors = {}
     for name, entry in header.items():
         if entry["dtype"] not in _DTYPES:
-            raise ValueError(f"{name} in {file.name} is of the unknown type {entry['dtype']}")
+            raise ValueError(f"{name} is of the unknown type {entry['dtype']}")
         begin, end = (8 + length + offset for offset in entry["data_offsets"])
         stored = Stored(file, begin, _DTYPES[entry["dtype"]], tuple(entry["shape"]))
         if begin + stored.nbytes != end:
-            raise ValueError(f"the header of {file.name} contradicts itself at {name}")
+            raise ValueError(f"its header contradicts itself at {name}")
         if end > size:
-            raise ValueError(f"{file.name} is cut short")
+            raise ValueError("it is cut short")
         tensors[name] = stored
     return tensors
 

@@ -9,12 +9,13 @@ from typing import Literal
 import torch
 
 from zoft.offload.arenas import Layout, layout_of, pin
+from zoft.offload.blocks import Block
 from zoft.offload.cuda import Streams
 from zoft.offload.executor import Executor
 from zoft.offload.homes import Files, Memory
 from zoft.offload.safetensors_files import Stored
 from zoft.offload.schedule import Road
-from zoft.offload.streamer import Block, Streamer
+from zoft.offload.streamer import Streamer
 from zoft.zo.optimizers.sweep import Tuned
 
 

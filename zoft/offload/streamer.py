@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from zoft.offload.arenas import Layout, new_arena
-from zoft.offload.blocks import placeholder
+from zoft.offload.blocks import Block, placeholder
 from zoft.offload.executor import Executor
 from zoft.offload.homes import Files, Memory
 from zoft.offload.operations import Op
@@ -19,14 +18,6 @@ from zoft.offload.schedule import Road, Schedule
 from zoft.zo.optimizers.sweep import Tuned, Update
 
 PENDING = 256  # updates that a block may be behind
-
-
-@dataclass(frozen=True)
-class Block:
-    """A streamed block: the module whose run needs it, and its own parameters by their names."""
-
-    module: nn.Module
-    parameters: Mapping[str, nn.Parameter]
 
 
 class Streamer:
@@ -71,7 +62,7 @@ class Streamer:
         for number, block in blocks.items():
             self._unbind(number)
             block.module.register_forward_pre_hook(self._entering(number))
-            block.module.register_forward_hook(self._leaving(number), always_call=True)
+            block.module.register_forward_hook(self._leaving(number))
 
     # -- using it -----------------------------------------------------------------------------------
 
@@ -212,7 +203,6 @@ class Streamer:
 
     def _leaving(self, block: int) -> Callable[..., None]:
         def hook(_module: nn.Module, _inputs: Any, _output: Any) -> None:
-            if self._inside == block:
-                self.leave(block)
+            self.leave(block)
 
         return hook
