@@ -48,9 +48,13 @@ def layout_of(changing: Mapping[str, Entry], frozen: Mapping[str, Entry]) -> Lay
 
 
 def new_arena(size: int, device: torch.device) -> Tensor:
-    """`size` uninitialised bytes that begin on a page."""
+    """`size` uninitialised bytes that begin on a page. On a GPU, nothing else uses them any more."""
     if device.type != "cpu":
-        return torch.empty(size, dtype=torch.uint8, device=device)
+        arena = torch.empty(size, dtype=torch.uint8, device=device)
+        # Memory that torch hands out again may still be in use on the stream that had it; the copy
+        # streams know nothing of that one yet.
+        torch.cuda.synchronize(device)
+        return arena
     # Mapped rather than allocated: it begins on a page, and goes back to the system when dropped.
     return torch.frombuffer(mmap.mmap(-1, max(size, PAGE)), dtype=torch.uint8)[:size]
 

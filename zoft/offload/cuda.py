@@ -37,7 +37,8 @@ class Streams:
             stream.wait_event(event)
         with torch.cuda.stream(stream):
             work()
-        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        # Blocking: a thread that waits for it sleeps, and leaves its core to the host's own work.
+        done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         done.record(stream)
         return done
 
@@ -45,6 +46,10 @@ class Streams:
         """Block the calling thread until the event is reached."""
         assert isinstance(mark, torch.cuda.Event)
         mark.synchronize()
+
+    def synchronize(self) -> None:
+        """Block until all streams of the device are empty."""
+        torch.cuda.synchronize(self.device)
 
     def _stream(self, queue: Queue) -> torch.cuda.Stream | None:
         if queue == "compute":

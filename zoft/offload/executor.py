@@ -8,9 +8,9 @@ calls: `wait` blocks the caller, `submit` only says what the operation must come
 
 from __future__ import annotations
 
+import queue
 import time
 from collections.abc import Callable, Sequence
-from queue import SimpleQueue
 from threading import Condition, Thread
 from typing import Protocol
 
@@ -19,7 +19,7 @@ import torch
 from zoft.offload.operations import Event, Op, Queue
 
 Work = Callable[[], object]
-MARKS = 64  # of each queue: by then an older operation is long done
+MARKS = 64  # of each queue; whoever waits for an older one waits for a little more
 
 
 class Device(Protocol):
@@ -30,6 +30,9 @@ class Device(Protocol):
 
     def wait(self, mark: object) -> None:
         """Block until the mark is reached."""
+
+    def synchronize(self) -> None:
+        """Block until all that was handed over is done."""
 
 
 class Executor:
@@ -44,12 +47,11 @@ class Executor:
         self.device, self.deferred = device, deferred
         self.waited = 0.0  # seconds that `compute` and `wait` stood still for another queue
         self._changed = Condition()
-        self._queues: dict[Queue, SimpleQueue[tuple[Op, Work] | None]] = {}
+        self._queues: dict[Queue, queue.Queue[tuple[Op, Work] | None]] = {}
         self._threads: list[Thread] = []
-        self._submitted: dict[Queue, int] = {}
-        self._finished: dict[Queue, int] = {}
         self._reached: dict[Queue, int] = {}  # the last event that each queue recorded
         self._marks: dict[Event, object] = {}  # the device's, of the last events of each queue
+        self._last: dict[Queue, object] = {}  # the device's last mark of each queue
         self._cores = torch.get_num_threads()
         self._failure: BaseException | None = None
 
@@ -61,13 +63,12 @@ class Executor:
             self._raise()
             return
         if op.queue not in self._queues:
-            self._queues[op.queue] = SimpleQueue()
+            self._queues[op.queue] = queue.Queue()
             thread = Thread(
                 target=self._serve, args=(op.queue,), name=f"zoft-{op.queue}", daemon=True
             )
             self._threads.append(thread)
             thread.start()
-        self._submitted[op.queue] = self._submitted.get(op.queue, 0) + 1
         self._queues[op.queue].put((op, work))
 
     def wait(self, event: Event) -> None:
@@ -80,39 +81,41 @@ class Executor:
             self.device.wait(mark)
         self.waited += time.perf_counter() - begun
 
-    def drain(self) -> None:
-        """Block until every queue is empty. Raises what an operation raised."""
-        self._empty()
-        self._raise()
-
     def clear(self) -> BaseException | None:
-        """Drop what is queued, forget the failure and return it: every queue stands still."""
-        self._failure, failure = self._failure or _Dropped(), self._failure
-        self._empty()
+        """Drop what is queued, forget the failure and return it: everything stands still."""
+        with self._changed:
+            failure, self._failure = self._failure, self._failure or _Dropped()
+            self._changed.notify_all()
+        for waiting in self._queues.values():
+            waiting.join()
+        if self.device is not None:
+            self.device.synchronize()  # what was handed over may still use slots and homes
+        self._marks.clear()
+        self._last.clear()
         self._failure = None
         return failure
 
     def close(self) -> None:
         """Stop the threads; nothing may be submitted after it."""
-        self.clear()
-        for queue in self._queues.values():
-            queue.put(None)
-        for thread in self._threads:
-            thread.join()
-        self._queues.clear()
-        self._threads.clear()
+        try:
+            self.clear()
+        finally:
+            for waiting in self._queues.values():
+                waiting.put(None)
+            for thread in self._threads:
+                thread.join()
+            self._queues.clear()
+            self._threads.clear()
 
     # -- in the threads -----------------------------------------------------------------------------
 
     def _serve(self, name: Queue) -> None:
         # Of this thread: what moves bytes leaves the cores to what computes.
         torch.set_num_threads(self._cores if name in ("host", "compute") else 1)
-        queue = self._queues[name]
-        while (item := queue.get()) is not None:
+        waiting = self._queues[name]
+        while (item := waiting.get()) is not None:
             self._run(*item)
-            with self._changed:
-                self._finished[name] = self._finished.get(name, 0) + 1
-                self._changed.notify_all()
+            waiting.task_done()
 
     def _run(self, op: Op, work: Work) -> None:
         begun = time.perf_counter()
@@ -141,26 +144,24 @@ class Executor:
         marks = [mark for event in op.waits if (mark := self._mark(event)) is not None]
         mark = self.device.run(op.queue, marks, work)
         if op.records is not None and mark is not None:
-            self._marks[op.records] = mark
-            self._marks.pop((op.queue, op.records[1] - MARKS), None)
+            with self._changed:
+                self._marks[op.records] = self._last[op.queue] = mark
+                self._marks.pop((op.queue, op.records[1] - MARKS), None)
 
     def _mark(self, event: Event) -> object:
-        """The device's mark of an event; where it is forgotten, the oldest later one of its queue."""
-        queue, number = event
-        first = max(number, self._reached.get(queue, 0) - MARKS + 1)
-        return self._marks.get((queue, first))
+        """The device's mark of an event; where it is forgotten, the last one of its queue."""
+        with self._changed:
+            return self._marks.get(event, self._last.get(event[0]))
 
     def _await(self, events: Sequence[Event]) -> None:
+        """Block until the queues have recorded the events, or anything failed."""
         with self._changed:
-            for queue, number in events:
-                # In slices: a wait without an end would keep Ctrl-C out.
-                while self._reached.get(queue, 0) < number and self._failure is None:
-                    self._changed.wait(0.1)
-
-    def _empty(self) -> None:
-        with self._changed:
-            while any(self._finished.get(q, 0) < n for q, n in self._submitted.items()):
-                self._changed.wait(0.1)
+            self._changed.wait_for(
+                lambda: (
+                    self._failure is not None
+                    or all(self._reached.get(queue, 0) >= number for queue, number in events)
+                )
+            )
 
     def _raise(self) -> None:
         if self._failure is not None:

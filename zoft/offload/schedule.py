@@ -74,18 +74,21 @@ class Schedule:
     stagings: int = 2
     poison: bool = False
     version: int = 0
-    _records: dict[Queue, int] = field(default_factory=dict)
+    _homes: dict[int, _Home] = field(init=False)
+    _records: dict[Queue, int] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         if self.slots < 1:
             raise ValueError("a model runs from at least one slot")
+        if self.road == "file" and self.writeback == "host":
+            raise ValueError("the host moves blocks in memory, not in a file")
+        self._homes = {block: _Home() for block in self.blocks}
         self.forget()
 
     def forget(self) -> None:
         """Nothing is in a slot any more; homes are what they are. After all queues have stopped."""
         self._slots = [_Slot(number) for number in range(self.slots)]
-        homes = getattr(self, "_homes", {})
-        self._homes = {b: _Home(homes[b].version if b in homes else 0) for b in self.blocks}
+        self._homes = {block: _Home(home.version) for block, home in self._homes.items()}
         self._up = _Stagings(0, [None] * self.stagings)
         self._down = _Stagings(self.stagings, [None] * self.stagings)
 
@@ -187,8 +190,8 @@ class Schedule:
 
     def _fetch(self, block: int, slot: _Slot) -> list[Op]:
         home = self._homes[block]
-        # One that was fetched and never entered may still be on its way in.
-        free = slot.free + ((slot.arrived,) if slot.arrived is not None else ())
+        # A block that never was entered may still be on its way in, but on the queue that comes next.
+        free = slot.free
         slot.block, slot.version, slot.free = block, home.version, ()
         here, there = ("slot", slot.number), ("home", block)
         match self.road:
@@ -252,6 +255,10 @@ class Schedule:
         assert ops[0].records is not None
         slot.free = (ops[0].records,)
         home.version, home.written = slot.version, ops[-1].records
+        if self.poison and self.road == "staged":
+            spoiled = self._copy("disk", "poison", slot, staging, staging, ())
+            ops.append(replace(spoiled, reads=()))
+            self._down.free[turn] = spoiled.records
         return ops
 
     def _master(self, block: int) -> Op:
