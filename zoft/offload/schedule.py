@@ -191,8 +191,8 @@ class Schedule:
     def _fetch(self, block: int, slot: _Slot) -> list[Op]:
         home = self._homes[block]
         # A block that never was entered may still be on its way in, but on the queue that comes next.
-        free = slot.free
-        slot.block, slot.version, slot.free = block, home.version, ()
+        free, slot.free = slot.free, ()
+        slot.block, slot.version = block, home.version
         here, there = ("slot", slot.number), ("home", block)
         match self.road:
             case "memory":
@@ -209,7 +209,9 @@ class Schedule:
                 ops = self._filled("disk", "read", slot, there, staging, waits)
                 assert ops[-1].records is not None
                 home.read = ops[-1].records if self.writeback == "host" else None
-                ops += self._filled("h2d", "upload", slot, staging, here, (*free, ops[-1].records))
+                # What went home from the slot went through the disk's queue before this was read.
+                waits = (*(e for e in free if e[0] == "compute"), ops[-1].records)
+                ops += self._filled("h2d", "upload", slot, staging, here, waits)
                 self._up.free[turn] = ops[-1].records
         slot.arrived = ops[-1].records
         return ops
