@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# The long tests on the real model (minutes each): ten times `kill -9`, resumed to the same bytes.
+# The long tests (minutes each): ten times `kill -9` of the real model, resumed to the same bytes; ten
+# thousand orders of a stream's operations, each with the same bytes.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/env.sh test
 .venv/bin/python scripts/demo.py
-exec .venv/bin/python -m pytest -m campaign -s tests/test_campaign.py "$@"
+exec .venv/bin/python -m pytest -m campaign -s tests/test_campaign.py tests/offload/test_interleavings.py "$@"
