@@ -93,6 +93,13 @@ def edges(trace: Sequence[Item]) -> list[tuple[int, Event]]:
     ]
 
 
+def kind_of(trace: Sequence[Item], index: int, event: Event) -> str:
+    """What waits there for the end of what."""
+    item = trace[index]
+    recorder = next(op.kind for op in trace if isinstance(op, Op) and op.records == event)
+    return f"{item.kind if isinstance(item, Op) else 'host'} after {recorder}"
+
+
 def without_wait(trace: Sequence[Item], index: int, event: Event) -> list[Item]:
     """The trace, but one item does not wait for the event."""
     item = trace[index]

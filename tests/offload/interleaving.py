@@ -1,7 +1,7 @@
 """Works off a trace in a random order that its queues and waits allow, on real bytes.
 
-Operations take time: a copy is half done for a while, and others go on meanwhile. `compute` is a queue like
-any other, so that the host runs ahead of it, as on a GPU.
+Operations take time: a copy is half done for a while, and others go on meanwhile. `compute` is a queue
+as well, so that the host runs ahead of it, as on a GPU.
 """
 
 from __future__ import annotations

@@ -6,11 +6,13 @@ from dataclasses import replace
 from random import Random
 
 import pytest
-from clocks import Item, edges, races, without_wait
-from interleaving import Machine, plainly
+from clocks import edges, kind_of, races, without_wait
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from programs import ROADS, program, trace
+from interleaving import Machine, plainly
+from programs import ROADS, Writeback, program, trace
+
+from zoft.offload.schedule import Road
 
 SEEDS = st.integers(0, 2**64)
 
@@ -34,20 +36,20 @@ def test_ten_thousand_random_orders_give_equal_bytes(seed: int) -> None:
     equal(seed)
 
 
-def broken(items: list[Item], random: Random) -> list[Item]:
-    """The trace without one wait that is needed."""
-    candidates = edges(items)
-    random.shuffle(candidates)
-    return next(
-        left for i, event in candidates if races(left := without_wait(items, i, event)) != []
-    )
-
-
 @pytest.mark.parametrize("road", ROADS, ids=lambda road: f"{road[0]}-{road[1]}")
-def test_without_a_wait_some_order_gives_other_bytes(road: tuple) -> None:  # type: ignore[type-arg]
-    """So that equal bytes mean something: a lost wait is seen in the bytes, not only by the checker."""
-    for seed in range(12):
-        random = Random(seed)
-        items = trace(replace(program(random, *road, length=5), poison=True))
-        torn = broken(items, random)
-        assert any(Machine().run(torn, Random(n)) != plainly(items) for n in range(1000)), seed
+def test_without_a_wait_some_order_gives_other_bytes(road: tuple[Road, Writeback]) -> None:
+    """So that equal bytes mean something: what the checker finds is found in the bytes."""
+    seen: dict[str, bool] = {}
+    for seed in range(60):
+        items = trace(replace(program(Random(seed), *road, length=5), poison=True))
+        right = plainly(items)
+        for i, event in edges(items):
+            name = kind_of(items, i, event)
+            if not seen.get(name):
+                torn = without_wait(items, i, event)
+                seen[name] = bool(races(torn)) and any(
+                    Machine().run(torn, Random(n)) != right for n in range(40)
+                )
+    # What these keep from going home in halves goes there again, whole, before it is read.
+    harmless = {"update after download", "update after write"}
+    assert {name for name, is_seen in seen.items() if not is_seen} == harmless & set(seen)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from random import Random
 
 import pytest
-from clocks import Item, Wait, edges, races, without_record, without_wait
+from clocks import edges, kind_of, races, without_record, without_wait
 from hypothesis import given
 from hypothesis import strategies as st
 from programs import ROADS, Program, Writeback, program, trace
 
-from zoft.offload.operations import Event, Op
+from zoft.offload.operations import Op
 from zoft.offload.schedule import Road, Schedule
 
 # Who waits for the end of what, of each road. In each trace many a wait of these kinds is implied by
@@ -68,11 +68,6 @@ def test_conflicting_accesses_of_steady_steps_are_ordered(
             assert races(trace(plan)) == []
 
 
-def recorders(items: list[Item]) -> dict[Event, str]:
-    """The operation that records each event."""
-    return {item.records: item.kind for item in items if isinstance(item, Op) and item.records}
-
-
 @pytest.mark.parametrize(("road", "writeback"), ROADS)
 def test_every_kind_of_wait_and_record_is_needed(road: Road, writeback: Writeback) -> None:
     needed: dict[str, bool] = {}
@@ -82,17 +77,15 @@ def test_every_kind_of_wait_and_record_is_needed(road: Road, writeback: Writebac
         if plan.poison:  # its waits are those of the operation that it stands before
             continue
         items = trace(plan)
-        recorder = recorders(items)
         for i, event in edges(items):
-            item = items[i]
-            kind = f"{'host' if isinstance(item, Wait) else item.kind} after {recorder[event]}"
-            if not needed.get(kind):
-                needed[kind] = races(without_wait(items, i, event)) != []
-        for event, kind in recorder.items():
-            if not recorded.get(kind):
-                recorded[kind] = races(without_record(items, event)) != []
-    assert {kind for kind, is_needed in needed.items() if not is_needed} == set()
-    assert {kind for kind, is_needed in recorded.items() if not is_needed} == set()
+            name = kind_of(items, i, event)
+            if not needed.get(name):
+                needed[name] = races(without_wait(items, i, event)) != []
+        for item in items:
+            if isinstance(item, Op) and item.records and not recorded.get(item.kind):
+                recorded[item.kind] = races(without_record(items, item.records)) != []
+    assert {name for name, is_needed in needed.items() if not is_needed} == set()
+    assert {name for name, is_needed in recorded.items() if not is_needed} == set()
     assert set(needed) == FROZEN[road] | TUNED.get((road, writeback), set())
 
 
