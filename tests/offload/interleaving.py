@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from functools import cache
 from random import Random
 from zlib import crc32
 
@@ -56,10 +57,10 @@ class Machine:
                 if isinstance(item, Op):
                     queues.setdefault(item.queue, deque()).append(item)
                 elif isinstance(item, Look):
-                    self.looked = crc32(self.holds(item.buffer), self.looked)
+                    self.look(item.buffer)
                 continue
             if queue not in running:
-                running[queue] = self._work(queues[queue].popleft())
+                running[queue] = self.work(queues[queue].popleft())
             if next(running[queue], self) is self:
                 del running[queue]
         return self.seen, self.looked
@@ -67,7 +68,11 @@ class Machine:
     def _begins(self, ops: deque[Op]) -> bool:
         return bool(ops) and self.done.issuperset(ops[0].waits)
 
-    def _work(self, op: Op) -> Iterator[None]:
+    def look(self, buffer: Buffer) -> None:
+        self.looked = crc32(self.holds(buffer), self.looked)
+
+    def work(self, op: Op) -> Iterator[None]:
+        """Do the operation; it yields in the middle."""
         half = SIZE // 2
         match op.kind:
             case "enter" | "leave":
@@ -91,17 +96,15 @@ class Machine:
             self.done.add(op.records)
 
 
+@cache
+def at(block: int, version: int) -> bytes:
+    """A block with so many updates in it."""
+    return updated(block, at(block, version - 1), version) if version else initial(block)
+
+
 def plainly(trace: Sequence[Item]) -> tuple[int, int]:
     """The same hashes of a model that is all in memory: an update moves every block at once."""
     seen, looked, newest = 0, 0, 0
-    blocks: dict[tuple[int, int], bytes] = {}
-
-    def at(block: int, version: int) -> bytes:
-        if (block, version) not in blocks:
-            before = at(block, version - 1) if version else b""
-            blocks[block, version] = updated(block, before, version) if version else initial(block)
-        return blocks[block, version]
-
     for item in trace:
         if isinstance(item, Op):
             newest = max(newest, item.until)

@@ -63,49 +63,56 @@ def trace(program: Program) -> list[Item]:
     must have, or AssertionError is raised. This order is one that the waits allow, so that a trace
     without races means the same in every other.
     """
-    return list(_checked(_items(program, program.schedule())))
+    driver = Driver(program.schedule())
+    return list(_checked(item for action in program.actions for item in driver.do(action)))
 
 
-def _items(program: Program, schedule: Schedule) -> Iterator[Item]:
-    """As `streamer.Streamer` drives a schedule."""
-    inside: tuple[int, int] | None = None  # a block and its version
+class Driver:
+    """Drives a schedule as the streamer does. In `until`, `enter` and `leave` say what they see."""
 
-    def visit(block: int) -> Iterator[Item]:
-        nonlocal inside
-        yield from leave()
-        inside = (block, schedule.version)
-        for op in schedule.enter(block):
-            yield op if op.kind != "enter" else replace(op, until=schedule.version)
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+        self._inside: tuple[int, int] | None = None  # a block and its version
 
-    def leave() -> Iterator[Item]:
-        nonlocal inside
-        if inside is not None:
-            (block, version), inside = inside, None
-            ops = schedule.leave(block)
-            yield replace(ops[0], until=version)
-            yield from ops[1:]
-
-    for kind, place in program.actions:
+    def do(self, action: Action) -> Iterator[Item]:
+        kind, place = action
+        blocks = self.schedule.blocks
         match kind:
             case "pass" | "broken":
                 # One that is broken off leaves the block it is in when the next is entered.
-                for block in program.blocks[: place + 1 if kind == "broken" else None]:
-                    yield from visit(block)
+                for block in blocks[: place + 1 if kind == "broken" else None]:
+                    yield from self._enter(block)
                     if kind == "pass":
-                        yield from leave()
+                        yield from self._leave()
             case "visit":
-                yield from visit(program.blocks[place])
-                yield from leave()
+                yield from self._enter(blocks[place])
+                yield from self._leave()
             case "publish":
-                yield from schedule.publish()
+                yield from self.schedule.publish()
             case "flush":
-                for block in schedule.stale:
-                    yield from visit(block)
-                    yield from leave()
-                for event in schedule.at_home:
-                    yield Wait(event)
-                assert schedule.stale == []
-                yield from (Look(("home", block)) for block in program.blocks)
+                for block in self.schedule.stale:
+                    yield from self._enter(block)
+                    yield from self._leave()
+                yield from map(Wait, self.schedule.at_home)
+                assert self.schedule.stale == []
+                yield from (Look(("home", block)) for block in blocks)
+
+    def forget(self) -> None:
+        self._inside = None
+        self.schedule.forget()
+
+    def _enter(self, block: int) -> Iterator[Item]:
+        yield from self._leave()
+        self._inside = (block, self.schedule.version)
+        for op in self.schedule.enter(block):
+            yield op if op.kind != "enter" else replace(op, until=self.schedule.version)
+
+    def _leave(self) -> Iterator[Item]:
+        if self._inside is not None:
+            (block, version), self._inside = self._inside, None
+            ops = self.schedule.leave(block)
+            yield replace(ops[0], until=version)
+            yield from ops[1:]
 
 
 def _checked(items: Iterator[Item]) -> Iterator[Item]:
