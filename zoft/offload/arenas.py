@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import mmap
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -62,10 +63,21 @@ def new_arena(size: int, device: torch.device) -> Tensor:
 def pin(arena: Tensor) -> bool:
     """Lock an arena of host memory for copies by a GPU; False if the system refuses.
 
-    Registered rather than taken from torch's pinned allocator, which rounds up to powers of two.
+    Registered rather than taken from torch's pinned allocator, which rounds up to powers of two. To be
+    undone with `unpin` before the arena is dropped: its addresses will be something else's.
     """
     runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-    return int(runtime.cudaHostRegister(arena.data_ptr(), arena.numel(), 0)) == 0
+    if int(runtime.cudaHostRegister(arena.data_ptr(), arena.numel(), 0)) == 0:
+        return True
+    # CUDA remembers the refusal, and the next kernel that torch launches would be blamed for it.
+    with suppress(RuntimeError):
+        torch.zeros(1, device="cuda")
+    return False
+
+
+def unpin(arena: Tensor) -> None:
+    """Undo `pin`, after all copies from and to the arena are done."""
+    torch.cuda.cudart().cudaHostUnregister(arena.data_ptr())  # type: ignore[no-untyped-call]
 
 
 def nbytes(entry: Entry) -> int:
