@@ -22,13 +22,18 @@ PAGE = 4096  # bytes, of every arena: what direct file access and pinning ask fo
 class Layout:
     """The tensors of a block, by name, in the order of their `offsets` (bytes).
 
-    What an update changes comes first: `changed` bytes of `size` go back home after it.
+    What an update changes comes first: `changed` bytes of `size` go back home after it. What it does not
+    change, `frozen`, begins on the next page.
     """
 
     entries: Mapping[str, Entry]
     offsets: Mapping[str, int]
     changed: int
     size: int
+
+    @property
+    def frozen(self) -> list[str]:
+        return [name for name, offset in self.offsets.items() if offset >= self.changed]
 
     def views(self, arena: Tensor) -> dict[str, Tensor]:
         """The tensors in an arena, by name."""
@@ -42,10 +47,10 @@ class Layout:
 
 def layout_of(changing: Mapping[str, Entry], frozen: Mapping[str, Entry]) -> Layout:
     """Lay the tensors out one after the other, those that an update changes first."""
-    entries = {**changing, **frozen}
-    ends = list(accumulate((_up(nbytes(entry), ALIGN) for entry in entries.values()), initial=0))
-    changed = _up(ends[len(changing)], PAGE)
-    return Layout(entries, dict(zip(entries, ends, strict=False)), changed, _up(ends[-1], PAGE))
+    begins, end = _place(changing, 0)
+    changed = _up(end, PAGE)
+    behind, end = _place(frozen, changed)
+    return Layout({**changing, **frozen}, {**begins, **behind}, changed, _up(end, PAGE))
 
 
 def new_arena(size: int, device: torch.device) -> Tensor:
@@ -83,6 +88,13 @@ def unpin(arena: Tensor) -> None:
 def nbytes(entry: Entry) -> int:
     dtype, shape = entry
     return math.prod(shape) * dtype.itemsize
+
+
+def _place(entries: Mapping[str, Entry], begin: int) -> tuple[dict[str, int], int]:
+    """The offsets of tensors one after the other from `begin` on, and where they end."""
+    sizes = (_up(nbytes(entry), ALIGN) for entry in entries.values())
+    ends = list(accumulate(sizes, initial=begin))
+    return dict(zip(entries, ends, strict=False)), ends[-1]
 
 
 def _up(size: int, step: int) -> int:

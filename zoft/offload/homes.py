@@ -22,15 +22,16 @@ class Files:
     """Blocks in files: in the model's own, and in a working copy once an update has changed them.
 
     `sources` says where each tensor was stored; what has no source is zero at first (moments). The
-    working copy is one file with one arena behind the other. It is disposable: what is in it follows
-    from the sources and the journal. Every method is called by one thread at a time.
+    working copy is one file, with what updates change of one block behind that of the other. It is
+    disposable: what is in it follows from the sources and the journal. Every method is called by one
+    thread at a time.
     """
 
     def __init__(
         self, layouts: Mapping[int, Layout], sources: Mapping[str, Stored], working: Path | None
     ) -> None:
         self.layouts, self.sources, self.working = layouts, sources, working
-        starts = accumulate((layout.size for layout in layouts.values()), initial=0)
+        starts = accumulate((layout.changed for layout in layouts.values()), initial=0)
         self._starts = dict(zip(layouts, starts, strict=False))
         self._moved: set[int] = set()
         self._reader = Reader()
@@ -40,10 +41,11 @@ class Files:
     def read(self, block: int, arena: Tensor) -> None:
         """Fill the block's arena. Raises EnvironmentProblem."""
         layout = self.layouts[block]
+        views = layout.views(arena)
         if block in self._moved:
-            self._transfer(block, arena[: layout.size], write=False)
-            return
-        for name, view in layout.views(arena).items():
+            self._transfer(block, arena[: layout.changed], write=False)
+            views = {name: views[name] for name in layout.frozen}
+        for name, view in views.items():
             if name in self.sources:
                 self._reader.read(self.sources[name], view)
             else:
@@ -51,9 +53,7 @@ class Files:
 
     def write(self, block: int, arena: Tensor) -> None:
         """Keep what an update changed in the arena. Raises EnvironmentProblem."""
-        layout = self.layouts[block]
-        size = layout.changed if block in self._moved else layout.size
-        self._transfer(block, arena[:size], write=True)
+        self._transfer(block, arena[: self.layouts[block].changed], write=True)
         self._moved.add(block)
 
     def close(self) -> None:
@@ -101,7 +101,7 @@ class Files:
                 if error.errno != errno.EINVAL:
                     raise
                 self._file, self._direct = os.open(self.working, flags, 0o600), False
-            sizes = sum(layout.size for layout in self.layouts.values())
+            sizes = sum(layout.changed for layout in self.layouts.values())
             os.posix_fallocate(self._file, 0, sizes)  # a full disk is found out now
         return self._file
 
