@@ -79,8 +79,8 @@ def test_a_model_that_cannot_be_traced_is_estimated_from_its_widths(tmp_path: Pa
 
     seen = shape_of(recipe(tmp_path))
     unseen = Shape(
-        **{name: getattr(seen, name) for name in seen.__dataclass_fields__ if name != "skeleton"},
-        skeleton=Peeking(),
+        **{name: getattr(seen, name) for name in seen.__dataclass_fields__ if name != "outline"},
+        outline=Peeking(),
     )
     found = unseen.trace(4, 16)
     assert found.bare_head
@@ -102,4 +102,4 @@ def test_positions_limit_the_length(tmp_path: Path, length: int) -> None:
     }
     shape = shape_of(resolve(with_defaults(Recipe.model_validate(values))))
     assert shape.train.longest == min(32, length)
-    assert torch.device("meta") == next(shape.skeleton.parameters()).device  # type: ignore[union-attr]
+    assert torch.device("meta") == next(shape.outline.parameters()).device  # type: ignore[union-attr]

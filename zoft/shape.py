@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -13,10 +14,10 @@ from transformers.pytorch_utils import Conv1D
 from zoft.data.examples import Choice, Example, length
 from zoft.errors import EnvironmentProblem
 from zoft.machine import DTYPES
-from zoft.models.meta import load_config, meta_model
+from zoft.models.outline import build_outline, load_config
 from zoft.models.trace import Pass, trace_pass
 from zoft.models.tuned import tuned_parameters
-from zoft.offload.blocks import find_blocks
+from zoft.offload.blocks import find_blocks, owned_parameters
 from zoft.recipe.schema import Recipe
 
 
@@ -70,7 +71,7 @@ class Shape:
     train: Texts
     evaluation: Texts | None
     known: bool = True
-    skeleton: nn.Module | None = field(default=None, repr=False, compare=False)
+    outline: nn.Module | None = field(default=None, repr=False, compare=False)
 
     @cached_property
     def blocks(self) -> int:
@@ -88,9 +89,9 @@ class Shape:
         return self._passes[key]
 
     def _trace(self, rows: int, length: int) -> Pass:
-        if self.skeleton is not None:
+        if self.outline is not None:
             try:
-                return trace_pass(self.skeleton, rows, length)
+                return trace_pass(self.outline, rows, length)
             except Exception:
                 pass  # a model that looks at its numbers on the way: from its widths, then
         widest = max((max(w.shape) for w in self.weights if w.block is not None), default=0)
@@ -105,10 +106,10 @@ def shape_of(
     `recipe` has no `auto` left in its types. Raises EnvironmentProblem, RecipeError.
     """
     config = load_config(recipe.model)
-    model = meta_model(
+    model = build_outline(
         config,
         recipe.tune,
-        # Activations come in the type that is computed in, so the skeleton does, too.
+        # Activations come in the type that is computed in, so the outline does, too.
         stored=DTYPES[recipe.model.compute_dtype],
         adapter=DTYPES[recipe.model.dtype],
         trust_remote_code=recipe.model.trust_remote_code,
@@ -132,7 +133,7 @@ def shape_of(
         train=train,
         evaluation=_joined(others) if others else None,
         known=bool(sets) and known,
-        skeleton=model,
+        outline=model,
     )
 
 
@@ -168,7 +169,6 @@ def _joined(texts: Sequence[Texts]) -> Texts:
 
 
 def _weights(model: nn.Module, recipe: Recipe) -> list[Weight]:
-    blocks = _blocks(model)
     tuned = tuned_parameters(model, recipe.tune)
     kinds: dict[nn.Parameter, Literal["product", "table", "whole"]] = {}
     for module in model.modules():
@@ -179,22 +179,18 @@ def _weights(model: nn.Module, recipe: Recipe) -> list[Weight]:
                 kinds[parameter] = "table"  # a tied head comes in chunks, whatever it is
             else:
                 kinds.setdefault(parameter, "whole")
-    number = {parameter: i for i, block in enumerate(blocks) for parameter in block.parameters()}
+    number: dict[str, int] = {}
+    with suppress(EnvironmentProblem):  # without a list of blocks, nothing is streamed
+        owned = owned_parameters(model, find_blocks(model))
+        number = {name: i for i, names in enumerate(owned) for name in names}
     return [
         Weight(
             name,
             tuple(parameter.shape),
             name in tuned,
             kinds[parameter],
-            number.get(parameter),
+            number.get(name),
             "lora_" in name,
         )
         for name, parameter in model.named_parameters()
     ]
-
-
-def _blocks(model: nn.Module) -> list[nn.Module]:
-    try:
-        return find_blocks(model).modules
-    except EnvironmentProblem:
-        return []  # nothing of it can be streamed

@@ -26,7 +26,7 @@ from transformers import (
 
 from zoft.errors import EnvironmentProblem
 from zoft.models.load import Loaded, load_model
-from zoft.models.meta import model_on_meta
+from zoft.models.skeleton import model_on_meta
 from zoft.offload.blocks import find_blocks
 from zoft.offload.safetensors_files import Reader, stored_tensors
 from zoft.recipe.schema import ModelSection

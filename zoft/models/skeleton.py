@@ -14,9 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from zoft.models.meta import model_on_meta
 from zoft.offload.blocks import placeholder
 from zoft.offload.safetensors_files import Reader, Stored
 
@@ -33,6 +32,18 @@ class Skeleton:
     sources: dict[str, Stored]
     strangers: list[str]
     report: dict[str, Any]  # what transformers found missing or unexpected
+
+
+def model_on_meta(
+    config: PreTrainedConfig, dtype: torch.dtype, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """The decoder of a config with shapes and types but no memory (milliseconds, also for 70B)."""
+    from_config: Any = AutoModelForCausalLM.from_config
+    with torch.device("meta"):
+        model: PreTrainedModel = from_config(
+            config, dtype=dtype, trust_remote_code=trust_remote_code
+        )
+    return model
 
 
 def build_skeleton(

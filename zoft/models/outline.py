@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, PreTrainedConfig
 
 from zoft.errors import EnvironmentProblem
 from zoft.models.adapters import attach_lora
 from zoft.models.quiet import first_line, quiet
+from zoft.models.skeleton import model_on_meta
 from zoft.recipe.schema import ModelSection, TuneSection
 
 
@@ -44,19 +39,7 @@ def load_config(section: ModelSection) -> PreTrainedConfig:
     return config
 
 
-def model_on_meta(
-    config: PreTrainedConfig, dtype: torch.dtype, trust_remote_code: bool = False
-) -> PreTrainedModel:
-    """The decoder of a config with shapes and types but no memory (milliseconds, also for 70B)."""
-    from_config: Any = AutoModelForCausalLM.from_config
-    with torch.device("meta"):
-        model: PreTrainedModel = from_config(
-            config, dtype=dtype, trust_remote_code=trust_remote_code
-        )
-    return model
-
-
-def meta_model(
+def build_outline(
     config: PreTrainedConfig,
     tune: TuneSection,
     *,
@@ -74,9 +57,9 @@ def meta_model(
             model = model_on_meta(config, stored, trust_remote_code)
     except Exception as error:
         raise EnvironmentProblem(f"cannot build the model: {first_line(error)}") from error
-    skeleton: nn.Module = model.train(False).requires_grad_(False)
+    outline: nn.Module = model.eval().requires_grad_(False)  # type: ignore[no-untyped-call]
     model.config.use_cache = False
     if tune.method == "lora":
         with torch.device("meta"):
-            skeleton = attach_lora(model, tune, 0, adapter)
-    return skeleton
+            outline = attach_lora(model, tune, 0, adapter)
+    return outline

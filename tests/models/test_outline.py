@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from zoft.errors import EnvironmentProblem
 from zoft.models.adapters import attach_lora
-from zoft.models.meta import load_config, meta_model
+from zoft.models.outline import build_outline, load_config
 from zoft.recipe.schema import ModelSection, TuneSection
 
 
@@ -17,22 +17,22 @@ from zoft.recipe.schema import ModelSection, TuneSection
 def test_it_has_the_models_tensors_and_no_data(model: PreTrainedModel, tmp_path: Path) -> None:
     model.config.save_pretrained(tmp_path)  # config.json alone is enough
     config = load_config(ModelSection(name=str(tmp_path)))
-    skeleton = meta_model(config, TuneSection(), stored=torch.bfloat16)
-    assert {n: p.shape for n, p in skeleton.named_parameters()} == {
+    outline = build_outline(config, TuneSection(), stored=torch.bfloat16)
+    assert {n: p.shape for n, p in outline.named_parameters()} == {
         n: p.shape for n, p in model.named_parameters()
     }
-    assert {p.device.type for p in skeleton.parameters()} == {"meta"}
-    assert {p.dtype for p in skeleton.parameters()} == {torch.bfloat16}
+    assert {p.device.type for p in outline.parameters()} == {"meta"}
+    assert {p.dtype for p in outline.parameters()} == {torch.bfloat16}
 
 
 def test_its_adapter_is_the_one_that_a_run_attaches() -> None:
     tune = TuneSection(method="lora", r=4, target_modules=["down_proj"])
     model = attach_lora(tiny.llama(), tune, 0)
-    skeleton = meta_model(tiny.llama().config, tune, stored=torch.float16)
-    shapes = {n: p.shape for n, p in skeleton.named_parameters() if "lora_" in n}
+    outline = build_outline(tiny.llama().config, tune, stored=torch.float16)
+    shapes = {n: p.shape for n, p in outline.named_parameters() if "lora_" in n}
     assert shapes
     assert shapes == {n: p.shape for n, p in model.named_parameters() if "lora_" in n}
-    assert {p.dtype for n, p in skeleton.named_parameters() if "lora_" in n} == {torch.float32}
+    assert {p.dtype for n, p in outline.named_parameters() if "lora_" in n} == {torch.float32}
 
 
 def test_no_config_is_said_in_one_line(tmp_path: Path) -> None:
