@@ -60,13 +60,13 @@ def test_with_data_the_longest_example_counts(tmp_path: Path) -> None:
     sets = {"train": [Sequence((1, 2, 3), (2,)), Sequence((1, 2, 3, 4), (1, 2, 3))]}
     shape = shape_of(recipe(tmp_path), sets)
     assert shape.known
-    assert shape.train == Texts(4, scored=3, tokens=7)
+    assert shape.train == Texts(4, 1, 3, 7, 2)
 
 
 def test_options_of_one_token_share_a_row() -> None:
-    assert texts_of([Choice((1, 2), ((3,), (4,)), 0)] * 2) == Texts(3, tokens=6)
+    assert texts_of([Choice((1, 2), ((3,), (4,)), 0)] * 2) == Texts(3, 1, 0, 6, 2)
     apart = texts_of([Choice((1, 2), ((3,), (4, 5)), 0)])
-    assert apart == Texts(4, rows=2, scored=2, tokens=4)
+    assert apart == Texts(4, 2, 2, 4, 1)
 
 
 def test_a_model_that_cannot_be_traced_is_estimated_from_its_widths(tmp_path: Path) -> None:

@@ -97,6 +97,22 @@ def evaluate(
     run_evaluate(target, recipe, overrides or [])
 
 
+@app.command(short_help="Say what a recipe needs: memory, time, and what else would fit.")
+def plan(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    json: Annotated[bool, typer.Option("--json", help="Print it as JSON: bytes, seconds.")] = False,
+) -> None:
+    """Example: zoft plan quickstart tune.method=lora memory.device_budget=2GiB
+
+    Say what a recipe needs, from the model's config alone: memory by item, seconds (estimated), what
+    other settings would take, and what back-propagation would.
+    """
+    from zoft.plan import plan as run_plan
+
+    run_plan(recipe, overrides or [], as_json=json)
+
+
 @app.command(short_help="Print the versions of zoft and of what it stands on.")
 def version() -> None:
     """Example: zoft version

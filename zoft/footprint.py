@@ -28,6 +28,9 @@ LIBRARIES = 620 * 2**20
 # measured; the host's side of them as well.
 CUDA_CONTEXT = 700 * 2**20
 CUDA_HOST = 1500 * 2**20
+# On a CPU a pass takes so many times what lives in it: a heap has gaps where batches of other widths
+# were, and matrix products in low precision pack their operands. Measured, see benchmarks/RESULTS.md.
+HEAP = 2.0
 TOKEN = 40  # bytes of a token in a Python tuple: a pointer and an int
 
 
@@ -261,7 +264,8 @@ class _Count:
 
     def blocks(self, texts: Texts, rows: int, copies: int) -> int:
         """Activations of a pass over so many examples, so often."""
-        return self.shape.trace(rows * texts.rows * copies, texts.longest).live
+        live = self.shape.trace(rows * texts.rows * copies, texts.longest).live
+        return int(live * HEAP) if self.recipe.device == "cpu" else live
 
     def head(self, texts: Texts, rows: int, copies: int) -> int:
         """The hidden states and, where all words count, the logits: as computed, and in float32 beside

@@ -47,13 +47,19 @@ class Weight:
 @dataclass(frozen=True, slots=True)
 class Texts:
     """Examples in numbers: tokens of the longest, rows that one takes in a pass (several where its
-    options are), positions of a row that go through the whole head (0: only the label words do), and
-    tokens of all of them."""
+    options are), positions of a row that go through the whole head (0: only the label words do),
+    tokens of all of them, and their number (0: not known)."""
 
     longest: int
     rows: int = 1
     scored: int = 0
     tokens: int = 0
+    number: int = 0
+
+    @property
+    def typical(self) -> int:
+        """Tokens of a row on average: about the width of a batch of like lengths."""
+        return -(-self.tokens // self.number) if self.number else self.longest
 
 
 @dataclass(frozen=True)
@@ -140,17 +146,17 @@ def shape_of(
 def texts_of(examples: Sequence[Example]) -> Texts:
     """The examples in numbers."""
     longest = max(map(length, examples))
-    tokens = sum(map(length, examples))
+    tokens, number = sum(map(length, examples)), len(examples)
     choices = [x for x in examples if isinstance(x, Choice)]
     if not choices:
         scored = max(len(x.supervised) for x in examples if not isinstance(x, Choice))
-        return Texts(longest, scored=scored, tokens=tokens)
+        return Texts(longest, 1, scored, tokens, number)
     first = choices[0].options
     if all(len(option) == 1 for option in first) and all(x.options == first for x in choices):
-        return Texts(longest, tokens=tokens)
+        return Texts(longest, 1, 0, tokens, number)
     rows = max(len(x.options) for x in choices)
     scored = max(len(option) for x in choices for option in x.options)
-    return Texts(longest, rows, scored, tokens)
+    return Texts(longest, rows, scored, tokens, number)
 
 
 def _guess(recipe: Recipe, positions: int | None) -> Texts:
@@ -165,6 +171,7 @@ def _joined(texts: Sequence[Texts]) -> Texts:
         max(x.rows for x in texts),
         max(x.scored for x in texts),
         sum(x.tokens for x in texts),
+        sum(x.number for x in texts),
     )
 
 
