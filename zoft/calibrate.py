@@ -23,6 +23,7 @@ from zoft.data.examples import Choice, Example, Sequence
 from zoft.footprint import footprint
 from zoft.machine import DTYPES, make_repeatable
 from zoft.models.adapters import attach_lora
+from zoft.models.convert import local_folder
 from zoft.models.outline import load_config
 from zoft.models.quiet import quiet
 from zoft.models.skeleton import model_on_meta
@@ -87,8 +88,8 @@ def bandwidth(recipe: Recipe, residency: str) -> float | None:
     if residency == "host" and recipe.device != "cpu":
         return _copying(torch.device(recipe.device))
     if residency == "disk":
-        folder = Path(recipe.model.name).expanduser()
-        files = [x for x in folder.glob("*.safetensors") if x.stat().st_size >= 2**20]
+        folder = local_folder(recipe.model.name)
+        files = list(folder.glob("*.safetensors")) if folder else []
         return _reading(max(files, key=lambda x: x.stat().st_size)) if files else None
     return None
 

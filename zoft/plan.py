@@ -20,8 +20,10 @@ from zoft.errors import EnvironmentProblem, OutOfMemory, RecipeError, ZoftError
 from zoft.first_order import FirstOrder, first_order
 from zoft.footprint import Footprint, Residency, footprint
 from zoft.machine import resolve
+from zoft.models.convert import local_folder
 from zoft.models.load import load_tokenizer
 from zoft.models.outline import load_config
+from zoft.models.quiet import first_line
 from zoft.recipe.defaults import with_defaults
 from zoft.recipe.load import load_recipe
 from zoft.recipe.schema import Recipe
@@ -124,7 +126,7 @@ def make_plan(source: str, overrides: Sequence[str] = ()) -> Plan:
         times=times,
         untimed=untimed,
         diffusion=diffusion(recipe, _weight_rms(recipe)),
-        alternatives=tuple(alternatives(recipe, shape, sets, limits, variant)),
+        alternatives=tuple(alternatives(recipe, shape, sets, chosen, limits, variant)),
         first_order=first_order(recipe, shape),
     )
 
@@ -197,7 +199,8 @@ def _examples(recipe: Recipe) -> Mapping[str, Sequence[Example]] | None:
     data = recipe.data
     sources = {"train": data.train, "eval": data.eval, "test": data.test}
     try:
-        tokenizer = load_tokenizer(recipe.model.name, recipe.model)
+        where = local_folder(recipe.model.name) or recipe.model.name
+        tokenizer = load_tokenizer(where, recipe.model)
         return {
             name: encode(
                 load_rows(source), data, tokenizer, choice=recipe.objective.name == "choice"
@@ -212,7 +215,8 @@ def _examples(recipe: Recipe) -> Mapping[str, Sequence[Example]] | None:
 def _weight_rms(recipe: Recipe) -> float:
     """What the config initialises with; trained weights stay of that order."""
     text: Any = load_config(recipe.model).get_text_config(decoder=True)
-    return float(getattr(text, "initializer_range", None) or getattr(text, "init_std", 0.02))
+    names = ("initializer_range", "init_std")
+    return float(next((value for name in names if (value := getattr(text, name, None))), 0.02))
 
 
 def _places(recipe: Recipe, shape: Shape) -> list[Residency]:
@@ -240,7 +244,7 @@ def _times(
     except MemoryError as error:
         return None, f"no room for a slice: {error}"
     except Exception as error:  # what a model raises that cannot be cut
-        return None, f"a slice of the model does not run: {error}"
+        return None, f"a slice of the model does not run: {first_line(error)}"
     computed = seconds.step(shape.blocks)
     steps = recipe.train.steps
     if len(chosen.resident) == shape.blocks:
@@ -278,6 +282,7 @@ def alternatives(
     recipe: Recipe,
     shape: Shape,
     sets: Mapping[str, Sequence[Example]] | None,
+    chosen: Footprint,
     limits: tuple[int, int],
     variant: Callable[..., Recipe],
 ) -> list[Alternative]:
@@ -292,7 +297,8 @@ def alternatives(
                 taken, fits = choose(other, changed, *limits).footprint, True
             except OutOfMemory:
                 taken, fits = _smallest(other, changed), False
-            found.append(Alternative(" ".join(overrides), taken, fits))
+            if taken != chosen:
+                found.append(Alternative(" ".join(overrides), taken, fits))
     return found
 
 

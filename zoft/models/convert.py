@@ -121,13 +121,24 @@ def _snapshot(name: str, revision: str | None, patterns: tuple[str, ...]) -> Pat
     return Path(folder)
 
 
-def _from_gguf(file: Path, begin: Begin) -> Path:
+def local_folder(name: str) -> Path | None:
+    """Where a folder's or a `.gguf` file's safetensors lie already: nothing is fetched or converted."""
+    path = Path(name).expanduser()
+    if path.is_file() and path.suffix == ".gguf":
+        path = cache_folder() / _gguf_name(path)
+    return path if path.is_dir() else None
+
+
+def _gguf_name(file: Path) -> str:
     try:
         with file.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise EnvironmentProblem(f"cannot read {file}: {error.strerror}") from error
+    return f"{file.stem}-{digest[:16]}"
 
+
+def _from_gguf(file: Path, begin: Begin) -> Path:
     def build(target: Path) -> None:
         with quiet(), redirect_stderr(io.StringIO()):  # the bar of this conversion has no switch
             tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
@@ -140,7 +151,7 @@ def _from_gguf(file: Path, begin: Begin) -> Path:
             model.save_pretrained(target)
             tokenizer.save_pretrained(target)
 
-    return _once(f"{file.stem}-{digest[:16]}", file, begin, build)
+    return _once(_gguf_name(file), file, begin, build)
 
 
 def _from_bin(folder: Path, companions: tuple[str, ...], begin: Begin) -> Path:
