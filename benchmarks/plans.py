@@ -16,7 +16,7 @@ from transformers import LlamaConfig, OPTConfig, PreTrainedConfig
 
 from zoft.errors import OutOfMemory
 from zoft.footprint import Footprint, footprint
-from zoft.plan import resolved
+from zoft.planning import resolved
 from zoft.recipe.schema import Recipe
 from zoft.residency import choose
 from zoft.shape import Shape, shape_of

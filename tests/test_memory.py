@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import small
 import torch
 
 from zoft.errors import OutOfMemory
-from zoft.memory import memory_explained, peak_memory_bytes
+from zoft.machine import resolve
+from zoft.memory import memory_explained, peak_memory_bytes, requested_bytes
+from zoft.recipe.defaults import with_defaults
+from zoft.recipe.load import load_recipe
 from zoft.recipe.schema import Recipe
 
 
@@ -24,21 +29,65 @@ def test_the_peak_is_in_bytes() -> None:
 
 
 @pytest.mark.parametrize(
-    "error",
+    ("error", "asked"),
     [
-        MemoryError(),
-        torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore"),
-        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to ..."),
+        (MemoryError(), "more was asked for"),
+        (
+            torch.cuda.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 ..."
+            ),
+            "2.00 GiB more were asked for",
+        ),
+        (
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:127] data. DefaultCPUAllocator: can't allocate "
+                "memory: you tried to allocate 3221225472 bytes. Error code 12"
+            ),
+            "3.00 GiB more were asked for",
+        ),
     ],
 )
-def test_no_memory_left_names_what_needs_less(error: Exception) -> None:
-    first = str(error).partition("\n")[0] or "no more memory"
+def test_what_was_asked_for_and_what_was_free(error: Exception, asked: str) -> None:
     with pytest.raises(OutOfMemory) as caught, memory_explained(recipe()):
         raise error
-    assert str(caught.value) == (
-        f"out of memory: {first}; try train.micro_batch_size=4, eval.batch_size=16, "
-        "tune.method=lora"
+    assert re.fullmatch(
+        rf"out of memory: {asked}, \d+\.\d\d GiB are free; try train.micro_batch_size=4, "
+        "eval.batch_size=16, tune.method=lora",
+        str(caught.value),
     )
+
+
+def test_the_changes_that_would_fit_are_named_with_what_they_take(tmp_path: Path) -> None:
+    path = small.write(tmp_path)
+
+    def variant(*more: str) -> Recipe:
+        return resolve(with_defaults(load_recipe(path, more)))
+
+    made = variant()
+    with pytest.raises(OutOfMemory) as caught, memory_explained(made, variant):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 10 KiB")
+    # There is room enough, so whatever takes less than now would fit.
+    assert "would fit: " in str(caught.value)
+    assert re.search(r"train\.micro_batch_size=1 \(0\.\d\d GiB\)", str(caught.value))
+
+
+def test_where_nothing_would_fit_it_is_said(tmp_path: Path) -> None:
+    path = small.write(tmp_path)
+
+    def variant(*more: str) -> Recipe:
+        return resolve(with_defaults(load_recipe(path, ["memory.device_budget=1MB", *more])))
+
+    with pytest.raises(OutOfMemory, match="no single change"), memory_explained(variant(), variant):
+        raise MemoryError
+
+
+def test_a_failing_estimate_hides_nothing() -> None:
+    made = recipe()  # of a model that does not exist
+    with (
+        pytest.raises(OutOfMemory, match=r"try train\.micro_batch_size=4"),
+        memory_explained(made, lambda *_: made),
+    ):
+        raise MemoryError
 
 
 def test_what_is_as_small_as_it_gets_stays() -> None:
@@ -58,3 +107,10 @@ def test_other_errors_pass() -> None:
 def test_torch_says_what_is_looked_for() -> None:
     with pytest.raises(OutOfMemory), memory_explained(recipe()):
         torch.empty(2**60, dtype=torch.uint8)
+
+
+def test_the_request_is_read_from_torchs_own_message() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert requested_bytes(str(caught.value)) == 2**60
+    assert requested_bytes("out of memory") == 0

@@ -11,6 +11,8 @@ ZoftError              1  unexpected
 
 from __future__ import annotations
 
+import re
+
 
 class ZoftError(Exception):
     """A failure that zoft can explain. `str(error)` is what the user reads."""
@@ -54,3 +56,10 @@ class Interrupted(ZoftError):
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether this is an allocator's error: Python's, torch's for a GPU or torch's for the host."""
+    if isinstance(error, RuntimeError):  # torch's own class is one, its CPU allocator has none
+        return bool(re.search("out of memory|allocate memory", str(error)))
+    return isinstance(error, MemoryError)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from zoft.footprint import Footprint, Item
-from zoft.plan import Plan, Streaming
+from zoft.planning import Plan, Streaming
 from zoft.residency import gib
 
 WIDTH = 80

@@ -126,8 +126,13 @@ def _least(*given: object, auto: int) -> int:
 def free_host_bytes() -> int:
     """What this process could hold: what is free on the machine and in each control group (v1 or v2)
     that it is in, whichever is least, and what it holds already."""
-    own = _value(Path("/proc/self/status"), "VmRSS:") * 1024
-    return min([_value(Path("/proc/meminfo"), "MemAvailable:") * 1024, *_group_limits()]) + own
+    available = _value(Path("/proc/meminfo"), "MemAvailable:") * 1024
+    return min([available, *_group_limits()]) + resident_bytes()
+
+
+def resident_bytes() -> int:
+    """What this process holds now."""
+    return _value(Path("/proc/self/status"), "VmRSS:") * 1024
 
 
 def _group_limits() -> Iterator[int]:

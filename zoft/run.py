@@ -23,7 +23,7 @@ from zoft.interrupts import Stop, stop_on_signals
 from zoft.journal import Header
 from zoft.kernels.philox import LAYOUT
 from zoft.machine import DTYPES, make_repeatable, resolve
-from zoft.memory import keep_freed_memory, memory_explained
+from zoft.memory import Explained, keep_freed_memory, memory_explained
 from zoft.models.adapters import attach_lora, load_adapter
 from zoft.models.convert import local_safetensors
 from zoft.models.load import fingerprint, load_model, load_tokenizer, require_causal
@@ -69,13 +69,17 @@ def train(
         if already_finished(folder, recipe):
             return
     steps, every = recipe.train.steps, recipe.logging.every
+
+    def variant(*more: str) -> Recipe:
+        return resolve(with_defaults(load_recipe(source, [*overrides, *more])))
+
     with (
         stop_on_signals("; nothing is lost: go on with --resume auto") as stop,
-        memory_explained(recipe),
+        memory_explained(recipe, variant) as explained,
         closing(narrator_for(steps, every)) as narrator,
     ):
         saved = folder.newest_checkpoint(at) if resuming else None
-        trainer, header = _build(recipe, folder, saved, resuming, stop, narrator)
+        trainer, header = _build(recipe, folder, saved, resuming, stop, narrator, explained)
         if resuming:
             journal = go_on(trainer, folder, header)
         else:
@@ -106,6 +110,7 @@ def _build(
     resuming: bool,
     stop: Stop,
     narrator: Narrator,
+    explained: Explained,
 ) -> tuple[Trainer, Header]:
     """Load everything: the model as the checkpoint `saved` left it, else as the run began."""
     device = torch.device(recipe.device)
@@ -122,6 +127,7 @@ def _build(
         name: _encoded(name, source, recipe, tokenizer, narrator)
         for name, source in _sources(recipe)
     }
+    explained.sets = {name: encoded.examples for name, encoded in sets.items()}
     stop.check()
     shape = shape_of(recipe, {name: found.examples for name, found in sets.items()})
     place = choose(recipe, shape, *budgets(recipe))

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from zoft.errors import EnvironmentProblem, RecipeError
+from zoft.errors import EnvironmentProblem, RecipeError, lacks_memory
 from zoft.models.quiet import first_line
 from zoft.recipe.schema import TuneSection
 
@@ -58,6 +58,8 @@ def load_adapter(
         with _peft_behind_transformers():
             adapted = PeftModel.from_pretrained(model, str(folder))
     except Exception as error:
+        if lacks_memory(error):
+            raise
         problem = f"cannot load the adapter {folder}: {first_line(error)}"
         raise EnvironmentProblem(problem) from error
     return _still(adapted, dtype)

@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from zoft.errors import EnvironmentProblem
+from zoft.errors import EnvironmentProblem, lacks_memory
 from zoft.models.quiet import first_line, quiet
 from zoft.models.skeleton import build_skeleton
 from zoft.offload.blocks import Block, find_blocks, owned_parameters, placeholder
@@ -84,9 +84,11 @@ def load_model(
                 model, sources = _load_by_transformers(location, section, dtype), {}
             else:
                 model, sources = found.model, found.sources
-    except (MemoryError, torch.OutOfMemoryError, EnvironmentProblem):
+    except EnvironmentProblem:
         raise
     except Exception as error:  # transformers raises nearly every class for a folder it dislikes
+        if lacks_memory(error):
+            raise
         raise EnvironmentProblem(f"cannot load {section.name}: {first_line(error)}") from error
     blocks: dict[int, Block] = {}
     if streamed is not None:
