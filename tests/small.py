@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import tiny
 
@@ -25,10 +26,10 @@ logging: {{every: 4}}
 """
 
 
-def write(folder: Path, method: str = "full", layers: int = 2) -> Path:
-    """Model, data and recipe in `folder`; returns the recipe's path."""
+def write(folder: Path, method: str = "full", **changes: Any) -> Path:
+    """Model (`changes`: of its config), data and recipe in `folder`; returns the recipe's path."""
     model = folder / "model"
-    tiny.llama(layers=layers).save_pretrained(model)
+    tiny.llama(**changes).save_pretrained(model)
     tiny.tokenizer().save_pretrained(model)
     for name, rows in (("train", 48), ("eval", 20), ("test", 12)):
         with (folder / f"{name}.jsonl").open("w") as file:

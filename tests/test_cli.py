@@ -219,6 +219,21 @@ def test_a_recipe_is_checked_without_the_framework() -> None:
     subprocess.run([sys.executable, "-c", script], cwd=root, check=True)
 
 
+@pytest.mark.parametrize("command", ["train nowhere.yaml", "eval model nowhere.yaml"])
+def test_the_frameworks_are_imported_in_silence(command: str) -> None:
+    """bitsandbytes and torchao, which the tests need, log what they miss when peft imports them."""
+    done = subprocess.run(
+        [sys.executable, "-m", "zoft", *command.split()],
+        cwd=Path(zoft.__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: ")
+
+
 def test_python_m_zoft() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "zoft", "tarin"],

@@ -76,7 +76,7 @@ def resident(request, tmp_path_factory):
     """A recipe, the changes of a variant, and the folder of its run on the device."""
     method, changes = VARIANTS[request.param]
     folder = tmp_path_factory.mktemp("resident")
-    recipe = small.write(folder, method, layers=6)
+    recipe = small.write(folder, method, num_hidden_layers=6)
     train(str(recipe), changes, output_dir=str(folder / "run"))
     return recipe, changes, folder / "run"
 
@@ -114,7 +114,7 @@ def test_a_streamed_run_goes_on_where_it_was_stopped(resident, stop, tmp_path, m
 
 
 def test_a_run_may_go_on_elsewhere(tmp_path):
-    recipe = small.write(tmp_path, layers=6)
+    recipe = small.write(tmp_path, num_hidden_layers=6)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(str(recipe), output_dir=str(whole))
     train(str(recipe), ["train.steps=5", DISK], output_dir=str(parts))
@@ -124,7 +124,7 @@ def test_a_run_may_go_on_elsewhere(tmp_path):
 
 
 def test_some_blocks_stay_when_the_budget_holds_them(tmp_path, monkeypatch):
-    recipe = small.write(tmp_path, layers=6)
+    recipe = small.write(tmp_path, num_hidden_layers=6)
     seen, stream = [], run.streamer_for
 
     def seeing(*args, **kwargs):
@@ -144,7 +144,7 @@ def test_some_blocks_stay_when_the_budget_holds_them(tmp_path, monkeypatch):
 
 
 def test_a_failing_disk_ends_the_run_and_loses_nothing(tmp_path, monkeypatch):
-    recipe = small.write(tmp_path, layers=6)
+    recipe = small.write(tmp_path, num_hidden_layers=6)
     train(str(recipe), output_dir=str(tmp_path / "whole"))
     written_blocks, original = [], Files.write
 

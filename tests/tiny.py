@@ -1,12 +1,13 @@
 """Models of two layers and a tokenizer, built in memory: same bits at every call, milliseconds.
 
 `opt() llama() gpt2() qwen2()` return models as `zoft.models.load` hands them over: in eval mode,
-without gradients, without a cache. The ids of `tokenizer()` are below VOCABULARY.
+without gradients, without a cache; keywords change entries of their config. The ids of `tokenizer()`
+are below VOCABULARY.
 """
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
@@ -36,7 +37,7 @@ _Model = TypeVar("_Model", bound=PreTrainedModel)
 _IDS = {"bos_token_id": BOS_ID, "eos_token_id": EOS_ID, "pad_token_id": PAD_ID}
 
 
-def opt(seed: int = 0, dtype: torch.dtype = torch.float32) -> OPTForCausalLM:
+def opt(seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> OPTForCausalLM:
     """Learned positions with an offset, biases everywhere, tied embeddings."""
     config = OPTConfig(
         vocab_size=VOCABULARY,
@@ -48,36 +49,38 @@ def opt(seed: int = 0, dtype: torch.dtype = torch.float32) -> OPTForCausalLM:
         max_position_embeddings=128,
         **_IDS,
     )
-    return _build(OPTForCausalLM, config, seed, dtype)
+    return _build(OPTForCausalLM, config, seed, dtype, changes)
 
 
 def llama(
-    seed: int = 0, dtype: torch.dtype = torch.float32, tie: bool = False, layers: int = 2
+    seed: int = 0, dtype: torch.dtype = torch.float32, tie: bool = False, **changes: Any
 ) -> LlamaForCausalLM:
     """RMS norms, rotary positions, grouped keys and values, a head of its own unless `tie`."""
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=48,
         intermediate_size=80,
-        num_hidden_layers=layers,
+        num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=256,
         tie_word_embeddings=tie,
         **_IDS,
     )
-    return _build(LlamaForCausalLM, config, seed, dtype)
+    return _build(LlamaForCausalLM, config, seed, dtype, changes)
 
 
-def gpt2(seed: int = 0, dtype: torch.dtype = torch.float32) -> GPT2LMHeadModel:
+def gpt2(seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> GPT2LMHeadModel:
     """Conv1D (weights lie in x out), learned positions, tied embeddings."""
     config = GPT2Config(
         vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=128, **_IDS
     )
-    return _build(GPT2LMHeadModel, config, seed, dtype)
+    return _build(GPT2LMHeadModel, config, seed, dtype, changes)
 
 
-def qwen2(seed: int = 0, dtype: torch.dtype = torch.float32, tie: bool = True) -> Qwen2ForCausalLM:
+def qwen2(
+    seed: int = 0, dtype: torch.dtype = torch.float32, tie: bool = True, **changes: Any
+) -> Qwen2ForCausalLM:
     """LLaMA-like with biases in q, k, v; tied embeddings."""
     config = Qwen2Config(
         vocab_size=VOCABULARY,
@@ -90,7 +93,7 @@ def qwen2(seed: int = 0, dtype: torch.dtype = torch.float32, tie: bool = True) -
         tie_word_embeddings=tie,
         **_IDS,
     )
-    return _build(Qwen2ForCausalLM, config, seed, dtype)
+    return _build(Qwen2ForCausalLM, config, seed, dtype, changes)
 
 
 def tokenizer(*, bos: bool = True, chat_template: str | None = None) -> PreTrainedTokenizerFast:
@@ -124,7 +127,14 @@ def tokenizer(*, bos: bool = True, chat_template: str | None = None) -> PreTrain
     )
 
 
-def _build(kind: type[_Model], config: PreTrainedConfig, seed: int, dtype: torch.dtype) -> _Model:
+def _build(
+    kind: type[_Model],
+    config: PreTrainedConfig,
+    seed: int,
+    dtype: torch.dtype,
+    changes: dict[str, Any],
+) -> _Model:
+    config.update(changes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = kind(config)

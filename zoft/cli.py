@@ -5,11 +5,13 @@ Nothing heavy is imported before a command needs it, so that `zoft --help` answe
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +19,8 @@ import typer
 
 from zoft import __version__
 from zoft.errors import EnvironmentProblem, RecipeError, ZoftError
+
+NOISY = ("torchao", "torch.utils._pytree", "bitsandbytes.backends.cpu.ops")  # while imported
 
 app = typer.Typer(
     name="zoft",
@@ -74,7 +78,8 @@ def train(
 
     Tune a model by a recipe. A killed run resumes bit for bit with --resume auto.
     """
-    from zoft.run import train as run_train
+    with _quiet_imports():
+        from zoft.run import train as run_train
 
     run_train(recipe, overrides or [], resume=resume, output_dir=output_dir)
 
@@ -92,7 +97,8 @@ def evaluate(
 
     Score a run, checkpoint, adapter or base model on the recipe's eval and test sets.
     """
-    from zoft.evaluate import evaluate as run_evaluate
+    with _quiet_imports():
+        from zoft.evaluate import evaluate as run_evaluate
 
     run_evaluate(target, recipe, overrides or [])
 
@@ -213,6 +219,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     # A command returns nothing; a number is the code of typer.Exit, and 130 its Ctrl-C.
     return _interrupted() if code == 130 else int(code or 0)
+
+
+@contextmanager
+def _quiet_imports() -> Iterator[None]:
+    """peft and transformers import torchao and bitsandbytes wherever these are installed, and they log
+    what of theirs this machine cannot use (kernels for other GPUs, a faster path zoft does not take)."""
+    loggers = [logging.getLogger(name) for name in NOISY]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _complain(line: str) -> None:

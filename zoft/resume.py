@@ -16,6 +16,7 @@ from zoft import __version__, checkpoint
 from zoft.errors import EnvironmentProblem, RecipeError
 from zoft.first_look import choose_passes, look_at_the_signal
 from zoft.journal import Entry, Header, Journal, nullable
+from zoft.models.quantize import library_of
 from zoft.run_folder import RunFolder
 from zoft.trainer import Trainer
 
@@ -99,6 +100,7 @@ def surroundings(trainer: Trainer) -> dict[str, object]:
         "cpu": platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        "quantization": library_of(trainer.recipe.model.quantization),
         "micro_batch_size": trainer.recipe.train.micro_batch_size,
     }
 

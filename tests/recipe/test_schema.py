@@ -56,6 +56,11 @@ def test_an_empty_section_means_its_defaults() -> None:
 @pytest.mark.parametrize(
     ("changes", "where", "what"),
     [
+        (
+            {"model": {"name": "m", "quantization": "nf4"}},
+            ("tune",),
+            "codes of model.quantization nf4 are never perturbed: set tune.method: lora",
+        ),
         (data(template=None), ("data", "template"), "needs one"),
         (data(template="It was"), ("data", "template"), "must name a column"),
         (data(template="{} was"), ("data", "template"), "must name a column"),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -17,7 +18,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from zoft.errors import EnvironmentProblem, lacks_memory
+from zoft.errors import EnvironmentProblem, ZoftError, lacks_memory
+from zoft.models.quantize import is_quantized, load_quantized, quantized_tensors
 from zoft.models.quiet import first_line, quiet
 from zoft.models.skeleton import build_skeleton
 from zoft.offload.blocks import Block, find_blocks, owned_parameters, placeholder
@@ -64,27 +66,20 @@ def load_model(
     Weights come one by one from the files into memory of their own; those of the blocks whose
     number is `streamed` stay there. What blocks share, buffers and all else are read as ever.
 
+    A quantised model is loaded whole even so.
+
     Raises EnvironmentProblem for an unknown architecture, a checkpoint that does not hold exactly
-    the model's weights, and one to be streamed that transformers would rewrite as it loads.
+    the model's weights, and one to be streamed that transformers would rewrite as it loads; what
+    `load_quantized` raises.
     """
+    sources: dict[str, Stored] = {}
     try:
-        with quiet():
-            found = build_skeleton(
-                location, stored_tensors(Path(location)), dtype, section.trust_remote_code
-            )
-            if found is not None:
-                _require_exact(section.name, found.report)
-            if found is None or found.strangers:
-                if streamed is not None:
-                    why = f": {found.strangers[0]}" if found else ""
-                    raise EnvironmentProblem(
-                        f"{section.name} cannot be streamed, its weights are converted as they are "
-                        f"loaded{why}; set model.residency=device"
-                    )
-                model, sources = _load_by_transformers(location, section, dtype), {}
-            else:
-                model, sources = found.model, found.sources
-    except EnvironmentProblem:
+        if section.quantization != "none":
+            model, report = load_quantized(location, section, dtype=dtype, device=device)
+            _require_exact(section.name, report)
+        else:
+            model, sources = _load(location, section, dtype, whole=streamed is None)
+    except ZoftError:
         raise
     except Exception as error:  # transformers raises nearly every class for a folder it dislikes
         if lacks_memory(error):
@@ -96,7 +91,8 @@ def load_model(
         owned = owned_parameters(model, found_blocks)
         for i, (module, parameters) in enumerate(zip(found_blocks.modules, owned, strict=True)):
             if streamed(i) and parameters:
-                blocks[i] = Block(module, parameters)
+                plain = {name: p for name, p in parameters.items() if not is_quantized(p)}
+                blocks[i] = Block(module, {**plain, **quantized_tensors(module)})
     left = {name for block in blocks.values() for name in block.parameters}
     # A model that is loaded whole may be loaded again soon; one that is streamed shares the memory.
     with Reader(drop_pages=streamed is not None) as reader:
@@ -109,6 +105,27 @@ def load_model(
     snapshot = Path(location).name if Path(location).parent.name == "snapshots" else None
     model.config._commit_hash = (snapshot or section.revision) if at_hub else None
     return Loaded(model, blocks, {name: sources[name] for name in sources if name in left})
+
+
+def _load(
+    location: Path | str, section: ModelSection, dtype: torch.dtype, *, whole: bool
+) -> tuple[PreTrainedModel, dict[str, Stored]]:
+    """The model without its weights and where these lie; with them only if it has to be `whole`."""
+    with quiet():
+        found = build_skeleton(
+            location, stored_tensors(Path(location)), dtype, section.trust_remote_code
+        )
+        if found is not None:
+            _require_exact(section.name, found.report)
+            if not found.strangers:
+                return found.model, found.sources
+        if not whole:
+            why = f": {found.strangers[0]}" if found else ""
+            raise EnvironmentProblem(
+                f"{section.name} cannot be streamed, its weights are converted as they are "
+                f"loaded{why}; set model.residency=device"
+            )
+        return _load_by_transformers(location, section, dtype), {}
 
 
 def _load_by_transformers(
@@ -136,7 +153,11 @@ def _fill(
     reader: Reader,
 ) -> None:
     """Give each tensor memory of its own on the device, in the order of the files."""
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    tensors: dict[str, Tensor] = {
+        **{name: p for name, p in model.named_parameters() if not is_quantized(p)},
+        **dict(model.named_buffers()),
+        **quantized_tensors(model),
+    }
     for name in tensors.keys() - sources.keys():
         # Views of a mapped file if transformers loaded them: at any alignment, which MKL's results
         # may depend on, and gone if it is rewritten. Tied weights are one Parameter and stay tied.

@@ -95,6 +95,11 @@ class ModelSection(Section):
         description="Where the weights of the blocks wait for their turn: on the device, in the "
         "host's memory, or on the disk. auto: the fastest that fits the memory budgets.",
     )
+    quantization: Literal["none", "int8", "nf4"] = Field(
+        "none",
+        description="Keep the frozen matrices under a LoRA adapter as codes of 8 bits (torchao) or 4 "
+        "(bitsandbytes); they compute in compute_dtype. Embeddings and head stay as they are.",
+    )
     trust_remote_code: bool = Field(
         False, description="Run Python code that comes with the model. Only for authors you trust."
     )
@@ -431,7 +436,9 @@ class Recipe(Section):
         description="auto, cpu, cuda or cuda:N. auto: the first GPU, else the CPU.",
     )
     model: ModelSection = Field(description="The model that is tuned.")
-    tune: TuneSection = Field(TuneSection(), description="Which of its weights learn.")
+    tune: TuneSection = Field(
+        TuneSection(), validate_default=True, description="Which of its weights learn."
+    )
     data: DataSection = Field(description="What it learns from.")
     objective: ObjectiveSection = Field(ObjectiveSection(), description="What is minimised.")
     optimizer: OptimizerSection = Field(OptimizerSection(), description="How the weights move.")
@@ -444,6 +451,17 @@ class Recipe(Section):
     offload: OffloadSection = Field(OffloadSection(), description="How blocks are streamed.")
     journal: JournalSection = Field(JournalSection(), description="The log a run resumes from.")
     logging: LoggingSection = Field(LoggingSection(), description="What is printed.")
+
+    @field_validator("tune")
+    @classmethod
+    def _no_codes_move(cls, tune: TuneSection, info: ValidationInfo) -> TuneSection:
+        model = info.data.get("model")
+        if model and model.quantization != "none" and tune.method != "lora":
+            raise ValueError(
+                f"full tuning moves every weight, and the codes of model.quantization "
+                f"{model.quantization} are never perturbed: set tune.method: lora"
+            )
+        return tune
 
     @field_validator("objective")
     @classmethod
