@@ -17,7 +17,12 @@ from zoft.data.sources import load_rows
 from zoft.errors import EnvironmentProblem, RecipeError
 from zoft.interrupts import stop_on_signals
 from zoft.machine import DTYPES, make_repeatable, resolve
-from zoft.memory import keep_freed_memory, memory_explained, peak_memory_bytes
+from zoft.memory import (
+    hand_back_freed_memory,
+    keep_freed_memory,
+    memory_explained,
+    peak_memory_bytes,
+)
 from zoft.models.adapters import base_of, is_adapter, load_adapter
 from zoft.models.convert import local_safetensors
 from zoft.models.load import load_model, load_tokenizer, require_causal
@@ -47,7 +52,7 @@ def evaluate(
         raise RecipeError("the recipe has neither data.eval nor data.test: nothing to score")
     device = torch.device(recipe.device)
     make_repeatable(device)
-    keep_freed_memory()
+    hand_back_freed_memory()
     objective = objective_for(recipe.objective.name)  # type: ignore[arg-type]
     results: dict[str, dict[str, float]] = {}
     with stop_on_signals() as stop, memory_explained(recipe), ExitStack() as stack:
@@ -116,6 +121,7 @@ def _view(
         if place.residency == "device"
         else lambda block: block not in place.resident_blocks,
     )
+    keep_freed_memory()
     model: PreTrainedModel | PeftModel = loaded.model
     if loaded.blocks:
         assert place.residency != "device"

@@ -23,7 +23,12 @@ from zoft.interrupts import Stop, stop_on_signals
 from zoft.journal import Header
 from zoft.kernels.philox import LAYOUT
 from zoft.machine import DTYPES, make_repeatable, resolve
-from zoft.memory import Explained, keep_freed_memory, memory_explained
+from zoft.memory import (
+    Explained,
+    hand_back_freed_memory,
+    keep_freed_memory,
+    memory_explained,
+)
 from zoft.models.adapters import attach_lora, load_adapter
 from zoft.models.convert import local_safetensors
 from zoft.models.load import fingerprint, load_model, load_tokenizer, require_causal
@@ -115,7 +120,7 @@ def _build(
     """Load everything: the model as the checkpoint `saved` left it, else as the run began."""
     device = torch.device(recipe.device)
     make_repeatable(device)
-    keep_freed_memory()
+    hand_back_freed_memory()
     where = local_safetensors(
         recipe.model.name,
         recipe.model.revision,
@@ -149,6 +154,7 @@ def _build(
         else lambda block: block not in place.resident_blocks,
     )
     model: PreTrainedModel | PeftModel = loaded.model
+    keep_freed_memory()
     if lora:
         adapter = saved or (folder.start if resuming else None)
         if adapter:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +162,52 @@ def test_every_tensor_has_memory_of_its_own_and_nothing_else_stays(
             assert sum(t.nbytes for t in mine.values()) == weights + 5 * module.out_features
         rest = {n for n, _ in module.named_parameters()} | {n for n, _ in module.named_buffers()}
         assert rest <= {"weight", "bias"}
+
+
+MEASURE = """
+import re, sys
+from pathlib import Path
+import torch
+from zoft.memory import hand_back_freed_memory
+from zoft.models.load import load_model
+from zoft.models.quantize import is_quantized, quantized_tensors
+from zoft.recipe.schema import ModelSection
+
+def resident():
+    text = Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(r"RssAnon:\\s*([0-9]+)", text).group(1))
+
+def load(folder):
+    section = ModelSection(name=folder, quantization=sys.argv[1])
+    return load_model(folder, section, dtype=torch.bfloat16, device="cpu")
+
+hand_back_freed_memory()
+load(sys.argv[2])  # whatever is imported and built once
+before = resident()
+model = load(sys.argv[3])
+grown = resident() - before
+codes = [tensor.detach().as_subclass(torch.Tensor) for tensor in quantized_tensors(model).values()]
+others = [p for p in model.parameters() if not is_quantized(p)]
+print(grown, sum(tensor.nbytes for tensor in codes + others))
+"""
+
+
+@BOTH
+def test_loading_leaves_the_codes_and_nothing_else(tmp_path: Path, kind: str) -> None:
+    build("llama").save_pretrained(tmp_path / "tiny")
+    widths = {"hidden_size": 512, "intermediate_size": 1536, "head_dim": 128}
+    model = tiny.llama(dtype=torch.bfloat16, num_hidden_layers=6, **widths)
+    model.save_pretrained(tmp_path / "model")
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, kind, str(tmp_path / "tiny"), str(tmp_path / "model")],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    grown, kept = map(int, done.stdout.split())
+    assert kept < 20e6  # 38 MB as bfloat16
+    assert grown < kept + 8e6
 
 
 @BOTH
