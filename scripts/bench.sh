@@ -34,6 +34,7 @@ if [[ $quick ]]; then
     run step_time.py
     run widths.py --widths 256
     run memory.py --steps 1
+    "$python" benchmarks/quantized.py --directions 1
     if [[ $sst2 ]]; then
         "$python" benchmarks/convergence.py --sst2 "$sst2" --runs runs/convergence-quick --rows 64 \
             --steps 4 --first-order-steps 2 --every 2 --seeds 1 2 --only per-example mezo-gaussian \
@@ -47,6 +48,7 @@ run kernels.py
 run step_time.py
 run widths.py
 run memory.py
+run quantized.py
 if [[ $sst2 ]]; then
     run convergence.py --sst2 "$sst2" --jobs 2
 fi
