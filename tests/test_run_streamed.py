@@ -32,8 +32,11 @@ VARIANTS = {
         ['tune.exclude=["*q_proj*","*layernorm*"]', "optimizer.weight_decay=0.1"],
     ),
     "lora": ("lora", []),
+    "lora on nf4": ("lora", ["model.quantization=nf4"]),
+    "lora on int8": ("lora", ["model.quantization=int8"]),
     "lora in bfloat16": ("lora", ["model.compute_dtype=bfloat16", "optimizer.paired=false"]),
 }
+WIDTHS = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}  # which nf4 asks for
 
 
 class Killed(BaseException):
@@ -76,7 +79,8 @@ def resident(request, tmp_path_factory):
     """A recipe, the changes of a variant, and the folder of its run on the device."""
     method, changes = VARIANTS[request.param]
     folder = tmp_path_factory.mktemp("resident")
-    recipe = small.write(folder, method, num_hidden_layers=6)
+    widths = WIDTHS if "nf4" in request.param else {}
+    recipe = small.write(folder, method, num_hidden_layers=6, **widths)
     train(str(recipe), changes, output_dir=str(folder / "run"))
     return recipe, changes, folder / "run"
 

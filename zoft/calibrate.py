@@ -29,8 +29,8 @@ from zoft.models.quiet import quiet
 from zoft.models.skeleton import model_on_meta
 from zoft.models.tuned import decays, parameter_ids, tuned_parameters
 from zoft.objectives.objective import objective_for
-from zoft.recipe.schema import Recipe
 from zoft.parts import estimator_for, optimizer_for
+from zoft.recipe.schema import Recipe
 from zoft.shape import Shape, Texts
 from zoft.zo.optimizers.sweep import Resident, tuned_weights
 from zoft.zo.probe import View

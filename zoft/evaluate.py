@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from peft import PeftModel
@@ -24,7 +25,7 @@ from zoft.memory import (
     peak_memory_bytes,
 )
 from zoft.models.adapters import base_of, is_adapter, load_adapter
-from zoft.models.convert import local_safetensors
+from zoft.models.convert import cache_folder, local_safetensors
 from zoft.models.load import load_model, load_tokenizer, require_causal
 from zoft.objectives.objective import objective_for
 from zoft.offload.stream import stream
@@ -125,9 +126,11 @@ def _view(
     model: PreTrainedModel | PeftModel = loaded.model
     if loaded.blocks:
         assert place.residency != "device"
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        place_for_codes = stack.enter_context(TemporaryDirectory(dir=cache_folder()))
         streamer = stream(
             loaded.blocks, [], (), loaded.sources, residency=place.residency, device=device,
-            slots=place.slots, working=Path(), say=print,
+            slots=place.slots, working=Path(place_for_codes, "working-copy.bin"), say=print,
         )  # fmt: skip
         stack.callback(streamer.close)
     if adapter:

@@ -20,7 +20,9 @@ from zoft.recipe.load import dump_recipe, load_recipe
 from zoft.recipe.schema import Recipe
 
 # What a run writes before its journal begins, and may write again if it was killed there.
-BEGINNING = {"recipe.yaml", "resolved.yaml", "run.json", "start", "journal.jsonl"}
+BEGINNING = {
+    "recipe.yaml", "resolved.yaml", "run.json", "start", "journal.jsonl", "working-copy.bin"
+}  # fmt: skip
 
 _Section = TypeVar("_Section", bound=BaseModel)
 

@@ -25,7 +25,7 @@ class Block:
     """One that is streamed: the module whose run needs it, and its own parameters by their names."""
 
     module: nn.Module
-    parameters: Mapping[str, nn.Parameter]
+    parameters: Mapping[str, Tensor]
 
 
 def find_blocks(model: nn.Module) -> Blocks:

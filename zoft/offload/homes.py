@@ -19,7 +19,8 @@ _PIECE = 32 << 20  # bytes that one call to the kernel moves
 
 
 class Files:
-    """Blocks in files: in the model's own, and in a working copy once an update has changed them.
+    """Blocks in files: in the model's own, and in a working copy what an update has changed, or what
+    is in no file (codes of a quantised model).
 
     `sources` says where each tensor was stored; what has no source is zero at first (moments). The
     working copy is one file, with what updates change of one block behind that of the other. It is
@@ -55,6 +56,13 @@ class Files:
         """Keep what an update changed in the arena. Raises EnvironmentProblem."""
         self._transfer(block, arena[: self.layouts[block].changed], write=True)
         self._moved.add(block)
+
+    def take(self, block: int, tensors: Mapping[str, Tensor]) -> None:
+        """Keep tensors that lie in no file: all of the block that is not in `sources`."""
+        layout = self.layouts[block]
+        arena = new_arena(layout.size, torch.device("cpu"))
+        _fill(layout, arena, tensors)
+        self.write(block, arena)
 
     def close(self) -> None:
         """Close all files and delete the working copy."""
@@ -116,6 +124,10 @@ class Memory:
             self.arenas[block] = new_arena(layout.size, torch.device("cpu"))
             files.read(block, self.arenas[block])
 
+    def take(self, block: int, tensors: Mapping[str, Tensor]) -> None:
+        """Keep tensors that lie in no file."""
+        _fill(self._layouts[block], self.arenas[block], tensors)
+
     def read(self, block: int, arena: Tensor) -> None:
         """Copy the block into another arena of the host: on its way up, if it is not pinned."""
         arena[: self.arenas[block].numel()].copy_(self.arenas[block])
@@ -124,3 +136,9 @@ class Memory:
         """Copy what an update changed from another arena of the host."""
         changed = self._layouts[block].changed
         self.arenas[block][:changed].copy_(arena[:changed])
+
+
+def _fill(layout: Layout, arena: Tensor, tensors: Mapping[str, Tensor]) -> None:
+    views = layout.views(arena)
+    for name, tensor in tensors.items():
+        views[name].copy_(tensor)

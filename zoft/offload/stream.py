@@ -32,7 +32,7 @@ def stream(
     working: Path,
     say: Callable[[str], None],
 ) -> Streamer:
-    """A streamer for blocks that lie in `sources`, and the memory, files and threads it needs.
+    """A streamer for blocks that lie in `sources` (or are here: then they leave), and what it needs.
 
     `kept` names what the update rule keeps of every tuned weight, `working` the file for the working
     copy of blocks that an update changed. Raises EnvironmentProblem.
@@ -43,8 +43,8 @@ def stream(
         for name, parameter in block.parameters.items()
         if (found := next((t for t in tuned if t.parameter is parameter), None)) is not None
     }
-    layouts = layouts_of(blocks, moving, kept)
-    files = Files(layouts, sources, working if moving else None)
+    layouts = layouts_of(blocks, moving, kept, sources)
+    files = Files(layouts, sources, working)
     gpu = device.type == "cuda"
     home: Files | Memory = files
     road: Road = "staged" if gpu else "file"
@@ -54,6 +54,9 @@ def stream(
         if gpu and not all(pin(arena) for arena in home.arenas.values()):
             say("the system refuses to pin the blocks' memory: they go through a small pinned ring")
             road = "staged"
+    for number, block in blocks.items():
+        if held := {n: t for n, t in block.parameters.items() if n not in sources}:
+            home.take(number, held)
     streamer = Streamer(
         blocks, moving, kept, home, Executor(Streams(device) if gpu else None), layouts=layouts,
         road=road, slots=slots, device=device, writeback=writeback,
@@ -64,17 +67,20 @@ def stream(
 
 
 def layouts_of(
-    blocks: Mapping[int, Block], tuned: Mapping[str, Tuned], kept: Sequence[str]
+    blocks: Mapping[int, Block],
+    tuned: Mapping[str, Tuned],
+    kept: Sequence[str],
+    sources: Mapping[str, Stored],
 ) -> dict[int, Layout]:
     """The arena of every block: its parameters, and for each tuned one what the update rule keeps
-    (`kept`, float32, named `weight/name`) beside it."""
+    (`kept`, float32, named `weight/name`) beside it. What is in no file counts as changing."""
     found = {}
     for number, block in blocks.items():
         entries = {n: (p.dtype, tuple(p.shape)) for n, p in block.parameters.items()}
-        changing = {name: entry for name, entry in entries.items() if name in tuned}
-        for name in list(changing):
+        frozen = {n: entry for n, entry in entries.items() if n in sources and n not in tuned}
+        changing = {name: entry for name, entry in entries.items() if name not in frozen}
+        for name in [name for name in changing if name in tuned]:
             state = (torch.float32, entries[name][1])
             changing |= {f"{name}/{what}": state for what in kept}
-        frozen = {name: entry for name, entry in entries.items() if name not in tuned}
         found[number] = layout_of(changing, frozen)
     return found
