@@ -108,7 +108,7 @@ def _load(recipe: Recipe, base: str, dtype: torch.dtype) -> PreTrainedModel:
     where = local_safetensors(recipe.model.name, recipe.model.revision)
     if base in OURS:
         section = recipe.model.model_copy(update={"quantization": base})
-        return load_model(where, section, dtype=dtype, device="cpu")
+        return load_model(where, section, dtype=dtype, device="cpu").model
     with quiet():
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             str(where), dtype=dtype, quantization_config=_refused(base), device_map={"": "cpu"}

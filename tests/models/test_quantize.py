@@ -49,7 +49,7 @@ def build(family: str) -> PreTrainedModel:
 
 def load(folder: Path, kind: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     section = ModelSection(name=str(folder), quantization=kind)  # type: ignore[arg-type]
-    return load_model(folder, section, dtype=dtype, device="cpu")
+    return load_model(folder, section, dtype=dtype, device="cpu").model
 
 
 def leaves(model: nn.Module) -> dict[str, nn.Module]:
@@ -179,7 +179,7 @@ def resident():
 
 def load(folder):
     section = ModelSection(name=folder, quantization=sys.argv[1])
-    return load_model(folder, section, dtype=torch.bfloat16, device="cpu")
+    return load_model(folder, section, dtype=torch.bfloat16, device="cpu").model
 
 hand_back_freed_memory()
 load(sys.argv[2])  # whatever is imported and built once
