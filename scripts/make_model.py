@@ -17,7 +17,7 @@ import json
 import os
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -118,26 +118,20 @@ def make(
 
 def _weights(
     model: PreTrainedModel, seed: int, threads: ThreadPoolExecutor
-) -> Callable[[str], Tensor]:
-    state = model.state_dict()
-
-    def weight(name: str) -> Tensor:
-        values = torch.empty(state[name].shape, dtype=state[name].dtype)
+) -> Iterator[tuple[str, Tensor]]:
+    for name, like in model.named_parameters():
+        values = torch.empty(like.shape, dtype=like.dtype)
         if values.dim() < 2:
-            return values.fill_(0.0 if name.endswith("bias") else 1.0)
+            values.fill_(0.0 if name.endswith("bias") else 1.0)
+        else:
+            pieces: Any = torch.split(values.view(-1), PIECE)
+            seeds = (zlib.crc32(f"{seed} {name} {i}".encode()) for i in range(len(pieces)))
+            list(threads.map(_draw, pieces, seeds))
+        yield name, values
 
-        def draw(numbered: tuple[int, Tensor]) -> None:
-            number, piece = numbered  # the name's checksum: the order of writing changes nothing
-            generator = torch.Generator().manual_seed(
-                zlib.crc32(f"{seed} {name} {number}".encode())
-            )
-            piece.normal_(0.0, 0.02, generator=generator)
 
-        pieces: Any = torch.split(values.view(-1), PIECE)
-        list(threads.map(draw, enumerate(pieces)))
-        return values
-
-    return weight
+def _draw(piece: Tensor, seed: int) -> None:
+    piece.normal_(0.0, 0.02, generator=torch.Generator().manual_seed(seed))
 
 
 def _value(text: str) -> Any:
