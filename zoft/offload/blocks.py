@@ -43,14 +43,14 @@ def find_blocks(model: nn.Module) -> Blocks:
 
 
 def placeholder(like: Tensor, device: torch.device | str = "cpu") -> Tensor:
-    """One NaN that fills the whole shape: 4 bytes at most, and poison for whoever computes with it."""
+    """One NaN that fills the whole shape: poison, in a few bytes, for whoever computes with it."""
     value = float("nan") if like.is_floating_point() else 0
-    return torch.full((), value, dtype=like.dtype, device=device).expand(like.shape)
+    return torch.full((2,), value, dtype=like.dtype, device=device)[1].expand(like.shape)
 
 
 def is_placeholder(tensor: Tensor) -> bool:
-    """Whether the tensor's numbers are elsewhere now."""
-    return tensor.numel() > 1 and not any(tensor.stride())
+    """Whether the tensor's numbers are elsewhere now: no tensor with some begins at an offset of 1."""
+    return tensor.storage_offset() == 1
 
 
 def owned_parameters(model: nn.Module, blocks: Blocks) -> list[dict[str, nn.Parameter]]:
