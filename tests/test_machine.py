@@ -9,6 +9,7 @@ import torch
 from zoft import machine
 from zoft.errors import EnvironmentProblem
 from zoft.machine import DTYPES, PERTURBATION, make_repeatable, resolve
+from zoft.models import quantize
 from zoft.recipe.defaults import with_defaults
 from zoft.recipe.schema import DType, Recipe
 
@@ -144,3 +145,16 @@ def test_repeatable_means_ieee_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None
     finally:
         for (owner, name), value in zip(fast, before, strict=True):
             setattr(owner, name, value)
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_a_library_that_quantisation_lacks_is_said_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def version(package: str) -> str:
+        raise quantize.PackageNotFoundError(package)
+
+    monkeypatch.setattr(quantize, "version", version)
+    assert resolve(recipe()).model.quantization == "none"
+    with pytest.raises(EnvironmentProblem, match='pip install "torchao>='):
+        resolve(recipe(model={"quantization": "int8"}, tune={"method": "lora"}))

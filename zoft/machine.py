@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 
 from zoft.errors import EnvironmentProblem
+from zoft.models.quantize import library_of
 from zoft.recipe.schema import Recipe
 
 DTYPES = {
@@ -23,8 +24,9 @@ PERTURBATION = {"float32": 1e-3, "float16": 1e-3, "bfloat16": 3e-3}
 def resolve(recipe: Recipe) -> Recipe:
     """Fill in the `auto`s of `device`, `model.compute_dtype` and `optimizer.perturbation`.
 
-    Raises EnvironmentProblem for a device that is not there.
+    Raises EnvironmentProblem for a device or a library (model.quantization) that is not there.
     """
+    library_of(recipe.model.quantization)
     device = _device(recipe.device)
     model, optimizer = recipe.model, recipe.optimizer
     if model.compute_dtype == "auto":
