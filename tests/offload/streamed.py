@@ -37,6 +37,7 @@ ROWS, WIDTH = 2, 6
 TUNES = {
     "full": TuneSection(),
     "some": TuneSection(exclude=["*q_proj*", "*layernorm*"]),
+    "few": TuneSection(include=["*layers.0.*", "*embed*"]),  # most blocks change nothing
     "lora": TuneSection(method="lora", r=2),
 }
 KEPT = ("exp_avg", "exp_avg_sq")

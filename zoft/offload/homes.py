@@ -110,7 +110,11 @@ class Files:
                     raise
                 self._file, self._direct = os.open(self.working, flags, 0o600), False
             sizes = sum(layout.changed for layout in self.layouts.values())
-            os.posix_fallocate(self._file, 0, sizes)  # a full disk is found out now
+            try:
+                os.posix_fallocate(self._file, 0, sizes)  # a full disk is found out now
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+                    raise  # but a file system that cannot reserve space is good enough
         return self._file
 
 

@@ -106,9 +106,8 @@ class Streamer:
         """Put the block's parameters in place; returns when the host may hand over work on them."""
         if self._inside is not None:  # a pass was broken off inside it
             self.leave(self._inside)
-        ops = self.schedule.enter(block)
-        self._inside = block
-        self._submit(ops)
+        self._submit(self.schedule.enter(block))
+        self._inside = block  # not before: what failed on the way in is not left
 
     def leave(self, block: int) -> None:
         """The block's work is handed over; its slot may be used again after that."""
