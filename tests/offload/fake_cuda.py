@@ -132,6 +132,17 @@ class Cuda:
         for _ in work:
             time.sleep(0)
 
+    def later(self, work: Callable[[], object]) -> None:
+        """Hand ordinary work to the current stream, which must be a stream of its own."""
+
+        def steps() -> Iterator[None]:
+            yield
+            work()
+
+        with self._changed:
+            self._local.stream.pending.append((lambda: True, steps()))
+            self._changed.notify_all()
+
     def idle(self) -> bool:
         return not any(stream.pending for stream in self._streams)
 

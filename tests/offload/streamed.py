@@ -115,6 +115,7 @@ def rig(
     dtype: torch.dtype = torch.float32,
     compute: torch.dtype = torch.float32,
     paired: bool = False,
+    executor: Executor | None = None,
 ) -> Iterator[Rig]:
     """Five layers of a tiny model. `road` None: all of it resident, else all blocks but `resident`."""
     section = TUNES[tune]
@@ -149,7 +150,7 @@ def rig(
         streamer = Streamer(
             blocks, inside, kept,
             Memory(layouts, files) if road in ("memory", "staged memory") else files,
-            Counting(), layouts=layouts, road=road.split()[0], slots=slots, device=CPU,
+            executor or Counting(), layouts=layouts, road=road.split()[0], slots=slots, device=CPU,
             writeback=writeback, poison=poison,
         )  # fmt: skip
         weights = Streamed(moving, streamer)

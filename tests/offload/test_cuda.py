@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -11,6 +12,7 @@ from clocks import Item, Look, Wait
 from fake_cuda import Clock, Cuda, join
 from interleaving import Machine, plainly
 from programs import Driver, Writeback, program, trace
+from streamed import rig
 
 from zoft.offload import executor as executor_module
 from zoft.offload.cuda import Streams
@@ -152,3 +154,39 @@ def test_a_wait_of_the_host_lasts_until_the_device_is_there(cuda: Cuda) -> None:
     made.wait(("d2h", 1))
     assert reached == [True]
     made.close()
+
+
+class Late(Streams):
+    """Copies are done late, by the model of a device; computing is done here, once they are."""
+
+    cuda: Cuda
+
+    def run(self, queue: Queue, after: Sequence[object], work: Work) -> object:
+        if queue in ("h2d", "d2h"):
+            return super().run(queue, after, lambda: self.cuda.later(work))
+        for mark in after:
+            self.wait(mark)
+        return super().run(queue, (), work)
+
+
+@pytest.mark.parametrize("tune", ["some", "lora"])
+@pytest.mark.parametrize(
+    ("road", "writeback"),
+    [("memory", "device"), ("memory", "host"), ("staged", "device"), ("staged memory", "host")],
+)
+def test_a_streamed_model_whose_copies_come_late(
+    cuda: Cuda, tmp_path: Path, road: str, writeback: str, tune: str
+) -> None:
+    device = Late(GPU)
+    device.cuda = cuda
+    late = {"executor": Executor(device), "road": road, "writeback": writeback, "slots": 2}
+    found = []
+    for settings in ({}, late):
+        with rig(tmp_path, tune=tune, **settings) as made:
+            for number in range(1, 5):
+                made.step(number)
+            found.append((made.losses, made.tensors()))
+    (losses, tensors), (late_losses, late_tensors) = found
+    assert losses == late_losses
+    assert tensors.keys() == late_tensors.keys()
+    assert all(torch.equal(tensor, late_tensors[name]) for name, tensor in tensors.items())
