@@ -17,7 +17,7 @@ from interleaving import Machine, at, plainly
 from programs import ROADS, Driver, Writeback, program, trace
 
 from zoft.offload.executor import Executor
-from zoft.offload.operations import Op
+from zoft.offload.operations import Event, Op
 from zoft.offload.schedule import Road, Schedule
 
 LOAD = Op("h2d", "upload", 0, records=("h2d", 1))
@@ -150,24 +150,56 @@ def test_what_waits_for_an_error_is_dropped_without_being_done() -> None:
     assert done == []
 
 
+class Waiting(Executor):
+    """Says when somebody stands still for an event."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stands_still = threading.Event()
+
+    def _await(self, events: Sequence[Event]) -> None:
+        if events:
+            self.stands_still.set()
+        super()._await(events)
+
+
 @pytest.mark.parametrize(
     "stand_still",
     [lambda made: made.wait(("h2d", 1)), lambda made: made.submit(USE, nothing)],
     ids=["wait", "inline compute"],
 )
 def test_ctrl_c_ends_a_wait_that_would_last(stand_still: Callable[[Executor], None]) -> None:
-    stuck = threading.Event()
-    with executor() as made:
-        made.submit(LOAD, stuck.wait)
-        timer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
-        timer.start()
-        with pytest.raises(KeyboardInterrupt):
-            stand_still(made)
-        timer.join()
-        stuck.set()
-        made.clear()
-        made.submit(LOAD, nothing)
-        made.wait(("h2d", 1))
+    made, over = Waiting(), threading.Event()
+
+    def work() -> None:
+        made.stands_still.wait()
+        os.kill(os.getpid(), signal.SIGINT)
+        over.wait()
+
+    made.submit(LOAD, work)
+    with pytest.raises(KeyboardInterrupt):
+        stand_still(made)
+    over.set()
+    made.clear()
+    made.submit(LOAD, nothing)
+    made.wait(("h2d", 1))
+    made.close()
+
+
+def test_the_time_that_computing_stands_still_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, clock = Waiting(), [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+
+    def take(seconds: float) -> None:
+        made.stands_still.wait()
+        clock[0] += seconds
+
+    made.submit(LOAD, lambda: take(5.0))
+    made.submit(USE, lambda: take(20.0))
+    assert made.waited == 5.0  # and not while it computed
+    made.wait(("compute", 1))
+    assert made.waited == 5.0
+    made.close()
 
 
 @BOTH
@@ -193,15 +225,6 @@ def test_close_drops_what_is_queued_and_ends_every_thread(deferred: bool) -> Non
     assert set(threading.enumerate()) <= before
     assert done == []
     made.close()  # twice is no harm
-
-
-def test_the_time_that_computing_stands_still_is_counted() -> None:
-    with executor() as made:
-        made.submit(LOAD, lambda: time.sleep(0.05))
-        made.submit(USE, lambda: time.sleep(0.2))
-        assert 0.03 < made.waited < 0.2
-        made.wait(("compute", 1))
-        assert made.waited < 0.2
 
 
 def test_threads_that_move_bytes_leave_the_cores_to_what_computes() -> None:
