@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from zoft.models.adapters import attach_lora
 from zoft.models.tuned import decays, parameter_ids, tuned_parameters
-from zoft.offload.blocks import find_blocks, is_placeholder, owned_parameters
+from zoft.offload.blocks import Block, find_blocks, is_placeholder, owned_parameters
 from zoft.offload.executor import Executor
 from zoft.offload.homes import Files, Memory
 from zoft.offload.operations import Op
 from zoft.offload.safetensors_files import stored_tensors
 from zoft.offload.stream import layouts_of
-from zoft.offload.streamer import Block, Streamer
+from zoft.offload.streamer import Streamer
 from zoft.offload.weights import Streamed
 from zoft.recipe.schema import TuneSection
 from zoft.zo.estimators import Estimator, Losses
@@ -145,8 +145,9 @@ def rig(
             for n, p in streamed.items()
             if any(t.parameter is p for t in moving)
         }
-        layouts = layouts_of(blocks, inside, kept)
-        files = Files(layouts, stored_tensors(folder), folder / "run" / "working.bin")
+        sources = stored_tensors(folder)
+        layouts = layouts_of(blocks, inside, kept, sources)
+        files = Files(layouts, sources, folder / "run" / "working.bin")
         streamer = Streamer(
             blocks, inside, kept,
             Memory(layouts, files) if road in ("memory", "staged memory") else files,
