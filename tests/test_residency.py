@@ -11,7 +11,7 @@ from zoft import residency
 from zoft.errors import OutOfMemory
 from zoft.footprint import footprint
 from zoft.recipe.schema import MemorySection, Recipe
-from zoft.residency import budgets, choose, free_host_bytes, spread
+from zoft.residency import budgets, choose, free_host_bytes, settled, spread
 from zoft.shape import Shape, shape_of
 
 PLENTY = 2**40
@@ -79,6 +79,13 @@ def test_what_is_needed_and_what_is_there(planned: tuple[Recipe, Shape]) -> None
         choose(made, shape, 10**6, 0)
     with pytest.raises(OutOfMemory, match=r"0.00 GiB of the device and 0.01 GiB of the host"):
         choose(gpu(made), shape, 10**6, 10**7)
+
+
+def test_a_settled_recipe_says_where_its_weights_are(planned: tuple[Recipe, Shape]) -> None:
+    made, shape = planned
+    found = settled(made, choose(made, shape, PLENTY, 0))
+    assert (found.model.residency, found.offload.writeback) == ("device", "device")
+    assert made.model.residency == "auto"
 
 
 @pytest.mark.parametrize("number", range(BLOCKS + 1))

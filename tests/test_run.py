@@ -77,9 +77,10 @@ def test_a_run_leaves_what_the_design_names(finished):
     resolved = (folder / "resolved.yaml").read_text()
     if folder.parent.name.startswith("full"):
         resolved = resolved.replace("target_modules: auto", "")  # LoRA's; nothing to choose here
-    for budget in ("device_budget", "host_budget"):  # what is free, wherever it is run again
-        resolved = resolved.replace(f"{budget}: auto", "")
+    for key in ("device_budget", "host_budget"):  # what is free is looked at anew
+        resolved = resolved.replace(f"{key}: auto", "")
     assert "auto" not in resolved
+    assert "residency: device" in resolved
 
 
 def test_metrics_carry_what_the_issue_names(finished):

@@ -84,6 +84,15 @@ def choose(
     raise OutOfMemory(f"{refused}; {there}")
 
 
+def settled(recipe: Recipe, choice: Choice) -> Recipe:
+    """The recipe with the choice written down, so that a resumed run makes the same."""
+    model = recipe.model.model_copy(update={"residency": choice.residency})
+    offload = recipe.offload
+    if offload.writeback == "auto":
+        offload = offload.model_copy(update={"writeback": "device"})
+    return recipe.model_copy(update={"model": model, "offload": offload})
+
+
 def spread(number: int, blocks: int) -> tuple[int, ...]:
     """So many of the blocks, evenly, so that a fetch hides behind resident ones' compute."""
     return tuple(i for i in range(blocks) if (i + 1) * number // blocks > i * number // blocks)

@@ -40,7 +40,7 @@ from zoft.parts import estimator_for, optimizer_for, order_for, streamer_for
 from zoft.recipe.defaults import with_defaults
 from zoft.recipe.load import load_recipe, recipe_text
 from zoft.recipe.schema import DataSource, Recipe
-from zoft.residency import budgets, choose
+from zoft.residency import budgets, choose, settled
 from zoft.resume import begin, go_on
 from zoft.run_folder import RunFolder, keep_choices, require_empty, require_same, run_of
 from zoft.scoring import needs_mask, require_fits
@@ -133,14 +133,11 @@ def _build(
         for name, source in _sources(recipe)
     }
     explained.sets = {name: encoded.examples for name, encoded in sets.items()}
-    stop.check()
-    shape = shape_of(recipe, {name: found.examples for name, found in sets.items()})
-    place = choose(recipe, shape, *budgets(recipe))
-    recipe = recipe.model_copy(
-        update={"model": recipe.model.model_copy(update={"residency": place.residency})}
-    )
+    place = choose(recipe, shape_of(recipe, explained.sets), *budgets(recipe))
+    recipe = settled(recipe, place)
     if place.residency != "device":
-        narrator.say(place.why)
+        narrator.say(f"residency: {place.why}")
+    stop.check()
     compute = DTYPES[recipe.model.compute_dtype]
     own = DTYPES[recipe.model.dtype]
     lora = recipe.tune.method == "lora"
