@@ -68,7 +68,8 @@ def test_a_cpu_streams_from_the_disk(planned: tuple[Recipe, Shape]) -> None:
 
 def test_what_the_recipe_says_is_done(planned: tuple[Recipe, Shape]) -> None:
     made, shape = planned
-    assert choose(gpu(made, "disk"), shape, PLENTY, PLENTY).residency == "disk"
+    choice = choose(gpu(made, "disk"), shape, PLENTY, PLENTY)
+    assert (choice.residency, choice.resident_blocks) == ("disk", ())
     with pytest.raises(OutOfMemory, match="on the device it needs"):
         choose(gpu(made, "device"), shape, 10**6, PLENTY)
 

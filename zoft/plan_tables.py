@@ -38,7 +38,7 @@ def _head(made: Plan, console: Console) -> None:
     learn = sum(w.numel for w in made.shape.weights if w.tuned)
     console.print(f"{recipe.model.name} on {recipe.device}")
     console.print(
-        f"{number:,} weights, {learn:,} of them tuned; stored as {recipe.model.dtype}, computed in "
+        f"{number:,} weights, {learn:,} of them tuned, in {recipe.model.dtype}; computed in "
         f"{recipe.model.compute_dtype}"
     )
     length = f"up to {train.longest} tokens"

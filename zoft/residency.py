@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,8 +50,8 @@ def choose(
     """The fastest residency that fits both budgets; of the streamed ones that with most blocks resident.
 
     The device if all fits there, else the host's memory (no place of its own on a CPU), else the disk.
-    A `model.residency` that is no `auto` leaves only the number of resident blocks open. Raises
-    OutOfMemory that says what is needed and what is there.
+    With a `model.residency` that is no `auto` all blocks are there. Raises OutOfMemory that says what
+    is needed and what is there.
     """
     wanted = recipe.model.residency
     cpu = recipe.device == "cpu"
@@ -71,8 +72,12 @@ def choose(
                 return Choice(found, f"all of it fits on the device ({_sizes(found, cpu)})")
             refused = f"on the device it needs {_sizes(found, cpu)}"
             continue
-        numbers = range(shape.blocks - 1, -1, -1)
-        found = next((x for x in (at(residency, n) for n in numbers) if fits(x)), at(residency, 0))
+        most = 1
+        if wanted == "auto":  # more blocks take more of the device and leave less to the host
+            most = bisect_right(
+                range(shape.blocks), device_bytes, key=lambda n: at(residency, n).device
+            )
+        found = at(residency, max(0, most - 1))
         if fits(found):
             stay = f"{len(found.resident)} of {shape.blocks} blocks stay on the device"
             reason = f"{refused}; " if refused else ""

@@ -93,7 +93,8 @@ class ModelSection(Section):
     residency: Literal["auto", "device", "host", "disk"] = Field(
         "auto",
         description="Where the weights of the blocks wait for their turn: on the device, in the "
-        "host's memory, or on the disk. auto: the fastest that fits the memory budgets.",
+        "host's memory, or on the disk. auto: the fastest that fits the memory budgets, and as many "
+        "blocks on the device as these hold.",
     )
     quantization: Literal["none", "int8", "nf4"] = Field(
         "none",
