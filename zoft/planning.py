@@ -80,7 +80,7 @@ def make_plan(source: str, overrides: Sequence[str] = ()) -> Plan:
         return resolved(load_recipe(source, [*overrides, *more]))
 
     recipe = variant()
-    sets = _examples(recipe)
+    sets = read_examples(recipe)
     shape = shape_of(recipe, sets)
     here = _is_here(recipe)
     limits = budgets(recipe) if here else _said(recipe)
@@ -140,7 +140,7 @@ def _said(recipe: Recipe) -> tuple[int, int]:
     return device, host
 
 
-def _examples(recipe: Recipe) -> Mapping[str, Sequence[Example]] | None:
+def read_examples(recipe: Recipe) -> Mapping[str, Sequence[Example]] | None:
     """The data as a run would read it, or None where data or tokenizer are not there."""
     data = recipe.data
     sources = {"train": data.train, "eval": data.eval, "test": data.test}
