@@ -35,7 +35,7 @@ from zoft.shape import shape_of
 
 WORDS = 50272  # of the vocabulary
 RECIPE = """\
-model: {{name: {folder}/{model}}}
+model: {{name: "{folder}/{model}"}}
 device: cpu
 output_dir: {folder}/run
 data:

@@ -7,7 +7,7 @@ import tiny
 from test_shape import recipe
 
 from zoft.first_order import first_order
-from zoft.footprint import LIBRARIES
+from zoft.footprint import libraries
 from zoft.shape import shape_of
 
 
@@ -16,7 +16,7 @@ def test_adamw_takes_sixteen_bytes_a_weight_and_its_activations(tmp_path: Path) 
     found = first_order(made, shape_of(made))
     assert found
     numel = sum(p.numel() for p in tiny.llama().parameters())
-    above = found.full - LIBRARIES - 16 * numel
+    above = found.full - libraries() - 16 * numel
     logits = 24 * tiny.VOCABULARY * 12
     assert logits < above < 40 * logits
 
@@ -26,7 +26,7 @@ def test_lora_takes_less_whatever_the_recipe_tunes(tmp_path: Path, method: str) 
     made = recipe(tmp_path, tune={"method": method})
     found = first_order(made, shape_of(made))
     assert found
-    assert LIBRARIES < found.lora < found.full
+    assert libraries() < found.lora < found.full
 
 
 def test_activations_grow_with_the_batch(tmp_path: Path) -> None:
@@ -35,5 +35,5 @@ def test_activations_grow_with_the_batch(tmp_path: Path) -> None:
     assert found[0]
     assert found[1]
     numel = sum(p.numel() for p in tiny.llama().parameters())
-    fixed = LIBRARIES + 16 * numel
+    fixed = libraries() + 16 * numel
     assert found[1].full - fixed == pytest.approx(4 * (found[0].full - fixed), rel=0.05)

@@ -7,7 +7,7 @@ import pytest
 import tiny
 from test_shape import recipe
 
-from zoft.footprint import ALIGN, Footprint, Item, footprint
+from zoft.footprint import ALIGN, LIBRARIES, QUANTIZERS, Footprint, Item, footprint, libraries
 from zoft.recipe.schema import Recipe
 from zoft.shape import Shape, shape_of
 
@@ -149,3 +149,10 @@ def test_checkpoints_and_the_result_need_the_disk(tmp_path: Path) -> None:
     every = {"checkpoint": {"every": 10, "keep_last": 2, "keep_best": 1}, "train": {"steps": 15}}
     assert footprint(*planned(tmp_path)).disk == WEIGHTS["float32"]
     assert footprint(*planned(tmp_path, **every)).disk == 2 * WEIGHTS["float32"]
+
+
+def test_what_is_installed_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zoft.footprint.find_spec", lambda _: None)
+    assert libraries() == LIBRARIES
+    monkeypatch.setattr("zoft.footprint.find_spec", lambda name: name)
+    assert libraries() == LIBRARIES + QUANTIZERS

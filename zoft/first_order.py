@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from zoft.footprint import CUDA_CONTEXT, LIBRARIES
+from zoft.footprint import CUDA_CONTEXT, libraries
 from zoft.machine import DTYPES
 from zoft.models.outline import build_outline, load_config
 from zoft.models.trace import trace_saved
@@ -54,7 +54,7 @@ def _bytes(recipe: Recipe, shape: Shape, *, lora: bool) -> int:
     )  # float32, and its gradient
     learnt = _numel(outline, names)
     frozen = _numel(outline, {name for name, _ in outline.named_parameters()} - names)
-    base = LIBRARIES if recipe.device == "cpu" else CUDA_CONTEXT
+    base = libraries() if recipe.device == "cpu" else CUDA_CONTEXT
     return base + 16 * learnt + frozen * compute.itemsize + saved + logits
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Literal
 
 from zoft.machine import DTYPES
@@ -24,6 +25,8 @@ ALIGN = 512  # bytes; where a tensor of a block's arena may begin
 # The resident size of a process that has tuned a model of no size, on Linux: torch, transformers, peft,
 # datasets, numba and its compiled kernels. Measured by `python benchmarks/plan.py --libraries`.
 LIBRARIES = 620 * 2**20
+# peft imports torchao and bitsandbytes where they are installed: resident size after `import zoft.run`.
+QUANTIZERS = 50 * 2**20
 # Driver, cuBLAS and Triton's modules on a card of the Ampere or Hopper generation: set aside, not
 # measured; the host's side of them as well.
 CUDA_CONTEXT = 700 * 2**20
@@ -116,7 +119,7 @@ def footprint(
         item("directions", count.directions()),
         item("scratch", count.scratch()),
         item("examples", host=TOKEN * _tokens(shape)),
-        item("libraries", host=LIBRARIES),
+        item("libraries", host=libraries()),
         item("result, checkpoints", disk=count.files()),
     ]
     if not cpu:
@@ -139,6 +142,11 @@ def footprint(
         tuple(x for x in items if x.device or x.host or x.disk),
         tuple(phases),
     )
+
+
+def libraries() -> int:
+    """The resident size of a run without a model, with what is installed here."""
+    return LIBRARIES + (QUANTIZERS if find_spec("torchao") else 0)
 
 
 def _tokens(shape: Shape) -> int:
