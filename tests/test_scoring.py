@@ -120,3 +120,20 @@ def test_rows_of_one_length_are_padded_to_see_what_padding_does() -> None:
     view, same = view_of(Bidirectional()), [Sequence((0, 9, n), (2,)) for n in (10, 20)]
     assert needs_mask(view, objective_for("lm"), same, CPU) is True
     assert needs_mask(view_of(tiny.llama()), objective_for("lm"), same, CPU) is False
+
+
+def test_the_mask_is_looked_at_in_few_positions_of_long_texts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    long = [Sequence(tuple([7] * n), tuple(range(1, n))) for n in (90, 120)]
+    view, seen = view_of(tiny.llama()), []
+    logits = View.logits
+
+    def watched(self: View, *arguments: Any) -> Tensor:
+        found = logits(self, *arguments)
+        seen.append(found.shape)
+        return found
+
+    monkeypatch.setattr(View, "logits", watched)
+    assert needs_mask(view, objective_for("lm"), long, CPU) is False
+    assert all(32 <= positions <= 64 for positions, _ in seen)
