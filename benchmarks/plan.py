@@ -43,7 +43,7 @@ data:
   template: "{{text}} It was"
   labels: {{0: bad, 1: great}}
 optimizer: {{scope: batch}}
-train: {{steps: 3, batch_size: 16}}
+train: {{steps: 3, batch_size: 8}}
 """
 WAYS = {
     "all weights, scalar moments": [],
@@ -82,7 +82,9 @@ def main() -> None:
                     f"| {model} | {way} | {planned / 2**20:,.0f} MiB | {measured / 2**20:,.0f} MiB "
                     f"| **{planned / measured:.3f}** |"
                 )
-    report("Planned and measured peak memory, batch 16", lines, to_file=a.append)
+    report(
+        "Planned and measured peak memory, batch 8, two rows an example", lines, to_file=a.append
+    )
 
 
 def _configs() -> dict[str, PreTrainedConfig]:

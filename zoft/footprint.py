@@ -272,8 +272,7 @@ class _Count:
 
     def blocks(self, texts: Texts, rows: int, copies: int) -> int:
         """Activations of a pass over so many examples, so often."""
-        live = self.shape.trace(rows * texts.rows * copies, texts.longest).live
-        return int(live * HEAP) if self.recipe.device == "cpu" else live
+        return self._taken(self.shape.trace(rows * texts.rows * copies, texts.longest).live)
 
     def head(self, texts: Texts, rows: int, copies: int) -> int:
         """The hidden states and, where all words count, the logits: as computed, and in float32 beside
@@ -281,4 +280,8 @@ class _Count:
         hidden = self._vectors(texts, rows * copies) * self.shape.hidden * self.compute
         scored = rows * copies * texts.rows * texts.scored
         low = self.compute if self.compute < 4 else 0
-        return 2 * hidden + scored * self._words(texts, rows * copies) * (low + 2 * 4)
+        logits = scored * self._words(texts, rows * copies) * (low + 2 * 4)
+        return self._taken(2 * hidden + logits)
+
+    def _taken(self, live: int) -> int:
+        return int(live * HEAP) if self.recipe.device == "cpu" else live
