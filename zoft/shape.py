@@ -104,9 +104,7 @@ class Shape:
         return Pass(rows * length * (6 * self.hidden + 4 * widest) * 4, True)
 
 
-def shape_of(
-    recipe: Recipe, sets: Mapping[str, Sequence[Example]] | None = None, *, known: bool = True
-) -> Shape:
+def shape_of(recipe: Recipe, sets: Mapping[str, Sequence[Example]] | None = None) -> Shape:
     """From the config alone; `sets` are the examples of train, eval and test where they are there.
 
     `recipe` has no `auto` left in its types. Raises EnvironmentProblem, RecipeError.
@@ -138,7 +136,7 @@ def shape_of(
         buffers=sum(b.numel() * b.element_size() for b in model.buffers()),
         train=train,
         evaluation=_joined(others) if others else None,
-        known=bool(sets) and known,
+        known=bool(sets),
         outline=model,
     )
 

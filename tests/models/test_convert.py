@@ -13,7 +13,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from zoft.errors import EnvironmentProblem
-from zoft.models.convert import cache_folder, local_safetensors
+from zoft.models.convert import cache_folder, local_folder, local_safetensors
+from zoft.models.outline import load_config
+from zoft.recipe.schema import ModelSection
 
 
 @pytest.fixture(autouse=True)
@@ -187,6 +189,22 @@ def test_gguf_becomes_a_folder_once(
     )
     elsewhere = file.rename(tmp_path / "sub.gguf").rename(tmp_path / "tiny.gguf")
     assert local_safetensors(str(elsewhere), None) == folder
+
+
+def test_what_is_here_already_is_found_and_nothing_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    file = tmp_path / "tiny.gguf"
+    gguf_file(file, tiny.llama())
+    config = load_config(ModelSection(name=str(file)))  # from the file's own header
+    assert local_folder(str(file)) is None
+    assert not (tmp_path / "cache").exists()
+    converted = local_safetensors(str(file), None, say=lambda _: None)
+    assert local_folder(str(file)) == converted
+    assert load_config(ModelSection(name=str(file))).hidden_size == config.hidden_size == 48
+    assert local_folder(str(tmp_path)) == tmp_path
+    assert local_folder("some/model-of-the-hub") is None
 
 
 def test_a_damaged_gguf_leaves_nothing_behind(tmp_path: Path) -> None:

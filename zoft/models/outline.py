@@ -10,6 +10,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from zoft.errors import EnvironmentProblem
 from zoft.models.adapters import attach_lora
+from zoft.models.convert import local_folder
 from zoft.models.quiet import first_line, quiet
 from zoft.models.skeleton import model_on_meta
 from zoft.recipe.schema import ModelSection, TuneSection
@@ -20,9 +21,9 @@ def load_config(section: ModelSection) -> PreTrainedConfig:
 
     Raises EnvironmentProblem.
     """
-    path = Path(section.name).expanduser()
-    name, file = str(path) if path.exists() else section.name, {}
-    if path.suffix == ".gguf":
+    path, folder = Path(section.name).expanduser(), local_folder(section.name)
+    name, file = str(folder or section.name), {}
+    if folder is None and path.suffix == ".gguf":  # not converted yet
         name, file = str(path.parent), {"gguf_file": path.name}
     try:
         with quiet():
