@@ -39,3 +39,9 @@ def test_no_config_is_said_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentProblem, match="cannot read the config") as caught:
         load_config(ModelSection(name=str(tmp_path)))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "nowhere.gguf"])
+def test_a_path_that_is_not_there_is_no_name_of_the_hub(tmp_path: Path, name: str) -> None:
+    with pytest.raises(EnvironmentProblem, match=f"there is no .*{name}"):
+        load_config(ModelSection(name=str(tmp_path / name)))

@@ -23,6 +23,8 @@ def load_config(section: ModelSection) -> PreTrainedConfig:
     """
     path, folder = Path(section.name).expanduser(), local_folder(section.name)
     name, file = str(folder or section.name), {}
+    if folder is None and not path.is_file() and section.name.startswith((".", "/", "~")):
+        raise EnvironmentProblem(f"model.name: there is no {section.name}")
     if folder is None and path.suffix == ".gguf":  # not converted yet
         name, file = str(path.parent), {"gguf_file": path.name}
     try:
