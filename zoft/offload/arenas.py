@@ -62,7 +62,8 @@ def new_arena(size: int, device: torch.device) -> Tensor:
         torch.cuda.synchronize(device)
         return arena
     # Mapped rather than allocated: it begins on a page, and goes back to the system when dropped.
-    return torch.frombuffer(mmap.mmap(-1, max(size, PAGE)), dtype=torch.uint8)[:size]
+    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # Python's own choice would be shared memory
+    return torch.frombuffer(mmap.mmap(-1, max(size, PAGE), flags=private), dtype=torch.uint8)[:size]
 
 
 def pin(arena: Tensor) -> bool:
