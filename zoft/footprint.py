@@ -15,7 +15,7 @@ from typing import Literal
 from zoft.machine import DTYPES
 from zoft.recipe.schema import Recipe
 from zoft.shape import Shape, Texts, Weight
-from zoft.zo.head import CHUNK_LOGITS
+from zoft.zo.head import chunk_words
 from zoft.zo.rows import PRODUCT
 
 Residency = Literal["device", "host", "disk"]
@@ -268,7 +268,7 @@ class _Count:
         if not self.shape.trace(1, 8).bare_head:
             return self.shape.vocabulary
         scored = max(1, rows * texts.rows * texts.scored)
-        return min(self.shape.vocabulary, max(1024, CHUNK_LOGITS // scored // 1024 * 1024))
+        return min(self.shape.vocabulary, chunk_words(scored, self.shape.hidden))
 
     def blocks(self, texts: Texts, rows: int, copies: int) -> int:
         """Activations of a pass over so many examples, so often."""

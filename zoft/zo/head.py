@@ -15,6 +15,13 @@ from zoft.zo.rows import Rows, make_rows
 from zoft.zo.values import Values
 
 CHUNK_LOGITS = 1 << 25  # float32 logits at a time: 128 MiB
+CHUNK_WEIGHTS = 1 << 25  # elements of the head whose perturbed copy is there at a time
+
+
+def chunk_words(rows: int, columns: int) -> int:
+    """How many words of the vocabulary go at a time, for so many hidden states of that width."""
+    fit = min(CHUNK_LOGITS // max(1, rows), CHUNK_WEIGHTS // columns)
+    return max(1024, fit // 1024 * 1024)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +105,7 @@ class Head:
         sum is carried along, so that logits (N, V) never stand in memory at once."""
         assert isinstance(self.module.weight, Tensor)
         words = self.module.weight.shape[0]
-        size = max(1024, CHUNK_LOGITS // max(1, hidden.shape[0]) // 1024 * 1024)
+        size = chunk_words(*hidden.shape)
         total = torch.full(targets.shape, -torch.inf, device=hidden.device)
         wanted = torch.zeros(targets.shape, device=hidden.device)
         for begin in range(0, words, size):
