@@ -33,7 +33,7 @@ CUDA_CONTEXT = 700 * 2**20
 CUDA_HOST = 1500 * 2**20
 # On a CPU a pass takes so many times what lives in it: a heap has gaps where batches of other widths
 # were, and matrix products in low precision pack their operands. Measured, see benchmarks/RESULTS.md.
-HEAP = 2.0
+HEAP_BLOCKS, HEAP_HEAD = 2.0, 1.6
 TOKEN = 40  # bytes of a token in a Python tuple: a pointer and an int
 
 
@@ -272,7 +272,8 @@ class _Count:
 
     def blocks(self, texts: Texts, rows: int, copies: int) -> int:
         """Activations of a pass over so many examples, so often."""
-        return self._taken(self.shape.trace(rows * texts.rows * copies, texts.longest).live)
+        live = self.shape.trace(rows * texts.rows * copies, texts.longest).live
+        return self._taken(live, HEAP_BLOCKS)
 
     def head(self, texts: Texts, rows: int, copies: int) -> int:
         """The hidden states and, where all words count, the logits: as computed, and in float32 beside
@@ -281,7 +282,7 @@ class _Count:
         scored = rows * copies * texts.rows * texts.scored
         low = self.compute if self.compute < 4 else 0
         logits = scored * self._words(texts, rows * copies) * (low + 2 * 4)
-        return self._taken(2 * hidden + logits)
+        return self._taken(2 * hidden + logits, HEAP_HEAD)
 
-    def _taken(self, live: int) -> int:
-        return int(live * HEAP) if self.recipe.device == "cpu" else live
+    def _taken(self, live: int, heap: float) -> int:
+        return int(live * heap) if self.recipe.device == "cpu" else live
