@@ -16,7 +16,7 @@ from zoft.cli import main
 from zoft.models import load
 from zoft.run import train
 from zoft.zo.estimators import Estimator
-from zoft.zo.optimizers import radazo
+from zoft.zo.optimizers.sweep import Resident, Update
 
 ERRORS = {
     "python": MemoryError(),
@@ -101,17 +101,17 @@ def test_in_the_middle_of_an_update_the_journal_holds_the_step(
     recipe = small.write(tmp_path)
     calls = 0
 
-    def half(weights: list[Any], *rest: Any) -> None:
+    def half(self: Resident, update: Update) -> None:
         nonlocal calls
         calls += 1
         if calls < 7:
-            return whole(weights, *rest)
-        whole(weights[: len(weights) // 2], *rest)
+            return whole(self, update)
+        whole(Resident(self.tuned[: len(self.tuned) // 2]), update)
         raise error
 
-    whole = radazo.add
+    whole = Resident.apply
     with monkeypatch.context() as patched:
-        patched.setattr(radazo, "add", half)
+        patched.setattr(Resident, "apply", half)
         assert main(["train", str(recipe)]) == 5
     said(capsys)
     goes_on(tmp_path, recipe, 7, undisturbed)
