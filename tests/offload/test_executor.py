@@ -173,6 +173,7 @@ def test_ctrl_c_ends_a_wait_that_would_last(stand_still: Callable[[Executor], No
 
     def work() -> None:
         made.stands_still.wait()
+        time.sleep(0.05)  # Python may lose a lock that it is just taking
         os.kill(os.getpid(), signal.SIGINT)
         over.wait()
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from zoft.offload import streamer as streamer_module
 from zoft.offload.blocks import is_placeholder
+from zoft.offload.operations import Op
 from zoft.offload.streamer import Streamer
 
 STEPS = 4
@@ -272,6 +273,30 @@ def test_an_error_where_weights_move_is_raised_and_nothing_hangs(
         assert made.streamer is not None
         made.streamer.recover()
         whole(made)
+
+
+@pytest.mark.parametrize("left_out", range(1, 30, 4))
+def test_after_ctrl_c_between_two_operations_nothing_waits_for_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left_out: int
+) -> None:
+    with rig(tmp_path, road="file", slots=2, tune="lora") as made:
+        assert made.streamer is not None
+        work, left = made.streamer._work, iter(range(left_out, 0, -1))
+
+        def interrupted(op: Op) -> Any:
+            if next(left, 0) == 1:
+                raise KeyboardInterrupt
+            return work(op)
+
+        monkeypatch.setattr(made.streamer, "_work", interrupted)
+        for _ in range(2):  # at once, and again until it recovers
+            with pytest.raises(KeyboardInterrupt):
+                made.step(1)
+        made.streamer.recover()
+        made.losses.clear()
+        for number in range(1, STEPS + 1):
+            made.step(number)
+        same(resident("llama", tune="lora"), (made.losses, made.tensors()))
 
 
 def test_a_pass_that_is_broken_off_in_a_block_leaves_it(tmp_path: Path) -> None:

@@ -81,6 +81,12 @@ class Executor:
             self.device.wait(mark)
         self.waited += time.perf_counter() - begun
 
+    def fail(self, error: BaseException) -> None:
+        """Have every later `submit` and `wait` raise this, as if an operation had failed."""
+        with self._changed:
+            self._failure = self._failure or error
+            self._changed.notify_all()
+
     def clear(self) -> BaseException | None:
         """Drop what is queued, forget the failure and return it: everything stands still."""
         with self._changed:
@@ -126,8 +132,7 @@ class Executor:
             if self._failure is None:
                 self._do(op, work)
         except BaseException as error:
-            with self._changed:
-                self._failure = self._failure or error
+            self.fail(error)
             if op.queue == "compute" and not self.deferred:
                 raise
         finally:

@@ -115,7 +115,10 @@ class Streamer:
         self._submit(self.schedule.leave(block))
 
     def recover(self) -> None:
-        """After an error: let every queue stand still and forget what is in the slots."""
+        """After an error: let every queue stand still and forget what is in the slots.
+
+        Frozen blocks go on from here. Of tuned ones, what was on its way home may be lost.
+        """
         self.executor.clear()
         self._inside = None
         for block in self.blocks:
@@ -131,8 +134,12 @@ class Streamer:
     # -- operations ---------------------------------------------------------------------------------
 
     def _submit(self, ops: Sequence[Op]) -> None:
-        for op in ops:
-            self.executor.submit(op, self._work(op))
+        try:
+            for op in ops:
+                self.executor.submit(op, self._work(op))
+        except BaseException as error:
+            self.executor.fail(error)  # later operations would wait for those that are missing
+            raise
 
     def _work(self, op: Op) -> Callable[[], object]:
         block, layout = op.block, self.layouts[op.block]
