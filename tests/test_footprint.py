@@ -139,7 +139,8 @@ def test_an_evaluation_counts_where_there_is_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("quantization", "share"), [("int8", 1 / 4), ("nf4", 1 / 7)])
 def test_a_quantized_base_is_smaller(tmp_path: Path, quantization: Any, share: float) -> None:
     made, shape = planned(tmp_path, tune={"method": "lora"})
-    plain, coded = (footprint(made, shape, quantization=x) for x in ("none", quantization))
+    model = made.model.model_copy(update={"quantization": quantization})
+    plain, coded = (footprint(x, shape) for x in (made, made.model_copy(update={"model": model})))
     name = "resident blocks"
     assert item(coded, name).device == pytest.approx(share * item(plain, name).device, rel=0.15)
     assert item(coded, "adapter") == item(plain, "adapter")

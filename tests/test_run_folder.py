@@ -66,15 +66,16 @@ def test_autos_become_what_the_run_chose_and_nothing_else_changes() -> None:
     now = recipe(tune={"method": "lora"}, optimizer={"betas": [0.5, 0.9]}, seed=6)
     kept = keep_choices(now, previous)
     assert kept.device == "cpu"
-    assert kept.model == previous.model
+    assert kept.model.compute_dtype == previous.model.compute_dtype
+    assert kept.model.residency == "auto"  # how much is free is looked at anew
     assert kept.tune.target_modules == ["q_proj"]
     assert (kept.optimizer.lr, kept.optimizer.perturbation) == (3e-4, 3e-3)
     assert kept.train.micro_batch_size == 16
     assert kept.optimizer.paired is True
     # Not `auto`, so what the recipe says.
     assert (kept.seed, kept.optimizer.betas) == (6, (0.5, 0.9))
-    # What is free is looked at anew.
-    left = kept.model_copy(update={"memory": None, "offload": None})
+    model = kept.model.model_copy(update={"residency": None})
+    left = kept.model_copy(update={"memory": None, "offload": None, "model": model})
     assert "'auto'" not in repr(left)
 
 

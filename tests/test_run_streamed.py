@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import kills
 import pytest
 import small
 
-from zoft import evaluate as evaluation
 from zoft import residency, run
 from zoft.errors import EnvironmentProblem
 from zoft.evaluate import evaluate
@@ -58,20 +58,6 @@ def written(folder: Path) -> dict[str, bytes]:
 def scores(folder: Path) -> list[float]:
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     return [event["loss"] for event in lines if event["event"] == "eval"]
-
-
-@pytest.fixture(autouse=True)
-def every_block_is_streamed(monkeypatch):
-    """Or all but one would stay: the budget holds them."""
-    choose = residency.choose
-
-    def none_stays(recipe, shape, *budgets):
-        if recipe.model.residency in ("auto", "device"):
-            return choose(recipe, shape, *budgets)
-        return residency.Choice(residency.footprint(recipe, shape, recipe.model.residency), "")
-
-    for verb in (run, evaluation):
-        monkeypatch.setattr(verb, "choose", none_stays)
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
@@ -125,6 +111,16 @@ def test_a_run_may_go_on_elsewhere(tmp_path):
     train(str(recipe), ["train.steps=10", HOST], output_dir=str(parts), resume="auto")
     train(str(recipe), ["train.steps=12"], output_dir=str(parts), resume="auto")
     assert written(parts) == written(whole)
+
+
+def test_a_killed_run_ends_in_the_same_bytes(tmp_path):
+    """`kill -9` leaves a working copy of any age, and a resume reads none of it."""
+    recipe = small.write(tmp_path, num_hidden_layers=6)
+    changes = ["train.steps=60", "checkpoint.every=20", "~data.eval", DISK]
+    whole = kills.uninterrupted(str(recipe), [*changes[:-1]], tmp_path / "whole")
+    killed, moments = kills.killed(str(recipe), changes, tmp_path / "killed", steps=60, times=3)
+    assert len(moments) == 3
+    assert killed == whole
 
 
 def test_some_blocks_stay_when_the_budget_holds_them(tmp_path, monkeypatch):

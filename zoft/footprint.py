@@ -19,7 +19,6 @@ from zoft.zo.head import chunk_words
 from zoft.zo.rows import PRODUCT
 
 Residency = Literal["device", "host", "disk"]
-Quantization = Literal["none", "int8", "nf4"]
 
 ALIGN = 512  # bytes; where a tensor of a block's arena may begin
 # The resident size of a process that has tuned a model of no size, on Linux: torch, transformers, peft,
@@ -77,20 +76,24 @@ class Footprint:
         return max(self.phases, key=lambda x: x.device)
 
 
+def slots_for(device: str, *, tuned: bool) -> int:
+    """One block computes and one is fetched. A third slot is for one that goes home, where that has a
+    road of its own (a GPU's second copy engine); a disk reads and writes in turn anyway."""
+    return 3 if tuned and device != "cpu" else 2
+
+
 def footprint(
     recipe: Recipe,
     shape: Shape,
     residency: Residency = "device",
     resident: Sequence[int] | None = None,
-    *,
-    quantization: Quantization = "none",
 ) -> Footprint:
     """The memory of a run with blocks `resident` (default: all on the device, else none) on the device.
 
     `recipe` has no `auto` left but `optimizer.paired`, which counts as true: the check at the start
     runs both signs at once.
     """
-    count = _Count(recipe, shape, quantization)
+    count = _Count(recipe, shape)
     everything = range(shape.blocks)
     kept = set(everything if resident is None and residency == "device" else resident or ())
     streamed = [i for i in everything if i not in kept]
@@ -101,7 +104,7 @@ def footprint(
 
     arenas = {i: count.arena(i) for i in streamed}
     largest = max(arenas.values(), default=0)
-    slots = min(len(streamed), 3 if count.writes_back else 2)
+    slots = min(len(streamed), slots_for(recipe.device, tuned=count.writes_back))
     homes = sum(arenas.values())
     working = homes if residency == "disk" and count.writes_back else 0
     staging = 0 if cpu or residency != "disk" else min(len(streamed), 4 if count.writes_back else 2)
@@ -160,8 +163,8 @@ def _aligned(size: int) -> int:
 class _Count:
     """Bytes of one thing after the other, for one recipe and shape."""
 
-    def __init__(self, recipe: Recipe, shape: Shape, quantization: Quantization) -> None:
-        self.recipe, self.shape, self.quantization = recipe, shape, quantization
+    def __init__(self, recipe: Recipe, shape: Shape) -> None:
+        self.recipe, self.shape, self.quantization = recipe, shape, recipe.model.quantization
         self.own = DTYPES[recipe.model.dtype].itemsize
         self.compute = DTYPES[recipe.model.compute_dtype].itemsize
         settings = recipe.optimizer

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from zoft.errors import OutOfMemory
-from zoft.footprint import CUDA_CONTEXT, Footprint, Quantization, Residency, footprint
+from zoft.footprint import CUDA_CONTEXT, Footprint, Residency, footprint
 from zoft.recipe.schema import Recipe
 from zoft.shape import Shape
 
@@ -44,8 +44,6 @@ def choose(
     shape: Shape,
     device_bytes: int,
     host_bytes: int,
-    *,
-    quantization: Quantization = "none",
 ) -> Choice:
     """The fastest residency that fits both budgets; of the streamed ones that with most blocks resident.
 
@@ -58,7 +56,7 @@ def choose(
 
     def at(residency: Residency, number: int) -> Footprint:
         resident = spread(number, shape.blocks)
-        return footprint(recipe, shape, residency, resident, quantization=quantization)
+        return footprint(recipe, shape, residency, resident)
 
     def fits(found: Footprint) -> bool:
         return found.device <= device_bytes and found.host <= host_bytes
@@ -90,12 +88,9 @@ def choose(
 
 
 def settled(recipe: Recipe, choice: Choice) -> Recipe:
-    """The recipe with the choice written down, so that a resumed run makes the same."""
+    """The recipe with the choice written down."""
     model = recipe.model.model_copy(update={"residency": choice.residency})
-    offload = recipe.offload
-    if offload.writeback == "auto":
-        offload = offload.model_copy(update={"writeback": "device"})
-    return recipe.model_copy(update={"model": model, "offload": offload})
+    return recipe.model_copy(update={"model": model})
 
 
 def spread(number: int, blocks: int) -> tuple[int, ...]:

@@ -177,11 +177,14 @@ def require_empty(folder: RunFolder) -> None:
 
 
 def keep_choices(recipe: Recipe, previous: Recipe) -> Recipe:
-    """Replace every `auto` of the recipe by what the run chose before.
+    """Replace every `auto` of the recipe by what the run chose before, but for where the weights are:
+    that moves no bit, and how much memory is free may have changed.
 
     Not validated: what no longer fits together, `require_same` can say better.
     """
-    return _merged(recipe, previous)
+    merged = _merged(recipe, previous)
+    model = merged.model.model_copy(update={"residency": recipe.model.residency})
+    return merged.model_copy(update={"model": model})
 
 
 def _merged(now: _Section, before: _Section) -> _Section:

@@ -55,7 +55,8 @@ def all_races(items: list[Item]) -> set[tuple[int, int]]:
     before: list[set[int]] = []
     events: dict[object, int] = {}
     for i, item in enumerate(items):
-        direct = [j for j in range(i) if isinstance(items[j], Wait)]
+        # What the host did itself, it did before it submitted the next.
+        direct = [j for j in range(i) if isinstance(items[j], Wait | Look)]
         match item:
             case Wait(event):
                 direct.append(events[event])

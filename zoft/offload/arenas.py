@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
@@ -84,6 +84,16 @@ def pin(arena: Tensor) -> bool:
 def unpin(arena: Tensor) -> None:
     """Undo `pin`, after all copies from and to the arena are done."""
     torch.cuda.cudart().cudaHostUnregister(arena.data_ptr())  # type: ignore[no-untyped-call]
+
+
+def pin_all(arenas: Sequence[Tensor]) -> bool:
+    """Pin every one of them, or none where the system refuses one."""
+    for number, arena in enumerate(arenas):
+        if not pin(arena):
+            for pinned in arenas[:number]:
+                unpin(pinned)
+            return False
+    return True
 
 
 def nbytes(entry: Entry) -> int:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
-from zoft.offload.arenas import Layout, layout_of, pin
+from zoft.offload.arenas import Layout, layout_of, pin_all
 from zoft.offload.blocks import Block
 from zoft.offload.cuda import Streams
 from zoft.offload.executor import Executor
@@ -47,11 +48,14 @@ def stream(
     files = Files(layouts, sources, working)
     gpu = device.type == "cuda"
     home: Files | Memory = files
+    pinned: list[Tensor] = []
     road: Road = "staged" if gpu else "file"
     if residency == "host":
         home, road = Memory(layouts, files), "memory"
         files.close()
-        if gpu and not all(pin(arena) for arena in home.arenas.values()):
+        if gpu and pin_all(list(home.arenas.values())):
+            pinned += home.arenas.values()
+        elif gpu:
             say("the system refuses to pin the blocks' memory: they go through a small pinned ring")
             road = "staged"
     for number, block in blocks.items():
@@ -61,8 +65,11 @@ def stream(
         blocks, moving, kept, home, Executor(Streams(device) if gpu else None), layouts=layouts,
         road=road, slots=slots, device=device, writeback=writeback,
     )  # fmt: skip
-    if gpu and not all(pin(arena) for arena in streamer.stagings):
+    if gpu and pin_all(streamer.stagings):
+        pinned += streamer.stagings
+    elif gpu:
         say("the system refuses to pin any memory: copies to the GPU will wait for each other")
+    streamer.pinned = pinned
     return streamer
 
 

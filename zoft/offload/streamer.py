@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from zoft.offload.arenas import Layout, new_arena
+from zoft.offload.arenas import Layout, new_arena, unpin
 from zoft.offload.blocks import Block, placeholder
 from zoft.offload.executor import Executor
 from zoft.offload.homes import Files, Memory
@@ -58,6 +58,7 @@ class Streamer:
             for b, x in blocks.items()
         }
         self._updates: dict[int, Update] = {}
+        self.pinned: list[Tensor] = []  # memory to be given back unlocked
         self._inside: int | None = None
         for number, block in blocks.items():
             self._unbind(number)
@@ -117,17 +118,22 @@ class Streamer:
     def recover(self) -> None:
         """After an error: let every queue stand still and forget what is in the slots.
 
-        Frozen blocks go on from here. Of tuned ones, what was on its way home may be lost.
+        Frozen blocks go on from here. Of tuned ones, what was on its way home may be lost: their next
+        use raises, and a run goes on from its journal.
         """
         self.executor.clear()
         self._inside = None
         for block in self.blocks:
             self._unbind(block)
         self.schedule.forget()
+        if self.tuned:
+            self.executor.fail(RuntimeError("the weights at home lack updates: resume the run"))
 
     def close(self) -> None:
         """Stop the threads and delete the working copy; the model cannot run any more."""
         self.executor.close()
+        while self.pinned:
+            unpin(self.pinned.pop())
         if isinstance(self.home, Files):
             self.home.close()
 
