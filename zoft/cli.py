@@ -114,7 +114,8 @@ def plan(
     Say what a recipe needs, from the model's config alone: memory by item, seconds (estimated), what
     other settings would take, and what back-propagation would.
     """
-    from zoft.plan import plan as run_plan
+    with _quiet_imports():
+        from zoft.plan import plan as run_plan
 
     run_plan(recipe, overrides or [], as_json=json)
 
