@@ -26,9 +26,9 @@ from zoft.models.adapters import attach_lora
 from zoft.models.convert import local_safetensors
 from zoft.models.load import load_model, load_tokenizer
 from zoft.objectives.objective import objective_for
+from zoft.recipe.data_section import DataSource
 from zoft.recipe.defaults import with_defaults
 from zoft.recipe.load import load_recipe
-from zoft.recipe.schema import DataSource
 from zoft.scoring import score
 from zoft.tracking import Metrics, in_words
 from zoft.zo.probe import View

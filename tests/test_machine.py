@@ -11,7 +11,8 @@ from zoft.errors import EnvironmentProblem
 from zoft.machine import DTYPES, PERTURBATION, make_repeatable, resolve
 from zoft.models import quantize
 from zoft.recipe.defaults import with_defaults
-from zoft.recipe.schema import DType, Recipe
+from zoft.recipe.schema import Recipe
+from zoft.recipe.section import DType
 
 
 def recipe(**sections: Any) -> Recipe:

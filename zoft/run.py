@@ -37,9 +37,10 @@ from zoft.objectives.objective import objective_for
 from zoft.offload.weights import Streamed
 from zoft.outcome import already_finished, finish, recorded
 from zoft.parts import estimator_for, optimizer_for, order_for, streamer_for
+from zoft.recipe.data_section import DataSource
 from zoft.recipe.defaults import with_defaults
 from zoft.recipe.load import load_recipe, recipe_text
-from zoft.recipe.schema import DataSource, Recipe
+from zoft.recipe.schema import Recipe
 from zoft.residency import budgets, choose, settled
 from zoft.resume import begin, go_on
 from zoft.run_folder import RunFolder, keep_choices, require_empty, require_same, run_of

@@ -13,7 +13,7 @@ from zoft.data.examples import Choice, Example, Sequence, length
 from zoft.data.sources import Rows
 from zoft.data.tokens import Tokens
 from zoft.errors import DataError
-from zoft.recipe.schema import DataSection
+from zoft.recipe.data_section import DataSection
 
 TOKENIZER = tiny.tokenizer()
 CHAT = tiny.tokenizer(chat_template=tiny.CHAT_TEMPLATE)

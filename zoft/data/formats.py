@@ -14,7 +14,7 @@ from zoft.data.examples import Choice, Example, Sequence
 from zoft.data.files import Row, one_line
 from zoft.data.tokens import Ids, Tokens, shared
 from zoft.errors import DataError
-from zoft.recipe.schema import DataSection
+from zoft.recipe.data_section import DataSection
 
 Numbered = list[tuple[int, Row]]  # rows with their number in the source, from 1
 

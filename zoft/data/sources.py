@@ -14,7 +14,7 @@ from pathlib import Path
 
 from zoft.data.files import READERS, Row, one_line, read_file
 from zoft.errors import DataError, EnvironmentProblem
-from zoft.recipe.schema import DataSource
+from zoft.recipe.data_section import DataSource
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from zoft.recipe.schema import (
+from zoft.recipe.optimizer_section import (
     SCALAR_WINDOW,
     WINDOW,
     OptimizerSection,
-    Recipe,
     moments_of,
     structure_and_scope,
 )
+from zoft.recipe.schema import Recipe
 
 # (tune.method, optimizer.name) -> lr. MeZO's and R-AdaZO's published grids; full r-adazo is ours,
 # and bears a longer step where every example has a direction of its own.

@@ -8,7 +8,8 @@ from typing import Any, get_args
 
 from pydantic.fields import FieldInfo
 
-from zoft.recipe.schema import Recipe, Section
+from zoft.recipe.schema import Recipe
+from zoft.recipe.section import Section
 
 Key = tuple[str, ...]  # ("data", "train", "path") is data.train.path
 

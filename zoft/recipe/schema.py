@@ -7,72 +7,28 @@ follows from the recipe alone is filled in by `defaults.with_defaults`, what nee
 
 from __future__ import annotations
 
-import re
-from string import Formatter
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ByteSize,
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    field_validator,
-    model_validator,
+from pydantic import Field, ValidationInfo, field_validator
+
+from zoft.recipe.data_section import DataSection
+from zoft.recipe.optimizer_section import (
+    MAX_TERMS,
+    OptimizerSection,
+    moments_of,
+    structure_and_scope,
+    summed_steps,
 )
-from pydantic_core import PydanticCustomError
-
-Auto = Literal["auto"]
-DType = Literal["auto", "float32", "bfloat16", "float16"]
-Whole = Annotated[int, Field(ge=0)]
-Counted = Annotated[int, Field(ge=1)]
-NotNegative = Annotated[float, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
-
-LEAST_SIZE = 1_000_000  # a smaller number is one that lacks its unit
-MAX_TERMS = 2048  # kernels/terms.py: so many directions in one sum are exact
-WINDOW, SCALAR_WINDOW = 44, 22  # agree with the untruncated moments to a cosine of .996 and .995
-ROLES = ("text", "label", "prompt", "completion", "messages")
-
-
-def _text_keys(mapping: Any) -> Any:
-    """YAML reads the keys of `{0: bad, true: good}` as numbers and bools; a label is text."""
-    if not isinstance(mapping, dict):
-        return mapping
-    renamed = {str(key): value for key, value in mapping.items()}
-    if len(renamed) < len(mapping):
-        raise ValueError("two keys are the same text")
-    return renamed
-
-
-TextMap = Annotated[dict[str, str], BeforeValidator(_text_keys)]
-
-
-def _has_a_unit(size: Any) -> Any:
-    """pydantic takes `8` for eight bytes, `8 GiB or so` for 8 GiB, and `8GBit` for a gigabyte."""
-    if isinstance(size, str) and re.fullmatch(r"\d+(\.\d+)?\s*[KMGT]i?B", size.strip(), re.I):
-        return size.strip()
-    if isinstance(size, int) and not isinstance(size, bool) and size >= LEAST_SIZE:
-        return size
-    raise PydanticCustomError("byte_size", "a size such as 8GiB or 500MB")
-
-
-# Bytes. In resolved.yaml a size is a plain number, so numbers are read as well.
-Size = Annotated[ByteSize, BeforeValidator(_has_a_unit)]
-
-
-class Section(BaseModel):
-    """What all sections share: closed, frozen, no type coercion, no NaN."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _empty(cls, value: Any) -> Any:
-        """A section whose keys are all commented out is null in YAML, and means the defaults."""
-        return {} if value is None else value
+from zoft.recipe.section import (
+    Auto,
+    Counted,
+    DType,
+    NotNegative,
+    Positive,
+    Section,
+    Size,
+    Whole,
+)
 
 
 class ModelSection(Section):
@@ -123,239 +79,12 @@ class TuneSection(Section):
     exclude: list[str] = Field([], description="... and none of these.")
 
 
-class DataSource(Section):
-    path: str = Field(
-        min_length=1,
-        description="A .jsonl, .json, .csv or .parquet file, a folder of those, or a Hub set.",
-    )
-    name: str | None = Field(None, description="Configuration of a Hub set, e.g. sst2 of glue.")
-    split: str | None = Field(None, description="Split, e.g. train or validation[:1000].")
-    limit: Counted | None = Field(None, description="Use the first so many rows. Empty: all.")
-
-
-class DataSection(Section):
-    train: DataSource = Field(description="Rows to learn from.")
-    eval: DataSource | None = Field(
-        None, description="Rows scored before, during (eval.every) and after the run."
-    )
-    test: DataSource | None = Field(None, description="Rows scored once, at the end.")
-    format: Literal["classification", "prompt-completion", "messages", "text"] = Field(
-        "classification",
-        description="What a row is. classification: columns text and label, scored over label "
-        "words; prompt-completion: the completion is learnt; messages: a chat, the assistant's "
-        "turns are learnt; text: every token is learnt.",
-    )
-    columns: TextMap = Field(
-        {},
-        description="Role to column name, where they differ. Roles: text, label, prompt, "
-        "completion, messages.",
-    )
-    template: str | None = Field(
-        None,
-        validate_default=True,
-        description="classification: the prompt, with {column} for a column of the row, e.g. "
-        '"{text} It was". The label word follows it.',
-    )
-    labels: TextMap = Field(
-        {},
-        validate_default=True,
-        description="classification: label value to label word, e.g. {0: terrible, 1: great}.",
-    )
-    max_length: int = Field(512, ge=2, description="Longest example, in tokens.")
-    on_overflow: Literal["error", "drop", "truncate"] = Field(
-        "error",
-        description="A longer example stops the run, is dropped, or loses the start of its prompt "
-        "(never its completion).",
-    )
-
-    @field_validator("columns")
-    @classmethod
-    def _known_roles(cls, columns: dict[str, str]) -> dict[str, str]:
-        if unknown := [role for role in columns if role not in ROLES]:
-            raise ValueError(f"no role {', '.join(unknown)}: the roles are {', '.join(ROLES)}")
-        return columns
-
-    @field_validator("template")
-    @classmethod
-    def _fits_a_row(cls, template: str | None, info: ValidationInfo) -> str | None:
-        if template is None:
-            if info.data.get("format") == "classification":
-                raise ValueError('data.format classification needs one, e.g. "{text} It was"')
-            return None
-        try:
-            fields = [field for _, field, _, _ in Formatter().parse(template) if field is not None]
-        except ValueError as error:
-            raise ValueError(f"{error}; a literal brace is written twice") from error
-        if not fields or any(not field or field.isdigit() for field in fields):
-            raise ValueError(f"{template!r} must name a column in braces, e.g. {{text}}")
-        return template
-
-    @field_validator("labels")
-    @classmethod
-    def _tells_labels_apart(cls, labels: dict[str, str], info: ValidationInfo) -> dict[str, str]:
-        if info.data.get("format") == "classification" and len(labels) < 2:
-            raise ValueError(
-                "data.format classification needs at least two, e.g. {0: terrible, 1: great}"
-            )
-        if len(set(labels.values())) < len(labels):
-            raise ValueError("two labels have the same word")
-        return labels
-
-
 class ObjectiveSection(Section):
     name: Literal["auto", "choice", "lm"] = Field(
         "auto",
         description="What is minimised. choice: cross-entropy over the label words; lm: "
         "cross-entropy on the learnt tokens. auto: choice for classification, else lm.",
     )
-
-
-class OptimizerSection(Section):
-    name: Literal["r-adazo", "mezo"] = Field(
-        "r-adazo",
-        description="r-adazo: moments of the estimated gradient (arXiv 2502.01014); mezo: plain "
-        "zeroth-order SGD (arXiv 2305.17333).",
-    )
-    lr: Positive | Auto = Field(
-        "auto",
-        description="Learning rate. r-adazo: about how far (RMS) a weight moves in a step; with folded "
-        "momentum 4.4 times as far, for steps across each other instead of along a mean. auto: "
-        "r-adazo 2e-4 with scope example, else 1e-4 (LoRA 5e-5); mezo 1e-6 (LoRA 1e-4).",
-    )
-    betas: Annotated[tuple[Decay, Decay], Field(strict=False)] = Field(
-        (0.9, 0.99), description="r-adazo: decay of the first and the second moment."
-    )
-    eps: Annotated[float, Field(ge=1e-30)] = Field(
-        1e-8, description="r-adazo: keeps the denominator from zero (the paper's zeta)."
-    )
-    bias_correction: Literal["v", "none", "adam"] = Field(
-        "v",
-        description="r-adazo: correct the second moment for its start at zero; none: the paper; "
-        "adam: correct both moments.",
-    )
-    moments: Literal["auto", "full", "window", "scalar"] = Field(
-        "auto",
-        description="r-adazo. full: m and v stored, 8 bytes per tuned weight; window: recomputed "
-        "from the last steps; scalar: one v for all. auto: LoRA full, full tuning scalar.",
-    )
-    window: Counted | Auto = Field(
-        "auto",
-        description="r-adazo: past steps that moments window (auto: 44) and unfolded scalar "
-        "(auto: 22) look back.",
-    )
-    fold_momentum: bool = Field(
-        True,
-        description="r-adazo, scalar: fold the momentum into the rate; a sweep adds up one step's "
-        "directions, and no window of them.",
-    )
-    perturbation: Positive | Auto = Field(
-        "auto",
-        description="How far a probe moves each weight (the papers' epsilon). auto: LoRA 1e-2, "
-        "full tuning 1e-3, or more where compute_dtype would round that away.",
-    )
-    structure: Literal["auto", "dense", "rank1"] = Field(
-        "auto",
-        description="What a direction is for a matrix. dense: a sign (or normal number) for every "
-        "weight; rank1: the product u v^T of two vectors of signs, so that a probe builds no "
-        "perturbed copy. auto: rank1 for scope example, and for full tuning with r-adazo and signs.",
-    )
-    scope: Literal["auto", "batch", "example"] = Field(
-        "auto",
-        description="batch: one direction for all examples; example: each example has its own, so "
-        "that one pair of passes measures batch_size slopes (needs rank1). auto: example for "
-        "r-adazo with rank1.",
-    )
-    distribution: Literal["rademacher", "gaussian"] = Field(
-        "rademacher", description="Directions of random signs, or of normal numbers."
-    )
-    directions: Annotated[int, Field(ge=1, le=1024)] = Field(
-        1,
-        validate_default=True,
-        description="Directions averaged in one step; with scope example, those of each example. "
-        "The cost grows with them.",
-    )
-    sides: Literal[2, 1] = Field(
-        2, description="2: central difference, two forwards a direction; 1: one, and a shared one."
-    )
-    paired: bool | Auto = Field(
-        "auto",
-        description="Run both signs of a probe as one batch of twice the rows. auto: where a check "
-        "at the start shows that it gives the same losses.",
-    )
-    weight_decay: NotNegative = Field(
-        0.0, description="Decoupled decay per step, times the rate; not on norms and biases."
-    )
-    schedule: Literal["constant", "linear", "cosine"] = Field(
-        "constant", description="The rate after the warm-up: constant, or down to zero."
-    )
-    warmup_steps: Whole = Field(0, description="Steps over which the rate rises from zero.")
-
-    @field_validator("scope")
-    @classmethod
-    def _needs_rank1(cls, scope: str, info: ValidationInfo) -> str:
-        if scope == "example" and info.data.get("structure") == "dense":
-            raise ValueError("example needs optimizer.structure rank1, not dense")
-        return scope
-
-    @field_validator("distribution")
-    @classmethod
-    def _signs_for_rank1(cls, distribution: str, info: ValidationInfo) -> str:
-        rank1 = info.data.get("structure") == "rank1" or info.data.get("scope") == "example"
-        if distribution == "gaussian" and rank1:
-            raise ValueError("rank1: u v^T of normal numbers has other moments: use rademacher")
-        return distribution
-
-    @field_validator("directions")
-    @classmethod
-    def _sums_exactly(cls, directions: int, info: ValidationInfo) -> int:
-        found = info.data
-        steps = summed_steps(
-            found.get("name", "mezo"),
-            found.get("moments", "auto"),
-            found.get("window", "auto"),
-            fold_momentum=found.get("fold_momentum", True),
-        )
-        if directions * steps > MAX_TERMS:
-            raise ValueError(
-                f"{directions} directions times the window is {directions * steps} in one sum, at "
-                f"most {MAX_TERMS} are exact; lower one of them, or set fold_momentum: true"
-            )
-        return directions
-
-    @field_validator("paired")
-    @classmethod
-    def _has_two_sides(cls, paired: bool | Auto, info: ValidationInfo) -> bool | Auto:
-        if paired is True and info.data.get("sides") == 1:
-            raise ValueError("one-sided probes have no pair; set sides: 2")
-        return paired
-
-
-def summed_steps(name: str, moments: str, window: int | Auto, *, fold_momentum: bool) -> int:
-    """How many steps' directions an update adds up in one sum; `auto` moments count as scalar."""
-    if name != "r-adazo" or moments not in ("auto", "scalar") or fold_momentum:
-        return 1
-    return SCALAR_WINDOW if window == "auto" else window
-
-
-def moments_of(method: str, optimizer: OptimizerSection) -> Literal["full", "window", "scalar"]:
-    """optimizer.moments with `auto` replaced, for one tune.method."""
-    if optimizer.moments == "auto":
-        return "full" if method == "lora" else "scalar"
-    return optimizer.moments
-
-
-def structure_and_scope(
-    method: str, optimizer: OptimizerSection
-) -> tuple[Literal["dense", "rank1"], Literal["batch", "example"]]:
-    """optimizer.structure and .scope with `auto` replaced, for one tune.method."""
-    structure, scope = optimizer.structure, optimizer.scope
-    adazo, signs = optimizer.name == "r-adazo", optimizer.distribution == "rademacher"
-    if structure == "auto":
-        fits = method == "full" and adazo and signs
-        structure = "rank1" if scope == "example" or fits else "dense"
-    if scope == "auto":
-        scope = "example" if structure == "rank1" and adazo else "batch"
-    return structure, scope
 
 
 class TrainSection(Section):
