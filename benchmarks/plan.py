@@ -114,6 +114,11 @@ def _configs() -> dict[str, PreTrainedConfig]:
 def _write_model(folder: Path, config: PreTrainedConfig) -> None:
     from_config: Any = AutoModelForCausalLM.from_config
     from_config(config).save_pretrained(folder)
+    write_tokenizer(folder)
+
+
+def write_tokenizer(folder: Path) -> None:
+    """One that any vocabulary of 256 words fits."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())  # a token is a byte
     vocabulary = {letter: i for i, letter in enumerate(letters)}
     core = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))

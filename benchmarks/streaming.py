@@ -23,6 +23,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from plan import write_tokenizer
 from pydantic import ByteSize, TypeAdapter
 
 ROOT = Path("/sys/fs/cgroup")
@@ -56,6 +57,8 @@ def main() -> None:
     )
     parser.add_argument("changes", nargs="*", help="section.key=value, to the recipe")
     args, more = parser.parse_known_args()
+    if not (args.model / "tokenizer_config.json").exists():
+        write_tokenizer(args.model)
     place = args.folder or args.model.parent
     with tempfile.TemporaryDirectory(dir=place) as name:
         print_figures(args, Path(name), [*args.changes, *more])

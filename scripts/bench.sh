@@ -3,6 +3,8 @@
 #
 #   bash scripts/bench.sh --sst2 DIR|HubId     with convergence on SST-2 (DIR: {train,validation,test}.jsonl;
 #                                              HubId: SetFit/sst2). Without it, that part is left out
+#   bash scripts/bench.sh --streaming DIR      with a 7B model and an OPT-1.3B streamed from DIR's disk (17 GB are
+#                                              written there; memory control groups take root)
 #   bash scripts/bench.sh --quick              few repeats and steps: does it run, not what it measures
 #
 # Stopped, it goes on where it was: raw numbers lie in runs/bench, runs in runs/. Nothing else should
@@ -10,12 +12,13 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-sst2='' quick=''
+sst2='' streaming='' quick=''
 while (($#)); do
     case $1 in
         --sst2) sst2=${2:?--sst2 needs a folder or a Hub id}; shift 2 ;;
+        --streaming) streaming=${2:?--streaming needs a folder}; shift 2 ;;
         --quick) quick=1; shift ;;
-        *) echo "error: bash scripts/bench.sh [--sst2 DIR|HubId] [--quick]" >&2; exit 2 ;;
+        *) echo "error: bash scripts/bench.sh [--sst2 DIR|HubId] [--streaming DIR] [--quick]" >&2; exit 2 ;;
     esac
 done
 
@@ -49,6 +52,13 @@ run step_time.py
 run widths.py
 run memory.py
 run quantized.py
+run plan.py --streamed
+if [[ $streaming ]]; then
+    for shape in llama-7b opt-1.3b; do
+        [[ -d $streaming/$shape ]] || "$python" scripts/make_model.py "$shape" "$streaming/$shape"
+    done
+    bash benchmarks/streaming.sh "$python" "$streaming"
+fi
 if [[ $sst2 ]]; then
     run convergence.py --sst2 "$sst2" --jobs 2
 fi
