@@ -17,7 +17,7 @@ from torch import nn
 from zoft.kernels import reference as kernels
 from zoft.kernels.philox import PURPOSE_U, PURPOSE_V
 from zoft.models.tuned import parameter_ids
-from zoft.offload.safetensors_files import stored_in
+from zoft.offload.safetensors_files import tensors_in
 from zoft.zo.directions import Direction
 from zoft.zo.estimators import Measurement, _float32
 from zoft.zo.optimizers.mezo import MeZO
@@ -309,7 +309,7 @@ def test_a_saved_state_goes_on_bit_for_bit(moments, dtype, rank1, tmp_path):
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     [kept] = first.weights.visits()
     save_file(dict(kept), tmp_path / "kept")
-    second.weights.load(stored_in(tmp_path / "kept"))
+    second.weights.load(tensors_in(tmp_path / "kept"))
     assert all(itertools.starmap(torch.equal, zip(expected, run(second, found[6:]), strict=True)))
 
 
