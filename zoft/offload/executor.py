@@ -19,6 +19,7 @@ import torch
 from zoft.offload.operations import Event, Op, Queue
 
 Work = Callable[[], object]
+SLICE = 0.5  # seconds
 MARKS = 64  # of each queue; whoever waits for an older one waits for a little more
 
 
@@ -161,12 +162,16 @@ class Executor:
     def _await(self, events: Sequence[Event]) -> None:
         """Block until the queues have recorded the events, or anything failed."""
         with self._changed:
-            self._changed.wait_for(
-                lambda: (
-                    self._failure is not None
-                    or all(self._reached.get(queue, 0) >= number for queue, number in events)
-                )
-            )
+            # In slices: a signal that the system hands to another thread wakes nobody here, and
+            # Ctrl-C would wait for as long as the wait lasts.
+            while not self._changed.wait_for(lambda: self._over(events), timeout=SLICE):
+                pass
+
+    def _over(self, events: Sequence[Event]) -> bool:
+        """Whether the queues have recorded the events, or anything failed."""
+        return self._failure is not None or all(
+            self._reached.get(queue, 0) >= number for queue, number in events
+        )
 
     def _raise(self) -> None:
         if self._failure is not None:
