@@ -12,9 +12,11 @@ from zoft import planning
 from zoft.calibrate import Seconds
 from zoft.cli import main
 from zoft.errors import OutOfMemory
-from zoft.footprint import footprint
+from zoft.footprint import Residency, footprint
 from zoft.plan import plan
-from zoft.planning import make_plan, stream
+from zoft.planning import make_plan, resolved, stream, streamed_step
+from zoft.recipe.load import load_recipe
+from zoft.shape import shape_of
 
 SECONDS = Seconds(block=0.2, block_update=0.01, rest=0.1, rest_update=0.02)
 
@@ -100,6 +102,34 @@ def test_streaming_waits_for_the_slower_of_both(
     tokens = 4 * shape.train.typical
     assert found.hiding_tokens == pytest.approx(tokens * (block / 1e4) / 0.2, rel=0.05)
     assert found.free_factor == pytest.approx(found.hiding_tokens / tokens)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+@pytest.mark.parametrize("residency", ["disk", "host"])
+@pytest.mark.parametrize("changes", [["tune.method=full"], ["tune.method=lora"]])
+def test_a_streamed_step_takes_what_the_engines_plan_takes(
+    tmp_path: Path, device: str, residency: Residency, changes: list[str]
+) -> None:
+    """As long as computing where that is longer, as long as the disk where the disk is, and between
+    these never as long as one after the other."""
+    written = load_recipe(str(small.write(tmp_path, num_hidden_layers=6)), changes)
+    recipe = resolved(written)
+    recipe = recipe.model_copy(update={"device": device})
+    shape = shape_of(recipe)
+    chosen = footprint(recipe, shape, residency, (2,))
+    computing = SECONDS.step(6) if changes[0].endswith("full") else SECONDS.step(6) - 6 * 0.01
+
+    def step(speed: float) -> float:
+        return streamed_step(recipe, shape, chosen, SECONDS, speed)
+
+    assert step(1e12) == pytest.approx(computing, rel=0.02)
+    moved = stream(recipe, shape, chosen, SECONDS, 1.0).moved
+    one_way = residency == "disk" or changes[0].endswith("lora")
+    slow = moved / computing / 100  # bytes a second: computing is a hundredth
+    shortest = 100 * computing * (1 if one_way else 0.5)
+    assert shortest * 0.99 < step(slow) < 1.05 * 101 * computing
+    even = moved / computing
+    assert computing * 0.99 < step(even) < 1.8 * computing
 
 
 def test_a_low_precision_says_what_rounding_does(

@@ -23,6 +23,9 @@ from zoft.models.convert import local_folder
 from zoft.models.load import load_tokenizer
 from zoft.models.outline import load_config
 from zoft.models.quiet import first_line
+from zoft.offload.operations import Op
+from zoft.offload.schedule import Road, Schedule
+from zoft.offload.simulator import simulate
 from zoft.recipe.defaults import with_defaults
 from zoft.recipe.load import load_recipe
 from zoft.recipe.schema import Recipe
@@ -187,9 +190,47 @@ def _times(
     speed = bandwidth(recipe, chosen.residency)
     if speed is None:
         return None, f"nothing to read from to see how fast the {chosen.residency} is"
-    streaming = stream(recipe, shape, chosen, seconds, speed)
-    step = max(computed, streaming.moved / speed)
-    return Times(step, step * steps, streaming), None
+    step = streamed_step(recipe, shape, chosen, seconds, speed)
+    return Times(step, step * steps, stream(recipe, shape, chosen, seconds, speed)), None
+
+
+def streamed_step(
+    recipe: Recipe, shape: Shape, chosen: Footprint, seconds: Seconds, speed: float
+) -> float:
+    """Seconds of a step in the long run: the streaming engine's own plan, simulated."""
+    streamed = [block for block in range(shape.blocks) if block not in chosen.resident]
+    tuned, cpu, each = _tunes_blocks(shape), recipe.device == "cpu", passes(recipe)
+    road: Road = "memory" if chosen.residency == "host" else "file" if cpu else "staged"
+    schedule = Schedule(streamed, chosen.slots, road, "device" if tuned else None)
+    # The bandwidth is that of the slower way; from pinned memory on it goes faster than from a disk.
+    slow = ("read", "write") if road == "staged" else ("read", "write", "upload", "download")
+    fetch = _arena(chosen) / speed
+    staying = seconds.block / each, seconds.block_update * len(chosen.resident) * tuned
+    outside = seconds.rest + seconds.rest_update + staying[1]
+
+    def takes(op: Op) -> float:
+        match op.kind:
+            case "enter":
+                return outside if op.block < 0 else staying[0]
+            case "update":
+                return seconds.block_update
+        return fetch if op.kind in slow else 0.0
+
+    def finish(steps: int) -> float:
+        ops: list[Op] = []
+        for _ in range(steps):
+            for block in [*range(shape.blocks)] * each:
+                if block in chosen.resident:
+                    ops.append(Op("compute", "enter", block))
+                else:
+                    ops += [*schedule.enter(block), *schedule.leave(block)]
+            ops.append(Op("compute", "enter", -1))
+            ops += schedule.publish() if tuned else []
+        return simulate(ops, takes, inline=cpu).finish
+
+    # Each call goes on where the last one left the slots; what is fetched ahead cancels out.
+    finish(1)
+    return finish(3) - finish(2)
 
 
 def stream(
@@ -197,9 +238,8 @@ def stream(
 ) -> Streaming:
     """Fetching beside computing: every pass fetches each streamed block once, a step writes it back."""
     number = shape.blocks - len(chosen.resident)
-    arena = next(x.device for x in chosen.items if x.name.startswith("slots")) / chosen.slots
-    tuned = any(w.tuned and not w.adapter for w in shape.weights)
-    moved = number * arena * (passes(recipe) + (1 if tuned else 0))
+    arena = _arena(chosen)
+    moved = number * arena * (passes(recipe) + (1 if _tunes_blocks(shape) else 0))
     train = recipe.train
     assert isinstance(train.micro_batch_size, int)
     tokens = train.micro_batch_size * shape.train.rows * shape.train.typical
@@ -208,3 +248,12 @@ def stream(
     fetch = arena / speed * number / shape.blocks
     hiding = tokens * fetch / block if block > 0 else math.inf
     return Streaming(chosen.residency, speed, moved, hiding, hiding / tokens)
+
+
+def _arena(chosen: Footprint) -> float:
+    """Bytes of a slot."""
+    return next(x.device for x in chosen.items if x.name.startswith("slots")) / chosen.slots
+
+
+def _tunes_blocks(shape: Shape) -> bool:
+    return any(w.tuned and not w.adapter for w in shape.weights)
