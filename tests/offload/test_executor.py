@@ -163,6 +163,15 @@ class Waiting(Executor):
         super()._await(events)
 
 
+@pytest.fixture
+def heeds_ctrl_c() -> Iterator[None]:
+    """A job that a shell puts into the background begins with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeds_ctrl_c")
 @pytest.mark.parametrize(
     "stand_still",
     [lambda made: made.wait(("h2d", 1)), lambda made: made.submit(USE, nothing)],
