@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import zoft
-from zoft.cli import main
+from zoft.cli.main import main
 from zoft.errors import DataError, Interrupted, RecipeError
 
 Calls = list[tuple[tuple[Any, ...], dict[str, Any]]]
@@ -196,7 +196,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("arguments", ["--help", "train --help", "recipes ls", "version"])
 def test_what_needs_no_model_imports_no_framework(arguments: str) -> None:
     script = (
-        "import sys; from zoft.cli import main; code = main();"
+        "import sys; from zoft.cli.main import main; code = main();"
         "heavy = {'torch', 'transformers', 'datasets', 'peft', 'numba', 'numpy'} & {*sys.modules};"
         "sys.exit(code or ' '.join(heavy) or 0)"
     )

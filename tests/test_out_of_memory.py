@@ -12,7 +12,7 @@ import small
 import torch
 
 from zoft import checkpoint
-from zoft.cli import main
+from zoft.cli.main import main
 from zoft.models import load
 from zoft.run import train
 from zoft.zo.estimators import Estimator

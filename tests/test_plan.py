@@ -10,7 +10,7 @@ import small
 
 from zoft import planning
 from zoft.calibrate import Seconds
-from zoft.cli import main
+from zoft.cli.main import main
 from zoft.errors import OutOfMemory
 from zoft.footprint import Residency, footprint
 from zoft.plan import plan

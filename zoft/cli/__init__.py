@@ -1,0 +1,1 @@
+"""The command line: verbs by their subject, put together in main.py."""

@@ -1,0 +1,126 @@
+"""The commands put together: the only place that prints errors and picks exit codes (zoft/errors.py).
+
+Nothing heavy is imported before a command needs it, so that `zoft --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+import typer
+
+from zoft.cli import machine, recipes, tuning
+from zoft.errors import EnvironmentProblem, ZoftError
+
+app = typer.Typer(
+    name="zoft",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    help="""Example: zoft train quickstart optimizer.lr=3e-4
+
+    Fine-tune language models with forward passes only: no gradients, inference memory.
+    """,
+)
+app.command(short_help="Tune a model by a recipe.")(tuning.train)
+app.command("eval", short_help="Score a run, checkpoint, adapter or base model.")(tuning.evaluate)
+app.command(short_help="Say what a recipe needs: memory, time, and what else would fit.")(
+    tuning.plan
+)
+app.command(short_help="Print the versions of zoft and of what it stands on.")(machine.version)
+
+shipped = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="""Example: zoft recipes cp quickstart mine.yaml
+
+    The recipes that are shipped with zoft. `zoft train` takes their names as well as files.
+    """,
+    short_help="List, show or copy the packaged recipes.",
+)
+shipped.command(short_help="List the packaged recipes.")(recipes.ls)
+shipped.command(short_help="Print a packaged recipe.")(recipes.show)
+shipped.command(short_help="Copy a packaged recipe, to change it.")(recipes.cp)
+app.add_typer(shipped, name="recipes")
+
+GROUPS = ("recipes",)  # alone, each prints its help
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; what went wrong is one line on stderr."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = app(arguments, prog_name="zoft", standalone_mode=False)
+    except typer.TyperException as error:
+        return _usage(error, arguments)
+    except ZoftError as error:
+        for line in str(error).splitlines():
+            _complain(line)
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        return _interrupted()
+    except OSError as error:  # rights, a full or a broken disk: the file and the reason say it all
+        _complain(f"{error.filename or 'the system'}: {error.strerror or error}")
+        return EnvironmentProblem.exit_code
+    except Exception as error:
+        summary = next(iter(str(error).splitlines()), "")
+        _complain(
+            f"unexpected {type(error).__name__}: {summary} (the traceback is in {_log(error)})"
+        )
+        return 1
+    # A command returns nothing; a number is the code of typer.Exit, and 130 its Ctrl-C.
+    return _interrupted() if code == 130 else int(code or 0)
+
+
+def _complain(line: str) -> None:
+    typer.echo(f"error: {line}", err=True)
+
+
+def _interrupted() -> int:
+    _complain("interrupted")
+    return 130
+
+
+def _usage(error: typer.TyperException, arguments: list[str]) -> int:
+    message = error.format_message()
+    if not arguments or (
+        len(arguments) == 1 and arguments[0] in GROUPS
+    ):  # not a mistake: the help itself
+        typer.echo(message)
+    elif override := _meant_as_override(arguments):
+        _complain(f"overrides have no dashes: write {override}")
+    else:
+        _complain(f"{message.rstrip('.')}; zoft --help says more")
+    return error.exit_code
+
+
+def _meant_as_override(arguments: list[str]) -> str | None:
+    """`train.lr=3` for `--train.lr 3` and for `--train.lr=3`."""
+    for option, following in zip(arguments, [*arguments[1:], "VALUE"], strict=True):
+        if match := re.fullmatch(r"--(\w+(?:\.\w+)+)(?:=(.*))?", option, re.DOTALL):
+            key, value = match.groups()
+            return f"{key}={following if value is None else value}"
+    return None
+
+
+def _log(error: Exception) -> Path:
+    """Write the traceback to the run's log, where the error knows it, else to a temporary file."""
+    text = "".join(traceback.format_exception(error))
+    path: Path | None = getattr(error, "log_path", None)
+    if path is not None:
+        try:
+            with Path(path).open("a", encoding="utf-8") as log:
+                log.write(text)
+            return Path(path)
+        except OSError:
+            pass  # a full disk may be what went wrong
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="zoft-", suffix=".log", delete=False, encoding="utf-8"
+    ) as file:
+        file.write(text)
+    return Path(file.name)

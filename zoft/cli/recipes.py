@@ -1,0 +1,67 @@
+"""`zoft recipes ls|show|cp`: the recipes that are shipped with zoft."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from zoft.errors import EnvironmentProblem, RecipeError
+
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="As `zoft recipes ls` says it.")]
+
+
+def ls() -> None:
+    """Example: zoft recipes ls
+
+    List the packaged recipes, each with what it does.
+    """
+    from zoft.recipe import packaged
+
+    names = packaged.names()
+    width = max(map(len, names), default=0)
+    for name in names:
+        typer.echo(f"{name:{width}}  {packaged.summary(name)}")
+
+
+def show(name: NameArgument) -> None:
+    """Example: zoft recipes show quickstart
+
+    Print a packaged recipe, comments included.
+    """
+    typer.echo(_packaged(name).read_text(encoding="utf-8"), nl=False)
+
+
+def cp(
+    name: NameArgument,
+    path: Annotated[
+        Path | None,
+        typer.Argument(metavar="PATH", help="File or folder.", show_default="NAME.yaml, here"),
+    ] = None,
+) -> None:
+    """Example: zoft recipes cp quickstart mine.yaml
+
+    Copy a packaged recipe, to change it. An existing file is never overwritten.
+    """
+    text = _packaged(name).read_text(encoding="utf-8")
+    target = path or Path()
+    target = target / f"{name}.yaml" if target.is_dir() else target
+    try:
+        with target.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError as error:
+        raise RecipeError(f"{target} exists; give another path") from error
+    except OSError as error:
+        raise EnvironmentProblem(f"{target} cannot be written: {error.strerror}") from error
+    typer.echo(target)
+
+
+def _packaged(name: str) -> Path:
+    from zoft.recipe import packaged
+
+    if path := packaged.path_of(name):
+        return path
+    raise RecipeError(
+        f"no packaged recipe is called {name!r}; there are {', '.join(packaged.names())}"
+    )

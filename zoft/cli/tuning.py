@@ -1,0 +1,70 @@
+"""Verbs about a recipe's run: train, eval, plan."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from zoft.cli.arguments import Overrides, RecipeArgument
+from zoft.cli.imports import quiet_imports
+
+
+def train(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    resume: Annotated[
+        str,
+        typer.Option(
+            metavar="none|auto|PATH",
+            help="none: a new run; auto: go on with the run in the output folder, if there is one; "
+            "PATH: go on with the run that this folder or checkpoint belongs to.",
+        ),
+    ] = "none",
+    output_dir: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="The run's folder, instead of the recipe's."),
+    ] = None,
+) -> None:
+    """Example: zoft train quickstart train.steps=300 --resume auto
+
+    Tune a model by a recipe. A killed run resumes bit for bit with --resume auto.
+    """
+    with quiet_imports():
+        from zoft.run import train as run_train
+
+    run_train(recipe, overrides or [], resume=resume, output_dir=output_dir)
+
+
+def evaluate(
+    target: Annotated[
+        str,
+        typer.Argument(metavar="TARGET", help="A run, a checkpoint, an adapter or a base model."),
+    ],
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+) -> None:
+    """Example: zoft eval runs/quickstart quickstart data.eval.limit=200
+
+    Score a run, checkpoint, adapter or base model on the recipe's eval and test sets.
+    """
+    with quiet_imports():
+        from zoft.evaluate import evaluate as run_evaluate
+
+    run_evaluate(target, recipe, overrides or [])
+
+
+def plan(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    json: Annotated[bool, typer.Option("--json", help="Print it as JSON: bytes, seconds.")] = False,
+) -> None:
+    """Example: zoft plan quickstart tune.method=lora memory.device_budget=2GiB
+
+    Say what a recipe needs, from the model's config alone: memory by item, seconds (estimated), what
+    other settings would take, and what back-propagation would.
+    """
+    with quiet_imports():
+        from zoft.plan import plan as run_plan
+
+    run_plan(recipe, overrides or [], as_json=json)
