@@ -11,11 +11,10 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from zoft import checkpoint
 from zoft.data.encoding import encode
 from zoft.data.examples import Example, length
 from zoft.data.sources import load_rows
-from zoft.errors import EnvironmentProblem, RecipeError
+from zoft.errors import RecipeError
 from zoft.interrupts import stop_on_signals
 from zoft.machine import DTYPES, make_repeatable, resolve
 from zoft.memory import (
@@ -24,7 +23,7 @@ from zoft.memory import (
     memory_explained,
     peak_memory_bytes,
 )
-from zoft.models.adapters import base_of, is_adapter, load_adapter
+from zoft.models.adapters import load_adapter
 from zoft.models.convert import cache_folder, local_safetensors
 from zoft.models.load import load_model, load_tokenizer, require_causal
 from zoft.objectives.objective import objective_for
@@ -33,9 +32,9 @@ from zoft.recipe.defaults import with_defaults
 from zoft.recipe.load import load_recipe
 from zoft.recipe.schema import ModelSection, Recipe
 from zoft.residency import Choice, budgets, choose
-from zoft.run_folder import RunFolder
 from zoft.scoring import needs_mask, require_fits, score
 from zoft.shape import shape_of
+from zoft.target import named
 from zoft.tracking import in_words
 from zoft.zo.probe import View
 
@@ -57,7 +56,7 @@ def evaluate(
     objective = objective_for(recipe.objective.name)  # type: ignore[arg-type]
     results: dict[str, dict[str, float]] = {}
     with stop_on_signals() as stop, memory_explained(recipe), ExitStack() as stack:
-        base, adapter = _named(target, recipe)
+        base, adapter = named(target, recipe.model)
         folder = local_safetensors(
             base.name, base.revision, trust_remote_code=base.trust_remote_code
         )
@@ -86,17 +85,6 @@ def evaluate(
             print(f"{name}: {in_words(results[name])}", flush=True)
     print(f"peak memory {peak_memory_bytes(device) / 2**30:.2f} GiB")
     return results
-
-
-def _named(target: str, recipe: Recipe) -> tuple[ModelSection, str | None]:
-    """The base model that `target` names, and the adapter's folder if it is one."""
-    where = _weights(target)
-    named = target == recipe.model.name  # the recipe's own base, at the recipe's revision
-    revision = recipe.model.revision if named else None
-    if is_adapter(where):
-        name, revision = base_of(where)
-        return recipe.model.model_copy(update={"name": name, "revision": revision}), where
-    return recipe.model.model_copy(update={"name": where, "revision": revision}), None
 
 
 def _view(
@@ -145,18 +133,3 @@ def _place(recipe: Recipe, base: ModelSection, examples: Mapping[str, Sequence[E
     still = recipe.model_copy(update={"model": base, "optimizer": optimizer})
     longest = max(examples.values(), key=lambda found: max(map(length, found)))
     return choose(still, shape_of(still, {"train": longest, **examples}), *budgets(recipe))
-
-
-def _weights(target: str) -> str:
-    """The folder with a run's newest weights; anything else is a model's or an adapter's name."""
-    run = RunFolder(Path(target))
-    if not run.exists:
-        return target
-    if run.final.is_dir():
-        return str(run.final)
-    found = checkpoint.find(run.path)
-    if not found:
-        raise EnvironmentProblem(
-            f"{run.path} has neither final/ nor a checkpoint yet: zoft train … --resume auto"
-        )
-    return str(found[-1])

@@ -1,0 +1,38 @@
+"""What a command is pointed at: a run, a checkpoint, an adapter or a base model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from zoft import checkpoint
+from zoft.errors import EnvironmentProblem
+from zoft.models.adapters import base_of, is_adapter
+from zoft.recipe.schema import ModelSection
+from zoft.run_folder import RunFolder
+
+
+def named(target: str, model: ModelSection) -> tuple[ModelSection, str | None]:
+    """The base model that `target` names, with the settings of `model`, and the folder of the adapter
+    on it if it has one. Raises EnvironmentProblem."""
+    where = weights_of(target)
+    if is_adapter(where):
+        name, revision = base_of(where)
+        return model.model_copy(update={"name": name, "revision": revision}), where
+    own = target == model.name  # the recipe's own base, at the recipe's revision
+    revision = model.revision if own else None
+    return model.model_copy(update={"name": where, "revision": revision}), None
+
+
+def weights_of(target: str) -> str:
+    """The folder with a run's newest weights; anything else is a model's or an adapter's name."""
+    run = RunFolder(Path(target))
+    if not run.exists:
+        return target
+    if run.final.is_dir():
+        return str(run.final)
+    found = checkpoint.find(run.path)
+    if not found:
+        raise EnvironmentProblem(
+            f"{run.path} has neither final/ nor a checkpoint yet: zoft train … --resume auto"
+        )
+    return str(found[-1])
