@@ -1,9 +1,10 @@
-"""`kill -9` at random moments of a run, and the sha256 of what comes out in the end."""
+"""`kill -9` and SIGTERM at random moments of a run, and the sha256 of what comes out in the end."""
 
 from __future__ import annotations
 
 import hashlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,6 +34,31 @@ def killed(
             run.send_signal(signal.SIGKILL)
         reached.append(_steps(journal))
     return uninterrupted(recipe, changes, folder), reached
+
+
+def stopped(
+    recipe: str, changes: list[str], folder: Path, *, seconds: float, times: int
+) -> tuple[str, list[tuple[int, float]]]:
+    """SIGTERM at `times` random moments, each within so many seconds of a part of the run; a run that
+    finishes first begins anew. sha256, and for each stop the exit code and the seconds it took."""
+    chance, stops = random.Random(f"{folder.name} {times}"), []
+    while len(stops) < times:
+        with subprocess.Popen(
+            _command(recipe, changes, folder), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        ) as run:
+            time.sleep(chance.random() * seconds)
+            begun, running = time.perf_counter(), run.poll() is None
+            run.send_signal(signal.SIGTERM)
+            _, said = run.communicate()
+        if running and run.returncode:
+            # Python takes a tenth of a second before it can answer: then the signal itself kills
+            # it, which a shell says as 128 + signal, too.
+            code = 128 - run.returncode if run.returncode < 0 else run.returncode
+            stops.append((code, time.perf_counter() - begun))
+            assert said.count(b"\n") <= 1, said.decode()
+        else:
+            shutil.rmtree(folder)
+    return uninterrupted(recipe, changes, folder), stops
 
 
 def digest(folder: Path) -> str:

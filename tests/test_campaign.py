@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import kills
@@ -31,4 +32,28 @@ def test_ten_kills_of_the_real_model_end_in_the_same_bytes(method, tmp_path, mon
     )
     print(f"{method}: killed after steps {moments}; sha256 {whole} uninterrupted, {found} resumed")
     assert len(moments) == 10
+    assert found == whole
+
+
+@pytest.mark.campaign
+def test_twenty_sigterms_to_the_real_model_end_in_the_same_bytes(tmp_path, monkeypatch):
+    """While it imports, reads data, looks, steps, scores or writes a checkpoint."""
+    monkeypatch.chdir(ROOT)
+    recipe = str(Path("recipes") / "quickstart.yaml")
+    changes = [
+        "train.steps=120", "train.batch_size=4", "checkpoint.every=10", "eval.every=10",
+        "data.train.limit=500", "data.eval.limit=64",
+    ]  # fmt: skip
+    begun = time.perf_counter()
+    whole = kills.uninterrupted(recipe, changes, tmp_path / "whole")
+    seconds = time.perf_counter() - begun
+    found, stops = kills.stopped(
+        recipe, changes, tmp_path / "stopped", seconds=seconds / 3, times=20
+    )
+    slowest = max(delay for _, delay in stops)
+    print(
+        f"SIGTERM: codes {[code for code, _ in stops]}, slowest {slowest:.1f} s; {whole}, {found}"
+    )
+    assert [code for code, _ in stops] == [143] * 20
+    assert slowest < 5
     assert found == whole

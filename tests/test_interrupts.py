@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 
 import pytest
 
+from zoft.cli.main import main
 from zoft.errors import Interrupted
-from zoft.interrupts import Stop, stop_on_signals
+from zoft.interrupts import LeftAtOnce, Stop, leaving_at_once, stop_on_signals
 
 
 @pytest.fixture(autouse=True)
@@ -27,6 +29,7 @@ def handlers_are_restored() -> Iterator[None]:
 )
 def test_a_signal_stops_at_the_next_safe_point(number: signal.Signals, code: int) -> None:
     with stop_on_signals("; go on with --resume auto") as stop:
+        stop.patient = True
         stop.check()
         os.kill(os.getpid(), number)
         assert stop.signal == number
@@ -35,9 +38,48 @@ def test_a_signal_stops_at_the_next_safe_point(number: signal.Signals, code: int
     assert caught.value.exit_code == code
 
 
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["TERM", "INT"]
+)
+@pytest.mark.parametrize("handling", [stop_on_signals, leaving_at_once])
+def test_with_nothing_begun_a_signal_leaves_at_once(handling, number, code) -> None:
+    def explains() -> None:
+        try:
+            os.kill(os.getpid(), number)
+        except Exception as error:
+            raise AssertionError("a signal is no failure to be explained") from error
+
+    with handling(), pytest.raises(LeftAtOnce, match=f"^stopped by {number.name}$") as caught:
+        explains()
+    assert caught.value.exit_code == code
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["TERM", "INT"]
+)
+def test_a_command_that_a_signal_ends_has_its_code(number, code, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("zoft.recipe.packaged.names", lambda: os.kill(os.getpid(), number))
+    assert main(["recipes", "ls"]) == code
+    assert capsys.readouterr().err == f"error: stopped by {number.name}\n"
+
+
+def test_another_thread_changes_no_handler() -> None:
+    before, inside = signal.getsignal(signal.SIGTERM), []
+
+    def elsewhere() -> None:
+        with stop_on_signals():
+            inside.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert inside == [before]
+
+
 @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_ctrl_c_leaves_at_once(first: signal.Signals) -> None:
     with stop_on_signals() as stop:
+        stop.patient = True
         os.kill(os.getpid(), first)
         assert stop.signal == first
         with pytest.raises(KeyboardInterrupt):
@@ -46,6 +88,7 @@ def test_a_second_ctrl_c_leaves_at_once(first: signal.Signals) -> None:
 
 def test_a_second_sigterm_is_as_patient_as_the_first() -> None:
     with stop_on_signals() as stop:
+        stop.patient = True
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.signal == signal.SIGTERM

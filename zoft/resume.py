@@ -26,6 +26,7 @@ def begin(trainer: Trainer, folder: RunFolder, header: Header, text: str) -> Jou
     choose_passes(trainer)
     header["optimizer"] = trainer.recipe.optimizer.model_dump(mode="json")
     header["noise"] = look_at_the_signal(trainer)
+    trainer.stop.patient = True
     with folder.claimed():
         (folder.path / "recipe.yaml").write_text(text, encoding="utf-8")
         folder.write_resolved(trainer.recipe)
@@ -50,6 +51,7 @@ def begin(trainer: Trainer, folder: RunFolder, header: Header, text: str) -> Jou
 
 def go_on(trainer: Trainer, folder: RunFolder, header: Header) -> Journal:
     """Check that base and data are the run's, then apply the steps behind the checkpoint."""
+    trainer.stop.patient = True
     journal, old, entries = Journal.reopen(folder.journal, trainer.recipe.journal.sync_seconds)
     try:
         for what, name in (("base", "model"), ("data", "training data")):

@@ -138,7 +138,6 @@ def _build(
     recipe = settled(recipe, place)
     if place.residency != "device":
         narrator.say(f"residency: {place.why}")
-    stop.check()
     compute = DTYPES[recipe.model.compute_dtype]
     own = DTYPES[recipe.model.dtype]
     lora = recipe.tune.method == "lora"

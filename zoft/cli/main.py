@@ -16,6 +16,7 @@ import typer
 
 from zoft.cli import machine, recipes, tuning
 from zoft.errors import EnvironmentProblem, ZoftError
+from zoft.interrupts import LeftAtOnce, leaving_at_once
 
 app = typer.Typer(
     name="zoft",
@@ -55,13 +56,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; what went wrong is one line on stderr."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = app(arguments, prog_name="zoft", standalone_mode=False)
+        with leaving_at_once():
+            code = app(arguments, prog_name="zoft", standalone_mode=False)
     except typer.TyperException as error:
         return _usage(error, arguments)
     except ZoftError as error:
         for line in str(error).splitlines():
             _complain(line)
         return error.exit_code
+    except LeftAtOnce as stopped:
+        _complain(str(stopped))
+        return stopped.exit_code
     except (KeyboardInterrupt, typer.Abort):
         return _interrupted()
     except OSError as error:  # rights, a full or a broken disk: the file and the reason say it all
