@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,6 +12,8 @@ NOISY = ("torchao", "torch.utils._pytree", "bitsandbytes.backends.cpu.ops")  # w
 def quiet_imports() -> Iterator[None]:
     """peft and transformers import torchao and bitsandbytes wherever these are installed, and they log
     what of theirs this machine cannot use (kernels for other GPUs, a faster path zoft does not take)."""
+    import logging
+
     loggers = [logging.getLogger(name) for name in NOISY]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import re
 import sys
-import tempfile
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -115,6 +113,9 @@ def _meant_as_override(arguments: list[str]) -> str | None:
 
 def _log(error: Exception) -> Path:
     """Write the traceback to the run's log, where the error knows it, else to a temporary file."""
+    import tempfile
+    import traceback
+
     text = "".join(traceback.format_exception(error))
     path: Path | None = getattr(error, "log_path", None)
     if path is not None:
