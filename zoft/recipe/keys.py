@@ -26,11 +26,12 @@ def siblings(section: Key) -> list[str]:
 
 
 def holds_text(key: Key) -> bool:
-    """Whether the key's value is free text, or the key is one of a mapping to free text."""
+    """Whether the key's value is free text, or the key is one of a mapping or list of free texts."""
     if field := fields().get(key):
         return field.annotation in (str, str | None)
     parent = fields().get(key[:-1])
-    return parent is not None and parent.annotation == dict[str, str]
+    options = (parent.annotation, *get_args(parent.annotation)) if parent else ()
+    return dict[str, str] in options or list[str] in options
 
 
 def _walk(section: type[Section], prefix: Key) -> Iterator[tuple[Key, FieldInfo]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,15 +13,18 @@ from typing import Any
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
 from zoft.errors import RecipeError
 from zoft.recipe import packaged
+from zoft.recipe.env import escaped, expand
 from zoft.recipe.keys import Key
 from zoft.recipe.overrides import Values, apply
 from zoft.recipe.problems import explain
 from zoft.recipe.schema import Recipe
+from zoft.recipe.yaml_text import MAX_BYTES, NotYaml, read
+
+MAX_PROBLEMS = 50  # lines; whoever has more has another file in mind
 
 
 @dataclass(frozen=True, order=True)
@@ -48,7 +52,7 @@ class _Document:
         self.origins[key] = number
 
     def problem(self, key: Key, text: str) -> Problem:
-        text = f"{'.'.join(key)}: {text}"
+        text = f"{'.'.join(map(_short, key))}: {text}"
         for depth in range(len(key), 0, -1):
             if (number := self.origins.get(key[:depth])) is not None:
                 return self.in_override(number, text)
@@ -63,7 +67,8 @@ class _Document:
 
 
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe from a path or by the name of a packaged one, with the overrides applied.
+    """Read a recipe from a path or by the name of a packaged one, with the overrides applied and then
+    `${env:NAME}` replaced.
 
     Raises RecipeError with every problem, one a line: its place, its key, what is expected.
     """
@@ -78,14 +83,23 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
             problems.append(document.in_override(number, str(error)))
         else:
             document.override(number, key)
+    values, unset = expand(values, os.environ)
+    problems += [document.problem(key, text) for key, text in unset]
     if values.get("output_dir") is None:
         values = {**values, "output_dir": f"runs/{path.stem}"}
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        problems += [document.problem(key, text) for key, text in explain(error, values)]
+        unknown = {key for key, _ in unset}  # what these are is not known, so nothing is said of it
+        problems += [
+            document.problem(key, text)
+            for key, text in explain(error, values, MAX_PROBLEMS)
+            if key not in unknown
+        ]
     if problems:
-        raise RecipeError("\n".join(problem.text for problem in sorted(problems)))
+        lines = [_printable(problem.text) for problem in sorted(problems)]
+        more = [f"{path}: and more problems"] if len(lines) > MAX_PROBLEMS else []
+        raise RecipeError("\n".join([*lines[:MAX_PROBLEMS], *more]))
     return recipe
 
 
@@ -103,7 +117,7 @@ def dump_recipe(recipe: Recipe) -> str:
     # The order of labels has a meaning. (ruamel types this attribute as None.)
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     stream = io.StringIO()
-    yaml.dump(recipe.model_dump(mode="json"), stream)
+    yaml.dump(escaped(recipe.model_dump(mode="json")), stream)
     return stream.getvalue()
 
 
@@ -126,6 +140,8 @@ def _find(source: str | Path) -> Path:
 
 def _read(path: Path) -> str:
     try:
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise RecipeError(f"{path}: {size:,} bytes are no recipe (at most {MAX_BYTES:,})")
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
@@ -136,21 +152,24 @@ def _read(path: Path) -> str:
 
 def _parse(path: Path, text: str) -> tuple[MappingNode, Values]:
     """The node tree, which knows places, and the plain values."""
-    yaml = YAML(typ="safe", pure=True)  # YAML 1.2: 1e-6 is a number, `no` is text
-    yaml.allow_duplicate_keys = True  # `_repeated` names all of them
     try:
-        root, values = yaml.compose(text), yaml.load(text)
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        raise RecipeError(f"{path}{place}: not YAML: {error.problem}") from error
-    except (YAMLError, ValueError, RecursionError) as error:
-        raise RecipeError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+        root, values = read(text)
+    except NotYaml as error:
+        raise RecipeError(_printable(f"{path}{error.place}: {error}")) from error
     if values is None:
         raise RecipeError(f"{path}: empty; a recipe has at least model.name and data.train.path")
     if not isinstance(root, MappingNode) or not isinstance(values, dict):
         raise RecipeError(f"{path}:1:1: expected sections such as `model:`, not {_kind(values)}")
     return root, values
+
+
+def _printable(text: str) -> str:
+    """One line, whatever a key or a value is made of."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 60 else f"{name[:40]}..."
 
 
 def _kind(value: Any) -> str:
@@ -186,6 +205,9 @@ def _repeated(node: Node, key: Key, seen: set[int]) -> Iterator[tuple[Node, str]
         for name, value in node.value:
             below = (*key, str(name.value))
             if below[-1] in lines:
-                yield name, f"{'.'.join(below)}: written twice, first in line {lines[below[-1]]}"
+                yield (
+                    name,
+                    f"{'.'.join(map(_short, below))}: written twice, first in line {lines[below[-1]]}",
+                )
             lines.setdefault(below[-1], name.start_mark.line + 1)
             yield from _repeated(value, below, seen)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
 from zoft.recipe.keys import Key, holds_text
+from zoft.recipe.yaml_text import NotYaml, read
 
 Values = dict[Any, Any]
 
@@ -33,8 +31,8 @@ def parse(text: str, key: Key) -> Any:
     A template may start with a brace and a commit may look like a number; quotes still work.
     """
     try:
-        value = YAML(typ="safe", pure=True).load(text)
-    except (YAMLError, ValueError, RecursionError):
+        _, value = read(text)
+    except NotYaml:
         return text
     return value if value is None or isinstance(value, str) or not holds_text(key) else text
 

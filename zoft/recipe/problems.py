@@ -10,29 +10,19 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from zoft.recipe.foreign import ALSO_KNOWN_AS, WITHOUT_EQUIVALENT
 from zoft.recipe.keys import Key, fields, siblings
 
-# What other tools call our keys.
-ALSO_KNOWN_AS = {
-    "beta1": "optimizer.betas",
-    "epochs": "train.steps",
-    "epsilon": "optimizer.perturbation",
-    "learning_rate": "optimizer.lr",
-    "lora_alpha": "tune.alpha",
-    "lora_r": "tune.r",
-    "max_seq_length": "data.max_length",
-    "max_steps": "train.steps",
-    "model_name_or_path": "model.name",
-    "num_train_epochs": "train.steps",
-    "per_device_train_batch_size": "train.batch_size",
-    "zo_eps": "optimizer.perturbation",
-}
 
-
-def explain(error: ValidationError, values: Mapping[Any, Any]) -> list[tuple[Key, str]]:
-    """Each wrong key with what was found and what is expected."""
+def explain(
+    error: ValidationError, values: Mapping[Any, Any], limit: int = 50
+) -> list[tuple[Key, str]]:
+    """Each wrong key with what was found and what is expected; a few more than `limit` of them at most,
+    for each is compared with every key that there is."""
     found: dict[Key, list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False):
+        if len(found) > limit:
+            break
         found.setdefault(_key(detail["loc"], values), []).append(detail)
     return [
         (key, _say(key, details))
@@ -49,6 +39,8 @@ def unknown(key: Key) -> str:
     elsewhere = [".".join(known) for known in fields() if known[-1] == name]
     if ours := ALSO_KNOWN_AS.get(name):
         return f"no such key; zoft calls it {ours}"
+    if name in WITHOUT_EQUIVALENT:
+        return f"no such key; {WITHOUT_EQUIVALENT[name]}"
     if elsewhere:
         return f"no such key here; it belongs at {' or '.join(elsewhere)}"
     if near := get_close_matches(name, there, n=1):
@@ -84,7 +76,7 @@ def _say(key: Key, details: list[ErrorDetails]) -> str:
         case "extra_forbidden":
             return unknown(key)
         case "invalid_key":
-            return f"{key[-1]} is not a name; expected one of {', '.join(siblings(key[:-1]))}"
+            return f"{key[-1][:40]} is not a name; expected one of {', '.join(siblings(key[:-1]))}"
         case "value_error":
             return str(first["ctx"]["error"])
         case "string_pattern_mismatch":
