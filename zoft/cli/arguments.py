@@ -1,7 +1,8 @@
-"""What several verbs take."""
+"""What several verbs take: a recipe and changes to it, checked before anything slow begins."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -17,3 +18,10 @@ Overrides = Annotated[
         show_default=False,
     ),
 ]
+
+
+def require_valid(recipe: str, overrides: Sequence[str] | None) -> None:
+    """Raise RecipeError before the frameworks are imported, which takes seconds."""
+    from zoft.recipe.load import load_recipe
+
+    load_recipe(recipe, overrides or [])

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from zoft.cli.arguments import Overrides, RecipeArgument
+from zoft.cli.arguments import Overrides, RecipeArgument, require_valid
 from zoft.cli.imports import quiet_imports
 
 
@@ -30,6 +30,7 @@ def train(
 
     Tune a model by a recipe. A killed run resumes bit for bit with --resume auto.
     """
+    require_valid(recipe, overrides)
     with quiet_imports():
         from zoft.run import train as run_train
 
@@ -48,6 +49,7 @@ def evaluate(
 
     Score a run, checkpoint, adapter or base model on the recipe's eval and test sets.
     """
+    require_valid(recipe, overrides)
     with quiet_imports():
         from zoft.evaluate import evaluate as run_evaluate
 
@@ -64,6 +66,7 @@ def plan(
     Say what a recipe needs, from the model's config alone: memory by item, seconds (estimated), what
     other settings would take, and what back-propagation would.
     """
+    require_valid(recipe, overrides)
     with quiet_imports():
         from zoft.plan import plan as run_plan
 
