@@ -6,3 +6,4 @@ bash scripts/env.sh test
 .venv/bin/ruff format --check
 .venv/bin/ruff check
 .venv/bin/mypy
+.venv/bin/python scripts/docs.py --check

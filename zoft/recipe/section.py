@@ -5,7 +5,15 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 Auto = Literal["auto"]
@@ -42,7 +50,18 @@ def _has_a_unit(size: Any) -> Any:
 
 
 # Bytes. In resolved.yaml a size is a plain number, so numbers are read as well.
-Size = Annotated[ByteSize, BeforeValidator(_has_a_unit)]
+Size = Annotated[
+    ByteSize,
+    BeforeValidator(_has_a_unit),
+    WithJsonSchema(
+        {
+            "title": "size such as 8GiB or 500MB",
+            "type": ["string", "integer"],
+            "pattern": r"^\s*\d+(\.\d+)?\s*[KMGTkmgt][iI]?[bB]\s*$",
+            "minimum": LEAST_SIZE,
+        }
+    ),
+]
 
 
 class Section(BaseModel):
