@@ -140,6 +140,7 @@ def test_usage_errors(
         "",
         "train",
         "eval",
+        "doctor",
         "version",
         "recipes",
         "recipes ls",

@@ -30,7 +30,7 @@ def resolve(recipe: Recipe) -> Recipe:
     device = _device(recipe.device)
     model, optimizer = recipe.model, recipe.optimizer
     if model.compute_dtype == "auto":
-        model = model.model_copy(update={"compute_dtype": _fast_dtype(device)})
+        model = model.model_copy(update={"compute_dtype": fast_dtype(device)})
     if optimizer.perturbation == "auto":
         perturbation = PERTURBATION[model.compute_dtype]
         optimizer = optimizer.model_copy(update={"perturbation": perturbation})
@@ -50,7 +50,7 @@ def _device(name: str) -> str:
     return f"cuda:{number}"
 
 
-def _fast_dtype(device: str) -> Literal["bfloat16", "float32"]:
+def fast_dtype(device: str) -> Literal["bfloat16", "float32"]:
     """bfloat16 where the hardware multiplies it, else float32."""
     if device == "cpu":
         return "bfloat16" if _cpu_has_bfloat16() else "float32"

@@ -7,6 +7,19 @@ import sys
 import typer
 
 from zoft import __version__
+from zoft.cli.imports import quiet_imports
+
+
+def doctor() -> None:
+    """Example: zoft doctor
+
+    Say what this machine has: torch, GPU and driver, kernels, extras, free memory and disk, caches, the
+    Hub's login; then the versions, to paste into a report.
+    """
+    with quiet_imports():
+        from zoft.doctor import doctor as run_doctor
+
+    run_doctor()
 
 
 def version() -> None:

@@ -31,6 +31,7 @@ app.command("eval", short_help="Score a run, checkpoint, adapter or base model."
 app.command(short_help="Say what a recipe needs: memory, time, and what else would fit.")(
     tuning.plan
 )
+app.command(short_help="Say what this machine has, for a report.")(machine.doctor)
 app.command(short_help="Print the versions of zoft and of what it stands on.")(machine.version)
 
 shipped = typer.Typer(
