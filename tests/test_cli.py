@@ -140,6 +140,8 @@ def test_usage_errors(
         "",
         "train",
         "eval",
+        "validate",
+        "schema",
         "doctor",
         "version",
         "recipes",

@@ -31,6 +31,10 @@ app.command("eval", short_help="Score a run, checkpoint, adapter or base model."
 app.command(short_help="Say what a recipe needs: memory, time, and what else would fit.")(
     tuning.plan
 )
+app.command(short_help="Check a recipe, its data and its model without running it.")(
+    recipes.validate
+)
+app.command(short_help="Print the JSON schema of recipes, or explain a key.")(recipes.schema)
 app.command(short_help="Say what this machine has, for a report.")(machine.doctor)
 app.command(short_help="Print the versions of zoft and of what it stands on.")(machine.version)
 

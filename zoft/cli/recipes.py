@@ -1,4 +1,4 @@
-"""`zoft recipes ls|show|cp`: the recipes that are shipped with zoft."""
+"""Verbs about recipes: recipes ls|show|cp, schema, validate."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from zoft.cli.arguments import Overrides, RecipeArgument, require_valid
+from zoft.cli.imports import quiet_imports
 from zoft.errors import EnvironmentProblem, RecipeError
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="As `zoft recipes ls` says it.")]
@@ -55,6 +57,43 @@ def cp(
     except OSError as error:
         raise EnvironmentProblem(f"{target} cannot be written: {error.strerror}") from error
     typer.echo(target)
+
+
+def schema(
+    field: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SECTION.KEY", help="Say what this key means, instead of all as JSON."
+        ),
+    ] = None,
+) -> None:
+    """Example: zoft schema --field optimizer.perturbation
+
+    Print the JSON schema of recipes, for editors, or explain one key or section.
+    """
+    if field is None:
+        import json
+
+        from zoft.recipe.json_schema import editor_schema
+
+        typer.echo(json.dumps(editor_schema(), indent=2))
+    else:
+        from zoft.recipe.explain import explain_field
+
+        typer.echo(explain_field(field))
+
+
+def validate(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+    """Example: zoft validate quickstart data.train.path=mine.jsonl
+
+    Check a recipe and what it names without running it: every key, the model's config, every row of
+    the data, the run's folder, the disk. Nothing is written.
+    """
+    require_valid(recipe, overrides)
+    with quiet_imports():
+        from zoft.validate import validate as run_validate
+
+    run_validate(recipe, overrides or [])
 
 
 def _packaged(name: str) -> Path:
