@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Formatting, lint and types. To repair the first two: .venv/bin/ruff format; .venv/bin/ruff check --fix
+# Formatting, lint, types, generated pages, the Dockerfile. To repair the first two: .venv/bin/ruff format; .venv/bin/ruff check --fix
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/env.sh test
@@ -7,3 +7,4 @@ bash scripts/env.sh test
 .venv/bin/ruff check
 .venv/bin/mypy
 .venv/bin/python scripts/docs.py --check
+.venv/bin/hadolint Dockerfile
