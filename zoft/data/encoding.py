@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from transformers import PreTrainedTokenizerBase
@@ -116,7 +116,7 @@ def shortened(example: Example, limit: int, start: int) -> Example | None:
             cut = min(excess, max(supervised[0] - max(start, 1), 0))
             kept = (ids[:start] + ids[start + cut :])[:limit]
             moved = tuple(p - cut for p in supervised if p - cut < limit)
-            return Sequence(kept, moved) if moved else None
+            return replace(example, ids=kept, supervised=moved) if moved else None
         case Choice(prompt=prompt, options=options, label=label):
             if len(prompt) - excess < max(start, 1):
                 return None

@@ -7,10 +7,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Sequence:
-    """One text. Each supervised position p >= 1 is the target of what stands before it."""
+    """One text. Each supervised position p >= 1 is the target of what stands before it.
+
+    `ids[: supervised[0]]` is the prompt, where there is one. `answers` are the texts that a generated
+    reply is compared with; the first of them is learnt.
+    """
 
     ids: tuple[int, ...]
     supervised: tuple[int, ...]  # ascending positions into ids
+    answers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ prompt is whatever the tokenizer makes of both, from where the two token sequenc
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from jinja2 import TemplateError
@@ -33,7 +34,10 @@ def classification(
     labels = [label_of(section, number, row) for number, row in rows]
     if not choice:
         texts = [prompt + words[label] for prompt, label in zip(prompts, labels, strict=True)]
-        return list(continuations(tokens, prompts, texts))
+        return [
+            replace(example, answers=(words[label].strip(),))
+            for example, label in zip(continuations(tokens, prompts, texts), labels, strict=True)
+        ]
 
     alone = tokens.encode(prompts)
     continued = [tokens.encode([prompt + word for prompt in prompts]) for word in words]
@@ -54,10 +58,14 @@ def prompt_completion(rows: Numbered, section: DataSection, tokens: Tokens) -> l
     completions = [text_of("completion", section, number, row) for number, row in rows]
     texts = [prompt + text for prompt, text in zip(prompts, completions, strict=True)]
     return [
-        learnt_from(example.supervised[0], tokens.ended(example.ids))
+        replace(
+            learnt_from(example.supervised[0], tokens.ended(example.ids)), answers=(completion,)
+        )
         if example.supervised
         else example
-        for example in continuations(tokens, prompts, texts)
+        for example, completion in zip(
+            continuations(tokens, prompts, texts), completions, strict=True
+        )
     ]
 
 
