@@ -17,16 +17,14 @@ from peers import AdamW, gradients
 from subject import CPU, batch_of
 
 from zoft import checkpoint
-from zoft.data.encoding import encode
-from zoft.data.examples import Example, length
+from zoft.data.examples import length
 from zoft.data.order import Order
-from zoft.data.sources import load_rows
+from zoft.data.sets import prepare
 from zoft.machine import resolve
 from zoft.models.adapters import attach_lora
 from zoft.models.convert import local_safetensors
 from zoft.models.load import load_model, load_tokenizer
 from zoft.objectives.objective import objective_for
-from zoft.recipe.data_section import DataSource
 from zoft.recipe.defaults import with_defaults
 from zoft.recipe.load import load_recipe
 from zoft.scoring import score
@@ -46,12 +44,8 @@ def main() -> None:
     tokenizer = load_tokenizer(where, recipe.model)
     objective = objective_for(recipe.objective.name)  # type: ignore[arg-type]
 
-    def examples(source: DataSource | None) -> tuple[Example, ...]:
-        assert source is not None
-        choice = recipe.objective.name == "choice"
-        return encode(load_rows(source), recipe.data, tokenizer, choice=choice).examples
-
-    train, held_out = examples(recipe.data.train), examples(recipe.data.eval)
+    recipe, sets = prepare(recipe, tokenizer, names=("train", "eval"))
+    train, held_out = sets["train"].examples, sets["eval"].examples
     model = load_model(where, recipe.model, dtype=torch.float32, device=CPU).model
     lora = recipe.tune.method == "lora"
     tuned = attach_lora(model, recipe.tune, recipe.seed) if lora else model

@@ -25,6 +25,7 @@ from zoft.models.load import load_tokenizer
 from zoft.models.tuned import parameter_ids, tuned_parameters
 from zoft.objectives.batch import Batch
 from zoft.objectives.objective import Objective, objective_for
+from zoft.recipe.data_section import listed, with_task
 from zoft.recipe.load import load_recipe
 from zoft.recipe.schema import Recipe, TuneSection
 from zoft.zo.estimators import Estimator
@@ -119,8 +120,9 @@ def rows_of(recipe: Recipe, limit: int | None = None) -> tuple[list[Choice], lis
     """The training rows of a classification recipe, for `choice` and teacher-forced for `lm`."""
     where = local_safetensors(recipe.model.name, recipe.model.revision)
     tokenizer = load_tokenizer(where, recipe.model)
-    rows = load_rows(recipe.data.train.model_copy(update={"limit": limit}))
-    choices = encode(rows, recipe.data, tokenizer, choice=True).examples
+    (source,) = listed(recipe.data.train)
+    rows = load_rows(source.model_copy(update={"limit": limit}))
+    choices = encode(rows, with_task(recipe.data), tokenizer, choice=True).examples
     return [x for x in choices if isinstance(x, Choice)], [forced(x) for x in choices]
 
 

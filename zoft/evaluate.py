@@ -11,9 +11,8 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from zoft.data.encoding import encode
 from zoft.data.examples import Example, length
-from zoft.data.sources import load_rows
+from zoft.data.sets import prepare
 from zoft.errors import RecipeError
 from zoft.interrupts import stop_on_signals
 from zoft.machine import DTYPES, make_repeatable, resolve
@@ -47,8 +46,7 @@ def evaluate(
     Raises ZoftError.
     """
     recipe = resolve(with_defaults(load_recipe(source, overrides)))
-    sets = {"eval": recipe.data.eval, "test": recipe.data.test}
-    if not any(sets.values()):
+    if not (recipe.data.eval or recipe.data.test):
         raise RecipeError("the recipe has neither data.eval nor data.test: nothing to score")
     device = torch.device(recipe.device)
     make_repeatable(device)
@@ -61,12 +59,8 @@ def evaluate(
             base.name, base.revision, trust_remote_code=base.trust_remote_code
         )
         tokenizer = load_tokenizer(folder, base)
-        choice = recipe.objective.name == "choice"
-        examples = {
-            name: encode(load_rows(rows), recipe.data, tokenizer, choice=choice).examples
-            for name, rows in sets.items()
-            if rows is not None
-        }
+        recipe, encoded = prepare(recipe, tokenizer, names=("eval", "test"), check=stop.check)
+        examples = {name: found.examples for name, found in encoded.items()}
         view = _view(recipe, base, folder, adapter, examples, stack)
         for name, found in examples.items():
             require_fits(view.model, found, objective)

@@ -11,9 +11,8 @@ import torch
 
 from zoft.alternatives import Alternative, alternatives, places, smallest
 from zoft.calibrate import Seconds, bandwidth, calibrate, passes
-from zoft.data.encoding import encode
 from zoft.data.examples import Example
-from zoft.data.sources import load_rows
+from zoft.data.sets import prepare
 from zoft.diffusion import Diffusion, diffusion
 from zoft.errors import EnvironmentProblem, OutOfMemory, ZoftError
 from zoft.first_order import FirstOrder, first_order
@@ -145,18 +144,11 @@ def _said(recipe: Recipe) -> tuple[int, int]:
 
 def read_examples(recipe: Recipe) -> Mapping[str, Sequence[Example]] | None:
     """The data as a run would read it, or None where data or tokenizer are not there."""
-    data = recipe.data
-    sources = {"train": data.train, "eval": data.eval, "test": data.test}
     try:
         where = local_folder(recipe.model.name) or recipe.model.name
         tokenizer = load_tokenizer(where, recipe.model)
-        return {
-            name: encode(
-                load_rows(source), data, tokenizer, choice=recipe.objective.name == "choice"
-            ).examples
-            for name, source in sources.items()
-            if source is not None
-        }
+        _, sets = prepare(recipe, tokenizer)
+        return {name: encoded.examples for name, encoded in sets.items()}
     except (ZoftError, OSError):
         return None
 

@@ -11,13 +11,12 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from zoft import __version__
 from zoft.checkpoint import stored_state
-from zoft.data.encoding import Encoded, encode
 from zoft.data.examples import Example
-from zoft.data.sources import load_rows
+from zoft.data.sets import prepare
 from zoft.errors import RecipeError
 from zoft.interrupts import Stop, stop_on_signals
 from zoft.journal import Header
@@ -37,7 +36,6 @@ from zoft.objectives.objective import objective_for
 from zoft.offload.weights import Streamed
 from zoft.outcome import already_finished, finish, recorded
 from zoft.parts import estimator_for, optimizer_for, order_for, streamer_for
-from zoft.recipe.data_section import DataSource
 from zoft.recipe.defaults import with_defaults
 from zoft.recipe.load import load_recipe, recipe_text
 from zoft.recipe.schema import Recipe
@@ -129,10 +127,7 @@ def _build(
         say=narrator.say,
     )
     tokenizer = load_tokenizer(where, recipe.model)
-    sets = {
-        name: _encoded(name, source, recipe, tokenizer, narrator)
-        for name, source in _sources(recipe)
-    }
+    recipe, sets = prepare(recipe, tokenizer, say=narrator.say, check=stop.check)
     explained.sets = {name: encoded.examples for name, encoded in sets.items()}
     place = choose(recipe, shape_of(recipe, explained.sets), *budgets(recipe))
     recipe = settled(recipe, place)
@@ -234,36 +229,6 @@ def _with_targets(recipe: Recipe, model: PeftModel) -> Recipe:
     assert found is not None
     tune = recipe.tune.model_copy(update={"target_modules": sorted(found)})
     return recipe.model_copy(update={"tune": tune})
-
-
-def _sources(recipe: Recipe) -> list[tuple[str, DataSource]]:
-    data = recipe.data
-    named = [("train", data.train), ("eval", data.eval), ("test", data.test)]
-    return [(name, source) for name, source in named if source is not None]
-
-
-def _encoded(
-    name: str,
-    source: DataSource,
-    recipe: Recipe,
-    tokenizer: PreTrainedTokenizerBase,
-    narrator: Narrator,
-) -> Encoded:
-    found = encode(
-        load_rows(source), recipe.data, tokenizer, choice=recipe.objective.name == "choice"
-    )
-    counts = found.counts
-    left_out = [
-        f"{number} {what}"
-        for number, what in (
-            (counts.truncated, "truncated"),
-            (counts.too_long, "too long, dropped"),
-            (counts.untrained, "without a trained token, dropped"),
-        )
-        if number
-    ]
-    narrator.say(f"{name}: {', '.join([f'{counts.kept:,} of {counts.read:,} rows', *left_out])}")
-    return found
 
 
 def _digest(examples: Sequence[Example]) -> str:

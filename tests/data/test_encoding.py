@@ -17,7 +17,11 @@ from zoft.recipe.data_section import DataSection
 
 TOKENIZER = tiny.tokenizer()
 CHAT = tiny.tokenizer(chat_template=tiny.CHAT_TEMPLATE)
-MOVIES = {"template": "{text} It was", "labels": {"0": "terrible", "1": "great"}}
+MOVIES = {
+    "format": "classification",
+    "template": "{text} It was",
+    "labels": {"0": "terrible", "1": "great"},
+}
 
 
 def encoded(

@@ -98,7 +98,7 @@ device: gpu
         "r.yaml:6:16: optimizer.betas.1: found 'a'; expected a finite number",
         "r.yaml:7:3: optimizer.steps: no such key here; it belongs at train.steps",
         "r.yaml:10:3: data.train: found 't.jsonl'; expected a section with the keys path, name, "
-        "split, limit",
+        "split, limit, weight, streaming or a list of such sections",
         "r.yaml:12:18: data.labels.1: found true; expected text; put it in quotes",
         "r.yaml:13:1: learning_rate: no such key; zoft calls it optimizer.lr",
         "r.yaml:14:28: tune.target_modules.1: found 3; expected text; put it in quotes",

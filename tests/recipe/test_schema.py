@@ -16,6 +16,9 @@ MINIMAL: dict[str, Any] = {
 }
 
 
+BARE: dict[str, Any] = {"template": None, "labels": {}}  # what classification alone takes
+
+
 def data(**changes: Any) -> dict[str, Any]:
     return {"data": {**MINIMAL["data"], **changes}}
 
@@ -68,8 +71,26 @@ def test_an_empty_section_means_its_defaults() -> None:
         (data(labels={0: "a"}), ("data", "labels"), "at least two"),
         (data(labels={0: "a", 1: "a"}), ("data", "labels"), "same word"),
         (data(labels={0: "a", "0": "b"}), ("data", "labels"), "same text"),
+        (data(labels={}), ("data", "template"), "needs data.labels as well"),
+        (data(format="classification", labels={}), ("data", "template"), "needs data.labels"),
+        (data(format="text"), ("data", "template"), "labels and data.options do not go with"),
+        (data(format="text", labels={}), ("data", "template"), "format text has none"),
+        (data(template="rtee"), ("data", "template"), "did you mean the task rte?"),
+        (data(template=[]), ("data", "template"), "empty list"),
+        (data(template=["{text}", "x"]), ("data", "template"), "'x' must name a column"),
+        (data(template="{text:lower} It was"), ("data", "template"), "no-period, uncapital"),
+        (data(template="squad", format="text", labels={}), ("data", "template"), "is prompt-compl"),
+        (data(template="squad"), ("data", "template"), "do not go with data.format prompt-comp"),
+        (data(options="entities"), ("data", "options"), "remove one"),
+        (data(options=["{a}"], labels={}), ("data", "options"), "at least two"),
+        (data(train=[]), ("data", "train"), "empty list"),
+        (data(eval={"path": "a/b", "streaming": True}), ("data", "eval"), "need a limit"),
         (data(columns={"txt": "review"}), ("data", "columns"), "no role txt"),
-        (data(format="text") | {"objective": {"name": "choice"}}, ("objective",), "not text"),
+        (
+            data(format="text", **BARE) | {"objective": {"name": "choice"}},
+            ("objective",),
+            "not text",
+        ),
         (
             {"train": {"batch_size": 4, "micro_batch_size": 5}},
             ("train", "micro_batch_size"),

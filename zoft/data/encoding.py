@@ -8,14 +8,16 @@ from itertools import islice
 
 from transformers import PreTrainedTokenizerBase
 
-from zoft.data import formats
+from zoft.data import chats, formats
 from zoft.data.examples import Choice, Example, Sequence, length
+from zoft.data.files import EVERY, Check, never
 from zoft.data.sources import Rows
 from zoft.data.tokens import Tokens
 from zoft.errors import DataError
+from zoft.kernels.philox import PURPOSE_TEMPLATE, draw64
 from zoft.recipe.data_section import DataSection
 
-CHUNK = 1000  # rows tokenized at once: enough to be fast, little enough to stay small
+CHUNK = EVERY  # rows tokenized at once: enough to be fast, little enough to stop soon
 
 
 @dataclass(frozen=True)
@@ -37,19 +39,35 @@ class Encoded:
     counts: Counts
 
 
+@dataclass(frozen=True)
+class Draw:
+    """Which of several templates a row takes: a function of the seed, the source and the row."""
+
+    seed: int
+    source: int = 0
+
+
 def encode(
-    rows: Rows, section: DataSection, tokenizer: PreTrainedTokenizerBase, *, choice: bool
+    rows: Rows,
+    section: DataSection,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    choice: bool,
+    draw: Draw | None = None,
+    check: Check = never,
 ) -> Encoded:
     """Turn rows into examples of at most `data.max_length` tokens.
 
     `choice` says whether classification scores every label word (Choice) or learns the right one
-    (Sequence). Rows without a token to learn are dropped and counted. Raises DataError for a row
-    that does not fit the format, for a long one under `on_overflow: error`, and if none is left.
+    (Sequence). Without a `draw` all rows take the first template. `check` is called every few
+    hundred rows, and may raise. Rows without a token to learn are dropped and counted. Raises
+    DataError for a row that does not fit the format, for a long one under `on_overflow: error`, and
+    if none is left.
     """
     examples: list[Example] = []
     truncated = too_long = untrained = 0
     tokens = Tokens.of(tokenizer)
-    for number, example in formatted(rows, section, tokens, choice):
+    for number, example in formatted(rows, section, tokens, choice, draw, check):
         if not trains(example):
             untrained += 1
         elif length(example) <= section.max_length:
@@ -76,22 +94,51 @@ def encode(
 
 
 def formatted(
-    rows: Rows, section: DataSection, tokens: Tokens, choice: bool
+    rows: Rows,
+    section: DataSection,
+    tokens: Tokens,
+    choice: bool,
+    draw: Draw | None,
+    check: Check,
 ) -> Iterator[tuple[int, Example]]:
     """Row numbers, from 1, and the examples they become, whatever their length."""
     numbered = enumerate(rows, 1)
+    templates = templates_of(section, len(rows), draw)
     while chunk := list(islice(numbered, CHUNK)):
+        own = [templates[number - 1] for number, _ in chunk] if templates else None
         match section.format:
             case "classification":
-                examples = formats.classification(chunk, section, tokens, choice=choice)
+                assert own
+                examples = formats.classification(chunk, own, section, tokens, choice=choice)
             case "prompt-completion":
-                examples = formats.prompt_completion(chunk, section, tokens)
+                examples = formats.prompt_completion(chunk, own, section, tokens)
+            case "alpaca":
+                examples = formats.alpaca(chunk, section, tokens)
+            case "sharegpt":
+                examples = chats.sharegpt(chunk, section, tokens)
             case "messages":
-                examples = formats.messages(chunk, section, tokens)
+                examples = chats.messages(chunk, section, tokens)
             case "text":
                 examples = formats.text(chunk, section, tokens)
+            case "auto":
+                raise ValueError("data.format is settled before rows are encoded")
         for (number, _), example in zip(chunk, examples, strict=True):
             yield number, example
+        check()
+
+
+def templates_of(section: DataSection, rows: int, draw: Draw | None) -> list[str] | None:
+    """The template of each row, or None where the format has none."""
+    match section.template:
+        case None:
+            return None
+        case str(template):
+            return [template] * rows
+        case templates if draw is None:
+            return templates[:1] * rows
+        case templates:
+            draws = draw64(draw.seed, draw.source, PURPOSE_TEMPLATE, rows)
+            return [templates[int(i) % len(templates)] for i in draws]
 
 
 def trains(example: Example) -> bool:

@@ -12,26 +12,37 @@ from typing import Any
 from zoft.errors import DataError
 
 Row = dict[str, Any]
+Check = Callable[[], None]  # raises Interrupted if the run is to stop
+
+EVERY = 256  # rows between two looks at whether to stop
 
 
-def read_file(path: Path) -> list[Row]:
+def never() -> None:
+    """For callers whom nobody interrupts."""
+
+
+def read_file(path: Path, check: Check = never) -> list[Row]:
     """The rows of one file, by its suffix. Values keep the file's types; in CSV all are strings."""
     try:
-        return READERS[path.suffix.lower()](path)
+        return READERS[path.suffix.lower()](path, check)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
-def read_json(path: Path) -> list[Row]:
+def read_json(path: Path, check: Check) -> list[Row]:
     """One object per line, or one array of objects."""
     text = read_text(path)
+    items = []
     if text.lstrip().startswith("["):
         items = list(enumerate(parse_json(text, path, 1), 1))
         unit = "item "
     else:
         # Not splitlines: a JSON string may hold U+2028 and its like.
-        lines = enumerate(text.split("\n"), 1)
-        items = [(n, parse_json(line, path, n)) for n, line in lines if line.strip()]
+        for n, line in enumerate(text.split("\n"), 1):
+            if line.strip():
+                items.append((n, parse_json(line, path, n)))
+            if n % EVERY == 0:
+                check()
         unit = ""
     for n, item in items:
         if not isinstance(item, dict):
@@ -42,15 +53,26 @@ def read_json(path: Path) -> list[Row]:
 def parse_json(text: str, path: Path, line: int) -> Any:
     """Parse JSON that begins on the given line of the file."""
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=once_each)
     except json.JSONDecodeError as error:
         at_end = error.msg.startswith("Unterminated") or error.pos >= len(text.rstrip())
         cut = "; is the file cut off?" if at_end else ""
         where = f"{path}:{line + error.lineno - 1}"
         raise DataError(f"{where}: not valid JSON ({error.msg}){cut}") from error
+    except (ValueError, RecursionError) as error:  # a key twice, endless digits, endless brackets
+        raise DataError(f"{path}:{line}: cannot be read as JSON ({one_line(error)})") from error
 
 
-def read_csv(path: Path) -> list[Row]:
+def once_each(pairs: list[tuple[str, Any]]) -> Row:
+    """An object, unless a key stands twice in it: JSON's readers keep one of them silently."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(n for n in names if names.count(n) > 1)!r} stands twice")
+    return found
+
+
+def read_csv(path: Path, check: Check) -> list[Row]:
     """Comma-separated, with a header line; quotes as in RFC 4180."""
     text = read_text(path)
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # its default is 128 KiB
@@ -59,25 +81,34 @@ def read_csv(path: Path) -> list[Row]:
         header = next(reader, [])
         if len(set(header)) < len(header):
             raise DataError(f"{path}:1: a column name stands twice: {', '.join(header)}")
-        rows = []
+        rows: list[Row] = []
         for values in filter(None, reader):
             if len(values) != len(header):
                 raise DataError(
                     f"{path}:{reader.line_num}: {len(values)} values for {len(header)} columns"
                 )
             rows.append(dict(zip(header, values, strict=True)))
+            if len(rows) % EVERY == 0:
+                check()
     except csv.Error as error:
         raise DataError(f"{path}:{reader.line_num}: not valid CSV ({error})") from error
     return rows
 
 
-def read_parquet(path: Path) -> list[Row]:
+def read_parquet(path: Path, check: Check) -> list[Row]:
     """Apache Parquet."""
     import pyarrow  # type: ignore[import-untyped]
     import pyarrow.parquet  # type: ignore[import-untyped]
 
+    rows: list[Row] = []
     try:
-        rows: list[Row] = pyarrow.parquet.read_table(path).to_pylist()
+        with pyarrow.parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if len(set(names)) < len(names):
+                raise DataError(f"{path}: a column name stands twice: {', '.join(names)}")
+            for batch in file.iter_batches(EVERY):
+                rows += batch.to_pylist()
+                check()
     except pyarrow.ArrowException as error:
         raise DataError(f"{path}: not a valid Parquet file ({one_line(error)})") from error
     return rows
@@ -99,7 +130,7 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-READERS: dict[str, Callable[[Path], list[Row]]] = {
+READERS: dict[str, Callable[[Path, Check], list[Row]]] = {
     ".jsonl": read_json,
     ".json": read_json,
     ".csv": read_csv,

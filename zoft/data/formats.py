@@ -6,67 +6,117 @@ prompt is whatever the tokenizer makes of both, from where the two token sequenc
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Many
 from dataclasses import replace
-from typing import Any
 
-from jinja2 import TemplateError
-
+from zoft.data.columns import (
+    Numbered,
+    label_of,
+    optional,
+    options_of,
+    render,
+    shown,
+    text_of,
+    texts_of,
+)
 from zoft.data.examples import Choice, Example, Sequence
-from zoft.data.files import Row, one_line
 from zoft.data.tokens import Ids, Tokens, shared
 from zoft.errors import DataError
 from zoft.recipe.data_section import DataSection
 
-Numbered = list[tuple[int, Row]]  # rows with their number in the source, from 1
+# The prompt that Stanford's Alpaca was tuned with; its first paragraph is the system's.
+ALPACA = (
+    "Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request."
+)
+ALPACA_WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further "
+    "context. Write a response that appropriately completes the request."
+)
 
 
 def classification(
-    rows: Numbered, section: DataSection, tokens: Tokens, *, choice: bool
+    rows: Numbered, templates: Many[str], section: DataSection, tokens: Tokens, *, choice: bool
 ) -> list[Example]:
-    """A prompt from `data.template`, continued by each of the label words.
+    """The prompt of each row's template, continued by each of its options.
 
     With `choice` false only the right word follows, as a text to be learnt.
     """
-    template = section.template or ""
-    gap = "" if template[-1:].isspace() else " "
-    words = [gap + word for word in section.labels.values()]
-    prompts = [render(template, section, number, row) for number, row in rows]
-    labels = [label_of(section, number, row) for number, row in rows]
+    prompts = [
+        render(template, section, number, row)
+        for template, (number, row) in zip(templates, rows, strict=True)
+    ]
+    options = [options_of(section, number, row) for number, row in rows]
+    labels = [
+        label_of(section, words, number, row)
+        for words, (number, row) in zip(options, rows, strict=True)
+    ]
+    behind = [
+        [prompt + gap(template) + word for word in words]
+        for prompt, template, words in zip(prompts, templates, options, strict=True)
+    ]
     if not choice:
-        texts = [prompt + words[label] for prompt, label in zip(prompts, labels, strict=True)]
+        texts = [words[label] for words, label in zip(behind, labels, strict=True)]
+        answers = [words[label] for words, label in zip(options, labels, strict=True)]
         return [
-            replace(example, answers=(words[label].strip(),))
-            for example, label in zip(continuations(tokens, prompts, texts), labels, strict=True)
+            replace(example, answers=(answer,))
+            for example, answer in zip(continuations(tokens, prompts, texts), answers, strict=True)
         ]
 
     alone = tokens.encode(prompts)
-    continued = [tokens.encode([prompt + word for prompt in prompts]) for word in words]
+    continued = iter(tokens.encode([text for words in behind for text in words]))
     examples: list[Example] = []
-    for prompt, label, *full in zip(alone, labels, *continued, strict=True):
+    for prompt, words, label, (number, row) in zip(alone, options, labels, rows, strict=True):
+        full = [next(continued) for _ in words]
         cut = min(shared(prompt, ids) for ids in full)  # a token may span prompt and word
-        options = tuple(ids[cut:] for ids in full)
-        for word, option in zip(words, options, strict=True):
-            if not option:
-                raise DataError(f"data.labels: the tokenizer has no token for the word {word!r}")
-        examples.append(Choice(prompt[:cut], options, label))
+        found = tuple(ids[cut:] for ids in full)
+        where = "data.labels" if section.labels else f"row {number}"
+        if not all(found):
+            word = words[found.index(())]
+            raise DataError(f"{where}: the tokenizer has no token for the word {word!r}")
+        if section.labels and len(set(found)) < len(found):
+            raise DataError(f"{where}: two words have the same tokens; the row: {shown(row)}")
+        examples.append(Choice(prompt[:cut], found, label))
     return examples
 
 
-def prompt_completion(rows: Numbered, section: DataSection, tokens: Tokens) -> list[Example]:
-    """The completion, directly behind the prompt, and EOS are learnt."""
-    prompts = [text_of("prompt", section, number, row) for number, row in rows]
-    completions = [text_of("completion", section, number, row) for number, row in rows]
-    texts = [prompt + text for prompt, text in zip(prompts, completions, strict=True)]
-    return [
-        replace(
-            learnt_from(example.supervised[0], tokens.ended(example.ids)), answers=(completion,)
-        )
-        if example.supervised
-        else example
-        for example, completion in zip(
-            continuations(tokens, prompts, texts), completions, strict=True
-        )
-    ]
+def prompt_completion(
+    rows: Numbered, templates: Many[str] | None, section: DataSection, tokens: Tokens
+) -> list[Example]:
+    """The completion and EOS are learnt. It stands directly behind the prompt, but a blank after
+    that of a template. Of several answers the first is learnt."""
+    answers = [texts_of("completion", section, number, row) for number, row in rows]
+    if templates is None:
+        prompts = [text_of("prompt", section, number, row) for number, row in rows]
+        gaps = [""] * len(rows)
+    else:
+        prompts = [
+            render(template, section, number, row)
+            for template, (number, row) in zip(templates, rows, strict=True)
+        ]
+        gaps = [gap(template) for template in templates]
+    return completed(tokens, prompts, gaps, answers)
+
+
+def alpaca(rows: Numbered, section: DataSection, tokens: Tokens) -> list[Example]:
+    """`output`, behind the Alpaca prompt of `instruction` and `input` (it may be empty), is learnt.
+
+    A `system` text stands in place of the prompt's first paragraph.
+    """
+    prompts, answers = [], []
+    for number, row in rows:
+        instruction = text_of("instruction", section, number, row)
+        given = optional("input", section, number, row)
+        system = optional("system", section, number, row)
+        parts = [
+            system or (ALPACA_WITH_INPUT if given else ALPACA),
+            f"### Instruction:\n{instruction}",
+            *([f"### Input:\n{given}"] if given else []),
+            "### Response:\n",
+        ]
+        prompts.append("\n\n".join(parts))
+        answers.append([text_of("output", section, number, row)])
+    return completed(tokens, prompts, [""] * len(rows), answers)
 
 
 def text(rows: Numbered, section: DataSection, tokens: Tokens) -> list[Example]:
@@ -78,70 +128,27 @@ def text(rows: Numbered, section: DataSection, tokens: Tokens) -> list[Example]:
     ]
 
 
-def messages(rows: Numbered, section: DataSection, tokens: Tokens) -> list[Example]:
-    """The assistant's turns, each with its end token, are learnt; the chat template spells them."""
-    if tokens.tokenizer.chat_template is None:
-        raise DataError(
-            "data.format: messages needs a chat template, which this tokenizer lacks; "
-            "take an instruction-tuned model, or format prompt-completion"
-        )
-    return [conversation(turns_of(section, number, row), number, tokens) for number, row in rows]
+def completed(
+    tokens: Tokens, prompts: list[str], gaps: list[str], answers: list[list[str]]
+) -> list[Example]:
+    """Prompts with the first of their answers and EOS; one without an answer teaches nothing."""
+    firsts = [next(iter(known), "") for known in answers]
+    texts = [
+        prompt + between + first if first else prompt
+        for prompt, between, first in zip(prompts, gaps, firsts, strict=True)
+    ]
+    found = continuations(tokens, prompts, texts)
+    return [
+        replace(learnt_from(example.supervised[0], tokens.ended(example.ids)), answers=tuple(known))
+        if example.supervised
+        else example
+        for example, known in zip(found, answers, strict=True)
+    ]
 
 
-def conversation(turns: list[Row], number: int, tokens: Tokens) -> Sequence:
-    """One chat. A token is supervised if its first character lies in an assistant's turn."""
-
-    def spell(count: int, prompted: bool = False) -> str:
-        if count == 0:
-            return ""
-        return str(
-            tokens.tokenizer.apply_chat_template(
-                turns[:count], tokenize=False, add_generation_prompt=prompted
-            )
-        )
-
-    try:
-        whole = spell(len(turns))
-        spans = []
-        for i, turn in enumerate(turns):
-            if turn["role"] == "assistant":
-                span = span_of(turn, whole, spell(i), spell(i, prompted=True), spell(i + 1))
-                if span is None:
-                    raise DataError(
-                        f"row {number}: the chat template rewrites turn {i + 1} when others "
-                        "follow; end the conversation there, or use format prompt-completion"
-                    )
-                spans.append(range(*span))
-    except (TemplateError, TypeError, KeyError) as error:
-        raise DataError(f"row {number}: the chat template fails ({one_line(error)})") from error
-
-    ids, begins = tokens.encode_with_offsets(whole)
-    return Sequence(
-        ids, tuple(p for p, at in enumerate(begins) if p and any(at in span for span in spans))
-    )
-
-
-def span_of(
-    turn: Row, whole: str, before: str, prompted: str, after: str
-) -> tuple[int, int] | None:
-    """Where in the whole chat a turn's reply stands, from its first character past its end token.
-
-    `before` and `after` are the chat up to and with the turn, `prompted` is `before` with the
-    header that asks for the reply. Templates of reasoning models spell a turn differently once
-    others follow (they drop its thoughts); its content is searched then. None: not found.
-    """
-    content = str(turn.get("content") or "").strip()
-    begin = shared(whole, prompted)
-    if not prompted:  # the chat opens with the assistant: no template can ask for that
-        begin = whole.find(content) if content else len(after)
-    if begin < 0 or not whole.startswith(before):
-        return None
-    if whole.startswith(after):
-        return begin, len(after.rstrip())
-    at, tail = whole.find(content, begin), after.rstrip().rpartition(content)[2]
-    if not content or at < 0 or not whole.startswith(tail, at + len(content)):
-        return None
-    return begin, at + len(content) + len(tail)
+def gap(template: str) -> str:
+    """What stands between a template's prompt and the word behind it."""
+    return "" if template[-1:].isspace() else " "
 
 
 def continuations(tokens: Tokens, prompts: list[str], texts: list[str]) -> list[Sequence]:
@@ -153,73 +160,3 @@ def continuations(tokens: Tokens, prompts: list[str], texts: list[str]) -> list[
 def learnt_from(first: int, ids: Ids) -> Sequence:
     """Supervise all positions from `first` on; position 0 has nothing to be predicted from."""
     return Sequence(ids, tuple(range(max(first, 1), len(ids))))
-
-
-def render(template: str, section: DataSection, number: int, row: Row) -> str:
-    """The template filled in from the row's columns, which roles may rename."""
-    roles = {role: row[name] for role, name in section.columns.items() if name in row}
-    try:
-        return template.format_map({**row, **roles})
-    except KeyError as error:
-        name = section.columns.get(error.args[0], error.args[0])
-        raise no_column(name, number, row) from error
-    except (ValueError, IndexError, AttributeError, TypeError) as error:
-        raise DataError(f"row {number}: data.template {template!r}: {one_line(error)}") from error
-
-
-def label_of(section: DataSection, number: int, row: Row) -> int:
-    """Which of `data.labels` the row has."""
-    value, known = column("label", section, number, row), list(section.labels)
-    if isinstance(value, float) and value.is_integer() and str(value) not in known:
-        value = int(value)  # a Parquet column of integers with gaps is read as floats
-    if str(value) not in known:
-        raise DataError(
-            f"row {number}: label {str(value)!r} is not in data.labels ({', '.join(known)}); "
-            f"the row: {shown(row)}"
-        )
-    return known.index(str(value))
-
-
-def turns_of(section: DataSection, number: int, row: Row) -> list[Row]:
-    """A conversation: a list of objects with a role."""
-    turns = column("messages", section, number, row)
-    if not (isinstance(turns, list) and turns and all(has_role(turn) for turn in turns)):
-        raise DataError(
-            f'row {number}: expected a list of {{"role": ..., "content": ...}}; '
-            f"the row: {shown(row)}"
-        )
-    return turns
-
-
-def has_role(turn: Any) -> bool:
-    return isinstance(turn, dict) and isinstance(turn.get("role"), str)
-
-
-def text_of(role: str, section: DataSection, number: int, row: Row) -> str:
-    """A column that holds text (a number is taken as written)."""
-    value = column(role, section, number, row)
-    if not isinstance(value, str | int | float):
-        raise DataError(f"row {number}: {role} is no text; the row: {shown(row)}")
-    return str(value)
-
-
-def column(role: str, section: DataSection, number: int, row: Row) -> Any:
-    """The row's value for a role."""
-    name = section.columns.get(role, role)
-    if row.get(name) is None:
-        raise no_column(name, number, row)
-    return row[name]
-
-
-def no_column(name: str, number: int, row: Row) -> DataError:
-    found = ", ".join(key for key, value in row.items() if value is not None)
-    return DataError(
-        f"row {number}: expected a column {name!r} (data.columns renames), found {found}; "
-        f"the row: {shown(row)}"
-    )
-
-
-def shown(row: Row) -> str:
-    """A row in at most 200 characters."""
-    line = one_line(ValueError(row))
-    return line if len(line) <= 200 else line[:197] + "..."

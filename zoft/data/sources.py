@@ -7,12 +7,12 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from zoft.data.files import READERS, Row, one_line, read_file
+from zoft.data.files import EVERY, READERS, Check, Row, never, one_line, read_file
 from zoft.errors import DataError, EnvironmentProblem
 from zoft.recipe.data_section import DataSource
 
@@ -35,21 +35,23 @@ class Rows:
         return iter(self.rows)
 
 
-def load_rows(source: DataSource) -> Rows:
-    """Read a data source.
+def load_rows(source: DataSource, check: Check = never, needed: int | None = None) -> Rows:
+    """Read a data source; a stream without a limit ends after the `needed` rows.
 
-    Raises DataError for what is missing, broken or empty, and EnvironmentProblem where the Hub
-    cannot be reached.
+    `check` is called every few hundred rows, and may raise. Raises DataError for what is missing,
+    broken or empty, and EnvironmentProblem where the Hub cannot be reached.
     """
     path = Path(source.path).expanduser()
+    if source.streaming and path.exists():
+        raise DataError(f"{path}: `streaming` is for sets on the Hub; remove it")
     if path.is_dir():
-        rows = [row for file in files_of(path, source) for row in read_file(file)]
+        rows = [row for file in files_of(path, source) for row in read_file(file, check)]
     elif path.exists():
-        rows = read_file(checked(path, source))
+        rows = read_file(checked(path, source), check)
     elif looks_local(source.path):
         raise DataError(missing(path))
     else:
-        rows = read_hub(source)
+        rows = read_hub(source, check, needed)
     if not rows:
         raise DataError(f"{source.path}: holds no rows")
     return Rows(rows[: source.limit])
@@ -89,8 +91,8 @@ def files_of(folder: Path, source: DataSource) -> list[Path]:
     return splits[wanted]
 
 
-def read_hub(source: DataSource) -> list[Row]:
-    """Download (or take from the cache) one split of a set on the Hub."""
+def read_hub(source: DataSource, check: Check, needed: int | None) -> list[Row]:
+    """Download (or take from the cache) one split of a set on the Hub, or stream its first rows."""
     import datasets
     from datasets.exceptions import DatasetNotFoundError
 
@@ -101,6 +103,16 @@ def read_hub(source: DataSource) -> list[Row]:
             # A split may be a slice, train[:10%], which only the library understands.
             sliced = bool(re.search(r"[\[+]", source.split or ""))
             split = source.split if sliced else one_split(named, source.split, splits)
+            if source.streaming:
+                most = source.limit or needed
+                if most is None or sliced:
+                    raise DataError(
+                        f"{named}: a stream needs a limit, and a split without brackets"
+                    )
+                stream = datasets.load_dataset(
+                    source.path, source.name, split=split, streaming=True
+                )
+                return taken(stream.take(most), check)
             table = datasets.load_dataset(source.path, source.name, split=split)
     except DatasetNotFoundError as error:
         if "gated" in str(error):
@@ -111,7 +123,16 @@ def read_hub(source: DataSource) -> list[Row]:
         raise EnvironmentProblem(f"{named}: cannot be fetched ({one_line(error)})") from error
     except (ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise DataError(f"{named}: {one_line(error)}") from error
-    rows: list[Row] = table.select(range(min(source.limit or len(table), len(table)))).to_list()
+    return taken(table.select(range(min(source.limit or len(table), len(table)))), check)
+
+
+def taken(table: Iterable[Row], check: Check) -> list[Row]:
+    """All rows of a table or stream, in its order."""
+    rows: list[Row] = []
+    for row in table:
+        rows.append(dict(row))
+        if len(rows) % EVERY == 0:
+            check()
     return rows
 
 

@@ -33,7 +33,7 @@ class Tokens:
         return cls(tokenizer, tuple(full[:at]))
 
     def encode(self, texts: list[str]) -> list[Ids]:
-        """Token ids of each text, with `start` in front unless the text already begins with it."""
+        """Token ids of each text, with `start` in front exactly once, however often it stands there."""
         return [self._started(tuple(ids)) for ids in self._bare(texts)["input_ids"]]
 
     def encode_with_offsets(self, text: str) -> tuple[Ids, tuple[int, ...]]:
@@ -42,10 +42,10 @@ class Tokens:
             name = type(self.tokenizer).__name__
             raise DataError(f"data.format: messages needs a fast tokenizer, {name} is not one")
         encoding = self._bare([text], return_offsets_mapping=True)
-        bare = tuple(encoding["input_ids"][0])
+        ids = self._started(tuple(encoding["input_ids"][0]))
         begins = tuple(begin for begin, _ in encoding["offset_mapping"][0])
-        ids = self._started(bare)
-        return ids, (-1,) * (len(ids) - len(bare)) + begins
+        behind = len(ids) - len(self.start)
+        return ids, (-1,) * len(self.start) + begins[len(begins) - behind :]
 
     def ended(self, ids: Ids) -> Ids:
         """`ids` with EOS behind, where the tokenizer has one and it does not stand there yet."""
@@ -53,7 +53,9 @@ class Tokens:
         return ids if eos is None or ids[-1:] == (eos,) else (*ids, eos)
 
     def _started(self, ids: Ids) -> Ids:
-        return ids if ids[: len(self.start)] == self.start else self.start + ids
+        while self.start and ids[: len(self.start)] == self.start:
+            ids = ids[len(self.start) :]
+        return self.start + ids
 
     def _bare(self, texts: list[str], **options: bool) -> Any:
         # verbose=False: lengths are our business (data.max_length), not a warning of the library.

@@ -16,8 +16,9 @@ class Batch:
     input_ids (R, T) · positions (N,) flat numbers row * T + column of the hidden states that go
     through the head, row after row · targets (N,) the token that follows each · counts (R,) how many
     positions a row has · vocab (n,) the only logits needed, or None for all · labels (B,) the right
-    option, or None · lengths (R,) tokens before the padding · examples B, numbered from `first` in the
-    whole batch that this one is a part of.
+    option, or None · options (B,) how many of an example's R / B rows are real, or None for all ·
+    lengths (R,) tokens before the padding · examples B, numbered from `first` in the whole batch that
+    this one is a part of.
     """
 
     input_ids: Tensor
@@ -29,6 +30,7 @@ class Batch:
     first: int = 0
     vocab: Tensor | None = None
     labels: Tensor | None = None
+    options: Tensor | None = None
 
     @property
     def example_of_row(self) -> list[int]:

@@ -41,11 +41,21 @@ def collate(examples: Many[Example], width: int) -> Batch:
             labels=labels,
             vocab=torch.tensor([option[0] for option in first]),
         )
-    rows = [(*x.prompt, *option) for x in choices for option in x.options]
-    scored = [
-        range(len(x.prompt), len(x.prompt) + len(option)) for x in choices for option in x.options
+    numbers = [len(x.options) for x in choices]
+    # An example with fewer options than others repeats its last one, which is then left out.
+    filled = [
+        (x, option)
+        for x in choices
+        for option in (*x.options, *x.options[-1:] * (max(numbers) - len(x.options)))
     ]
-    return pad(rows, scored, width, examples=len(choices), labels=labels)
+    return pad(
+        [(*x.prompt, *option) for x, option in filled],
+        [range(len(x.prompt), len(x.prompt) + len(option)) for x, option in filled],
+        width,
+        examples=len(choices),
+        labels=labels,
+        options=None if len(set(numbers)) == 1 else torch.tensor(numbers),
+    )
 
 
 def losses(view: View, batch: Batch, mask: Tensor | None) -> tuple[Losses, Tensor]:
@@ -62,6 +72,10 @@ def losses(view: View, batch: Batch, mask: Tensor | None) -> tuple[Losses, Tenso
         scores = torch.segment_reduce(logs, "mean", lengths=counts, unsafe=True).view(
             copies * batch.examples, -1
         )
+        if batch.options is not None:
+            places = torch.arange(scores.shape[1], device=scores.device)
+            real = places < batch.options[:, None]
+            scores = scores.masked_fill(~real.repeat(copies, 1), -torch.inf)
     labels = batch.labels.repeat(len(scores) // batch.examples)
     lost = nn.functional.cross_entropy(scores, labels, reduction="none").double()
     hits = (scores.argmax(dim=1) == labels).view(-1, batch.examples)

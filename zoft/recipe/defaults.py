@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from zoft.recipe.data_section import with_task
 from zoft.recipe.optimizer_section import (
     SCALAR_WINDOW,
     WINDOW,
@@ -27,13 +28,15 @@ def with_defaults(recipe: Recipe) -> Recipe:
     """Fill in every `auto` that needs neither the model nor the machine. Idempotent.
 
     `device`, `model.compute_dtype`, `model.residency`, `offload`, `memory`, `tune.target_modules`,
-    `optimizer.paired` and, for full tuning, `optimizer.perturbation` stay `auto`.
+    `data.format` where the columns decide, `optimizer.paired` and, for full tuning,
+    `optimizer.perturbation` stay `auto`.
     """
     model, objective, train = recipe.model, recipe.objective, recipe.train
+    data = with_task(recipe.data)
     if model.dtype == "auto":
         model = model.model_copy(update={"dtype": "float32"})
     if objective.name == "auto":
-        name = "choice" if recipe.data.format == "classification" else "lm"
+        name = "choice" if data.format == "classification" else "lm"
         objective = objective.model_copy(update={"name": name})
     if train.micro_batch_size == "auto":
         train = train.model_copy(update={"micro_batch_size": train.batch_size})
@@ -46,6 +49,7 @@ def with_defaults(recipe: Recipe) -> Recipe:
     return recipe.model_copy(
         update={
             "model": model,
+            "data": data,
             "offload": offload,
             "objective": objective,
             "optimizer": _optimizer(recipe),

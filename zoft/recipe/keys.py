@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
@@ -22,16 +22,38 @@ def fields() -> dict[Key, FieldInfo]:
 
 def siblings(section: Key) -> list[str]:
     """The keys directly under `section`; `()` is the top."""
+    section = unnumbered(section)
     return [key[-1] for key in fields() if key[:-1] == section]
+
+
+def unnumbered(key: Key) -> Key:
+    """The key without numbers of sections in a list: data.train.0.path is data.train.path."""
+    kept: Key = ()
+    for part in key:
+        field = fields().get(kept)
+        if not (part.isdecimal() and field and _many(field.annotation)):
+            kept = (*kept, part)
+    return kept
+
+
+def field_of(key: Key) -> FieldInfo | None:
+    """The field of a key."""
+    return fields().get(unnumbered(key))
 
 
 def holds_text(key: Key) -> bool:
     """Whether the key's value is free text, or the key is one of a mapping or list of free texts."""
-    if field := fields().get(key):
-        return field.annotation in (str, str | None)
-    parent = fields().get(key[:-1])
+    if field := field_of(key):
+        return field.annotation in (str, str | None) or holds_texts(key)
+    parent = field_of(key[:-1])
     options = (parent.annotation, *get_args(parent.annotation)) if parent else ()
     return dict[str, str] in options or list[str] in options
+
+
+def holds_texts(key: Key) -> bool:
+    """Whether the key's value is free text or a list of such."""
+    field = field_of(key)
+    return field is not None and field.annotation == str | list[str] | None
 
 
 def _walk(section: type[Section], prefix: Key) -> Iterator[tuple[Key, FieldInfo]]:
@@ -42,6 +64,14 @@ def _walk(section: type[Section], prefix: Key) -> Iterator[tuple[Key, FieldInfo]
 
 
 def _nested(annotation: Any) -> type[Section] | None:
-    """The section that a field holds: `X` and `X | None` alike."""
-    options = (annotation, *get_args(annotation))
-    return next((o for o in options if isinstance(o, type) and issubclass(o, Section)), None)
+    """The section that a field holds: `X`, `X | None` and `X | list[X]` alike."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    return next(filter(None, map(_nested, get_args(annotation))), None)
+
+
+def _many(annotation: Any) -> bool:
+    """Whether a field may hold a list of sections."""
+    if get_origin(annotation) is list:
+        return _nested(annotation) is not None
+    return any(map(_many, get_args(annotation)))

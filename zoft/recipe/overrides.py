@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from zoft.recipe.keys import Key, holds_text
+from zoft.recipe.keys import Key, holds_text, holds_texts
 from zoft.recipe.yaml_text import NotYaml, read
 
 Values = dict[Any, Any]
@@ -34,18 +34,33 @@ def parse(text: str, key: Key) -> Any:
         _, value = read(text)
     except NotYaml:
         return text
-    return value if value is None or isinstance(value, str) or not holds_text(key) else text
+    texts = isinstance(value, list) and all(isinstance(one, str) for one in value)
+    if value is None or isinstance(value, str) or (texts and holds_texts(key)):
+        return value
+    return text if holds_text(key) else value
 
 
 def _set(node: Any, key: Key, value: Any, seen: Key) -> Any:
     if not key:
         return value
-    mapping = _mapping(node, seen)
+    seen = (*seen, key[0])
+    if isinstance(node, list):
+        i = _index(node, seen, add=True)
+        return [
+            *node[:i],
+            _set(node[i] if i < len(node) else None, key[1:], value, seen),
+            *node[i + 1 :],
+        ]
+    mapping = _mapping(node, seen[:-1])
     name = _spelling(mapping, key[0])
-    return {**mapping, name: _set(mapping.get(name), key[1:], value, (*seen, key[0]))}
+    return {**mapping, name: _set(mapping.get(name), key[1:], value, seen)}
 
 
 def _delete(node: Any, key: Key, seen: Key) -> Any:
+    if isinstance(node, list):
+        i = _index(node, (*seen, key[0]), add=False)
+        below = [_delete(node[i], key[1:], (*seen, key[0]))] if len(key) > 1 else []
+        return [*node[:i], *below, *node[i + 1 :]]
     mapping = _mapping(node, seen)
     name = _spelling(mapping, key[0])
     if name not in mapping:
@@ -53,6 +68,16 @@ def _delete(node: Any, key: Key, seen: Key) -> Any:
     if len(key) > 1:
         return {**mapping, name: _delete(mapping[name], key[1:], (*seen, key[0]))}
     return {other: value for other, value in mapping.items() if other != name}
+
+
+def _index(node: list[Any], key: Key, *, add: bool) -> int:
+    """The number of a list's entry; one more than there are stands for a new one."""
+    name, entries = ".".join(key[:-1]), len(node)
+    if not key[-1].isdecimal():
+        raise ValueError(f"{name} is a list; name one of its entries, e.g. {name}.0.{key[-1]}")
+    if int(key[-1]) >= entries + add:
+        raise ValueError(f"{name} has {entries} entries, numbered from 0")
+    return int(key[-1])
 
 
 def _mapping(node: Any, seen: Key) -> Values:
@@ -70,6 +95,8 @@ def _topmost(values: Values, key: Key) -> Key:
     """The shortest beginning of `key` that the values did not have yet; else `key`."""
     node: Any = values
     for depth, name in enumerate(key, start=1):
+        if isinstance(node, list):
+            node = dict(enumerate(node))
         node = node.get(_spelling(node, name)) if isinstance(node, dict) else None
         if node is None:
             return key[:depth]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -11,7 +12,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from zoft.recipe.foreign import ALSO_KNOWN_AS, WITHOUT_EQUIVALENT
-from zoft.recipe.keys import Key, fields, siblings
+from zoft.recipe.keys import Key, field_of, fields, holds_texts, siblings
 
 
 def explain(
@@ -57,6 +58,8 @@ def _key(location: tuple[int | str, ...], values: Any) -> Key:
     for part in location:
         if isinstance(values, Mapping):
             names = {str(name): name for name in values}
+            if str(part) not in names and re.fullmatch(r"DataSource|\w+\[.*\]", str(part)):
+                continue
             values = values.get(names.get(str(part)))
         elif isinstance(values, list) and isinstance(part, int):
             values = values[part] if part < len(values) else None
@@ -68,7 +71,7 @@ def _key(location: tuple[int | str, ...], values: Any) -> Key:
 
 def _say(key: Key, details: list[ErrorDetails]) -> str:
     first = details[0]
-    field = fields().get(key)
+    field = field_of(key)
     description = field.description if field else ""
     match first["type"]:
         case "missing":
@@ -107,6 +110,10 @@ def _expected(key: Key, detail: ErrorDetails) -> str:
             return "text; put it in quotes" if isinstance(detail["input"], int | float) else "text"
         case "string_too_short":
             return "some text"
+        case "list_type" if siblings(key):
+            return "a list of such sections"
+        case "list_type" if holds_texts(key):
+            return "a list of texts"
         case "list_type":
             return "a list such as [q_proj, '*.bias']"
         case "tuple_type" | "too_long":

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from zoft.recipe.data_section import DataSection
+from zoft.recipe.data_section import DataSection, with_task
 from zoft.recipe.optimizer_section import (
     MAX_TERMS,
     OptimizerSection,
@@ -199,7 +199,7 @@ class Recipe(Section):
         cls, objective: ObjectiveSection, info: ValidationInfo
     ) -> ObjectiveSection:
         data = info.data.get("data")
-        if objective.name == "choice" and data and data.format != "classification":
+        if objective.name == "choice" and data and with_task(data).format != "classification":
             raise ValueError(f"choice needs data.format classification, not {data.format}")
         return objective
 

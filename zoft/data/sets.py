@@ -1,0 +1,124 @@
+"""The sets of a recipe, read and encoded: the one place that train, eval and plan get them from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from zoft.data.detect import detect
+from zoft.data.encoding import Counts, Draw, Encoded, encode
+from zoft.data.files import Check, never
+from zoft.data.shares import mixed
+from zoft.data.sources import Rows, load_rows
+from zoft.errors import DataError, RecipeError
+from zoft.recipe.data_section import DataSource, Sources, listed
+from zoft.recipe.schema import Recipe
+
+SETS = ("train", "eval", "test")
+
+
+def silent(_line: str) -> None:
+    """For callers who show the counts in their own way."""
+
+
+def prepare(
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    names: Sequence[str] = SETS,
+    say: Callable[[str], None] = silent,
+    check: Check = never,
+) -> tuple[Recipe, dict[str, Encoded]]:
+    """The sets that the recipe names, and the recipe with `data.format` settled.
+
+    `auto` is settled by the first rows of the first source, for all sets. `say` gets a line per set,
+    `check` is called every few hundred rows and may raise. Raises DataError, RecipeError,
+    EnvironmentProblem; what is wrong with rows names their source.
+    """
+    found: dict[str, Encoded] = {}
+    for name in names:
+        sources: Sources | None = getattr(recipe.data, name)
+        if sources is None:
+            continue
+        needed = recipe.train.steps * recipe.train.batch_size if name == "train" else None
+        rows = [load_rows(source, check, needed) for source in listed(sources)]
+        detected = recipe.data.format == "auto"
+        if detected:
+            recipe = _settled(recipe, listed(sources)[0], rows[0])
+        parts = _parts(recipe, listed(sources), rows, tokenizer, check, drawn=name == "train")
+        found[name] = _joined(parts, listed(sources), recipe.seed)
+        say(f"{name}: {in_words(found[name].counts)}" + _format(recipe, detected))
+        if any(source.weight is not None for source in listed(sources)):
+            say(f"{name}: {len(found[name].examples):,} by weight")
+    return recipe, found
+
+
+def in_words(counts: Counts) -> str:
+    left_out = [
+        f"{number:,} {what}"
+        for number, what in (
+            (counts.truncated, "truncated"),
+            (counts.too_long, "too long, dropped"),
+            (counts.untrained, "without a trained token, dropped"),
+        )
+        if number
+    ]
+    return ", ".join([f"{counts.kept:,} of {counts.read:,} rows", *left_out])
+
+
+def _format(recipe: Recipe, detected: bool) -> str:
+    return f"; format {recipe.data.format}, by its columns" if detected else ""
+
+
+def _settled(recipe: Recipe, source: DataSource, rows: Rows) -> Recipe:
+    try:
+        form = detect(rows, recipe.data)
+    except (DataError, RecipeError) as error:
+        raise type(error)(f"{source.path}: {error}") from error
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"format": form})})
+
+
+def _parts(
+    recipe: Recipe,
+    sources: Sequence[DataSource],
+    rows: Sequence[Rows],
+    tokenizer: PreTrainedTokenizerBase,
+    check: Check,
+    *,
+    drawn: bool,
+) -> list[Encoded]:
+    """Each source encoded by itself, so that a row is numbered as in its file."""
+    parts = []
+    for number, (source, own) in enumerate(zip(sources, rows, strict=True)):
+        try:
+            parts.append(
+                encode(
+                    own,
+                    recipe.data,
+                    tokenizer,
+                    choice=recipe.objective.name == "choice",
+                    draw=Draw(recipe.seed, number) if drawn else None,
+                    check=check,
+                )
+            )
+        except DataError as error:
+            raise DataError(f"{source.path}: {error}") from error
+    return parts
+
+
+def _joined(parts: Sequence[Encoded], sources: Sequence[DataSource], seed: int) -> Encoded:
+    if len(parts) == 1:
+        return parts[0]
+    given = mixed([part.examples for part in parts], [source.weight for source in sources], seed)
+    counts = [part.counts for part in parts]
+    return Encoded(
+        tuple(example for examples in given for example in examples),
+        Counts(
+            sum(x.read for x in counts),
+            sum(x.kept for x in counts),
+            sum(x.truncated for x in counts),
+            sum(x.too_long for x in counts),
+            sum(x.untrained for x in counts),
+        ),
+    )
