@@ -12,7 +12,7 @@ from pathlib import Path
 
 import typer
 
-from zoft.cli import machine, recipes, tuning
+from zoft.cli import data, machine, recipes, tuning
 from zoft.errors import EnvironmentProblem, ZoftError
 from zoft.interrupts import LeftAtOnce, leaving_at_once
 
@@ -52,7 +52,20 @@ shipped.command(short_help="Print a packaged recipe.")(recipes.show)
 shipped.command(short_help="Copy a packaged recipe, to change it.")(recipes.cp)
 app.add_typer(shipped, name="recipes")
 
-GROUPS = ("recipes",)  # alone, each prints its help
+rows = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="""Example: zoft data preview quickstart
+
+    The data of a recipe, as the model will read it.
+    """,
+    short_help="Show what a recipe's rows become; list the packaged prompts.",
+)
+rows.command(short_help="Show what the model will read, and what it learns of it.")(data.preview)
+rows.command(short_help="List the prompts that have a name.")(data.templates)
+app.add_typer(rows, name="data")
+
+GROUPS = ("recipes", "data")  # alone, each prints its help
 
 
 def main(argv: Sequence[str] | None = None) -> int:

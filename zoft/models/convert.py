@@ -85,6 +85,17 @@ def local_safetensors(
     raise EnvironmentProblem(f"model.name: {name} holds neither {WEIGHTS} nor {_BIN}")
 
 
+def local_tokenizer(name: str, revision: str | None, *, trust_remote_code: bool = False) -> Path:
+    """A folder with the tokenizer of the model called `name`; no weights are fetched from the Hub.
+
+    Raises EnvironmentProblem as `local_safetensors` does.
+    """
+    path = Path(name).expanduser()
+    if path.exists() or name.endswith(".gguf") or name.startswith((".", "/", "~")):
+        return local_safetensors(name, revision, trust_remote_code=trust_remote_code)
+    return _snapshot(name, revision, _COMPANIONS + (_CODE if trust_remote_code else ()))
+
+
 def cache_folder() -> Path:
     """Where converted models are kept."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
