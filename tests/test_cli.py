@@ -148,6 +148,9 @@ def test_usage_errors(
         "recipes ls",
         "recipes show",
         "recipes cp",
+        "data",
+        "data preview",
+        "data templates",
     ],
 )
 def test_help_opens_with_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from zoft.data.encoding import Encoded
 from zoft.data.examples import Choice, Example, length
 from zoft.data.examples import Sequence as Learnt
-from zoft.data.sets import in_words, prepare
+from zoft.data.sets import prepare
 from zoft.data.tokens import Tokens
 from zoft.interrupts import stop_on_signals
 from zoft.models.convert import local_tokenizer
@@ -35,7 +35,8 @@ def preview(source: str, overrides: Sequence[str] = (), *, number: int = 3) -> N
     Needs the tokenizer, not the weights.
     """
     recipe = with_defaults(load_recipe(source, overrides))
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False)
+    console.soft_wrap = not console.is_terminal  # a pipe gets whole lines
     with stop_on_signals() as stop:
         where = local_tokenizer(
             recipe.model.name,
@@ -86,8 +87,12 @@ def facts(
 ) -> Iterator[tuple[str, str]]:
     """What is said of a set beside its examples: title and value."""
     examples, tokens = found.examples, Tokens.of(tokenizer)
-    yield "rows", in_words(found.counts)
-    if len(examples) != found.counts.kept:
+    counts = found.counts
+    yield "rows", f"{counts.kept:,} of {counts.read:,} kept, {counts.truncated:,} of them truncated"
+    if counts.kept < counts.read:
+        left_out = f"{counts.too_long:,} too long, {counts.untrained:,} without a trained token"
+        yield "", f"dropped: {left_out}"
+    if len(examples) != counts.kept:
         yield "", f"{len(examples):,} examples by weight"
     lengths = np.array([length(example) for example in examples])
     p50, p90, p99 = (int(p) for p in np.percentile(lengths, [50, 90, 99], method="higher"))

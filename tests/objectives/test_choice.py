@@ -91,6 +91,20 @@ def test_cross_entropy_over_mean_log_probabilities(
     assert abs(loss / len(items) - math.log(3)) > 0.1  # else any scores would pass
 
 
+def test_examples_may_have_different_numbers_of_options(view: View) -> None:
+    """A batch is scored as its examples are alone."""
+    items = [
+        Choice(PROMPTS[1], SEVERAL, 2),
+        Choice(PROMPTS[0], ((40,), (50,)), 1),
+        Choice(PROMPTS[2], (*SEVERAL, (70, 71)), 0),
+    ]
+    alone = [scored(view, [item]) for item in items]
+    together = scored(view, items)
+    assert together.loss == pytest.approx(sum(one.loss for one in alone), rel=1e-5)
+    assert together.hits == sum(one.hits or 0 for one in alone)
+    assert together.weight == len(items)
+
+
 def test_single_tokens_need_one_row_and_their_own_logits(view: View) -> None:
     items = examples(SINGLE)
     batch = choice.collate(items, choice.width(items))

@@ -118,6 +118,27 @@ device: gpu
     ]
 
 
+def test_problems_of_one_of_several_sources_are_named(write: Any) -> None:
+    path = write(
+        GOOD.replace(
+            "{path: t.jsonl}",
+            "\n  - {path: a.jsonl, weigth: 2}\n  - {split: train}\n  - b.jsonl\n  - {path: 3}",
+        )
+    )
+    assert problems(path, "data.train.0.limit=x", "data.eval={pth: a}") == [
+        "r.yaml:4:21: data.train.0.weigth: no such key; did you mean data.train.0.weight?",
+        "r.yaml:5:5: data.train.1.path: missing. A .jsonl, .json, .csv or .parquet file, a folder "
+        "of those, or a Hub set.",
+        "r.yaml:6:5: data.train.2: found 'b.jsonl'; expected a section with the keys path, name, "
+        "split, limit, weight, streaming",
+        "r.yaml:7:6: data.train.3.path: found 3; expected text; put it in quotes",
+        "override 'data.train.0.limit=x': data.train.0.limit: found 'x'; expected a whole number",
+        "override 'data.eval={pth: a}': data.eval.path: missing. A .jsonl, .json, .csv or .parquet "
+        "file, a folder of those, or a Hub set.",
+        "override 'data.eval={pth: a}': data.eval.pth: no such key; did you mean data.eval.path?",
+    ]
+
+
 def test_problems_between_sections_have_a_place(write: Any) -> None:
     found = problems(write(GOOD), "optimizer.directions=129")
     assert found == [

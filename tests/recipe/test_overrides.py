@@ -32,6 +32,26 @@ def test_the_topmost_new_key_is_named() -> None:
     assert apply(values, "eval.every=1")[1] == ("eval",)
 
 
+def test_entries_of_a_list_are_named_by_their_number() -> None:
+    values = {"data": {"train": [{"path": "a"}, {"path": "b"}]}}
+    changed, key = apply(values, "data.train.1.path=c")
+    assert changed == {"data": {"train": [{"path": "a"}, {"path": "c"}]}}
+    assert key == ("data", "train", "1", "path")
+    added, key = apply(values, "data.train.2.path=c")
+    assert added["data"]["train"][2] == {"path": "c"}
+    assert key == ("data", "train", "2")
+    assert apply(values, "~data.train.0")[0] == {"data": {"train": [{"path": "b"}]}}
+    assert apply(changed, "~data.train.0.path")[0]["data"]["train"][0] == {}
+    assert values == {"data": {"train": [{"path": "a"}, {"path": "b"}]}}
+    for override, what in (
+        ("data.train.path=x", r"data.train is a list; name .* data\.train\.0\.path"),
+        ("data.train.3.path=x", "data.train has 2 entries"),
+        ("~data.train.2", "data.train has 2 entries"),
+    ):
+        with pytest.raises(ValueError, match=what):
+            apply(values, override)
+
+
 def test_a_shared_anchor_is_changed_in_one_place_only() -> None:
     shared = {"path": "x"}
     values, _ = apply({"eval": shared, "test": shared}, "test.path=y")
@@ -74,6 +94,10 @@ def test_refused(override: str, what: str) -> None:
         ("data.template", "{text} It was", "{text} It was"),
         ("data.template", "{text}", "{text}"),
         ("data.template", "Review: {text}\nSentiment:", "Review: {text}\nSentiment:"),
+        ("data.template", '["{text} It was", "{text} So"]', ["{text} It was", "{text} So"]),
+        ("data.template", "[{text}]", "[{text}]"),
+        ("data.train.1.split", "1", "1"),
+        ("data.options", "entities", "entities"),
         ("model.revision", "12345e6", "12345e6"),
         ("data.labels.0", "true", "true"),
         # ... but YAML's quotes and its null still mean what they mean.

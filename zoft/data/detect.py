@@ -39,6 +39,6 @@ def detect(rows: Iterable[Row], section: DataSection) -> Format:
         return form
     choices = "; ".join(f"{form}: {', '.join(roles)}" for form, roles in KNOWN)
     raise DataError(
-        f"data.format: no format has the columns found, {', '.join(found) or 'none'}. Expected "
-        f"({choices}); data.columns renames. Row 1: {shown(first[0])}"
+        f"no data.format fits the columns found: {', '.join(found) or 'none'}; expected are those of "
+        f"one format ({choices}); data.columns renames; row 1: {shown(first[0])}"
     )
