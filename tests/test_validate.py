@@ -66,7 +66,7 @@ def test_all_problems_are_said_and_the_first_kind_is_the_exit_code(
     ]  # fmt: skip
     assert lines["tokenizer"].startswith("ok")
     assert len(problems) == 5
-    wanted = ["is not empty", "nope", "data.train: ", "data.eval: row 2", "device: cuda:99"]
+    wanted = ["is not empty", "nope", "data.train: ", "eval.jsonl: row 2: ", "device: cuda:99"]
     for problem, words in zip(problems, wanted, strict=True):
         assert words in problem
 
@@ -74,7 +74,9 @@ def test_all_problems_are_said_and_the_first_kind_is_the_exit_code(
 def test_data_alone_is_exit_code_3(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, lines, problems = checked(made, capsys, "data.max_length=10")
     assert code == 3
-    assert [problem[:14] for problem in problems] == ["data.train: ro", "data.eval: row"]
+    assert [problem.partition(": row ")[0] for problem in problems] == [
+        f"data.{name}: {made.parent / name}.jsonl" for name in ("train", "eval")
+    ]
     assert lines["disk"].startswith("ok")
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from zoft.checkpoint import require_space
-from zoft.data.encoding import encode
 from zoft.data.examples import Example, length
+from zoft.data.sets import SETS, in_words, prepare
 from zoft.data.sources import load_rows
 from zoft.errors import EnvironmentProblem, ZoftError
 from zoft.footprint import footprint
@@ -29,7 +29,7 @@ from zoft.models.quiet import first_line, quiet
 from zoft.objectives.objective import objective_for
 from zoft.offload.safetensors_files import WEIGHTS, WEIGHTS_INDEX, stored_tensors
 from zoft.planning import resolved
-from zoft.recipe.data_section import DataSource
+from zoft.recipe.data_section import listed
 from zoft.recipe.defaults import with_defaults
 from zoft.recipe.load import load_recipe
 from zoft.recipe.schema import ModelSection, Recipe
@@ -92,14 +92,15 @@ def validate(source: str, overrides: Sequence[str] = ()) -> None:
             tokenizer = _tokenizer(recipe.model)
             ok(f"{len(tokenizer):,} tokens")
     sets: dict[str, tuple[Example, ...]] = {}
-    for name, rows in _sources(recipe):
+    names = [name for name in SETS if getattr(recipe.data, name) is not None]
+    for name in names:
         with report.check(f"data.{name}") as ok, _named(f"data.{name}"):
-            sets[name], news = _examples(rows, recipe, tokenizer, shape)
+            recipe, sets[name], news = _examples(name, recipe, tokenizer, shape)
             ok(news)
     if shape is None:
         report.skip("memory, disk", "they follow from the model")
     else:
-        known = len(sets) == len(_sources(recipe)) and all(sets.values())
+        known = len(sets) == len(names) and all(sets.values())
         shape = shape_of(recipe, sets) if known else shape
         with report.check("memory") as ok, _named("memory"):
             ok(_memory(recipe, shape))
@@ -177,12 +178,6 @@ def _tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
     return found
 
 
-def _sources(recipe: Recipe) -> list[tuple[str, DataSource]]:
-    data = recipe.data
-    named = [("train", data.train), ("eval", data.eval), ("test", data.test)]
-    return [(name, source) for name, source in named if source is not None]
-
-
 @contextmanager
 def _named(name: str) -> Iterator[None]:
     """Say what a problem is about: a row's number says nothing without the set that it is in."""
@@ -193,35 +188,23 @@ def _named(name: str) -> Iterator[None]:
 
 
 def _examples(
-    source: DataSource,
+    name: str,
     recipe: Recipe,
     tokenizer: PreTrainedTokenizerBase | None,
     shape: Shape | None,
-) -> tuple[tuple[Example, ...], str]:
-    """The examples of one set, none without a tokenizer."""
-    rows = load_rows(source)
+) -> tuple[Recipe, tuple[Example, ...], str]:
+    """The recipe with its format settled and the examples of one set, none without a tokenizer."""
     if tokenizer is None:
-        return (), f"{len(rows):,} rows; labels and lengths not looked at, without a tokenizer"
-    choice = recipe.objective.name == "choice"
-    found = encode(rows, recipe.data, tokenizer, choice=choice)
+        number = sum(len(load_rows(source)) for source in listed(getattr(recipe.data, name)))
+        news = f"{number:,} rows; labels and lengths not looked at, without a tokenizer"
+        return recipe, (), news
+    recipe, sets = prepare(recipe, tokenizer, names=(name,))
+    found = sets[name]
     if shape is not None and shape.outline is not None:
-        objective = objective_for("choice" if choice else "lm")
+        objective = objective_for("choice" if recipe.objective.name == "choice" else "lm")
         require_fits(shape.outline, found.examples, objective)
     longest = max(map(length, found.examples))
-    counts = found.counts
-    left_out = "".join(
-        f", {number:,} {what}"
-        for number, what in (
-            (counts.truncated, "truncated"),
-            (counts.too_long, "too long"),
-            (counts.untrained, "without a trained token"),
-        )
-        if number
-    )
-    return (
-        found.examples,
-        f"{counts.kept:,} of {counts.read:,} rows, up to {longest} tokens{left_out}",
-    )
+    return recipe, found.examples, f"{in_words(found.counts)}, up to {longest} tokens"
 
 
 def _memory(recipe: Recipe, shape: Shape) -> str:

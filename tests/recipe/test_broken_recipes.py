@@ -49,7 +49,8 @@ TEXTS: dict[str, tuple[str | bytes, list[tuple[str, str]]]] = {
         at("lr: 1e-6", "name: mezzo"),
         [(":8:3: optimizer.name: found 'mezzo'", "r-adazo or mezo")],
     ),
-    "typo in a label's section": (at("labels", "lables"), [(":3:1: data.labels: ", "two"),
+    "typo in a label's section": (at("labels", "lables"), [
+        (":5:3: data.template: ", "needs data.labels"),
         (":6:3: data.lables: ", "did you mean data.labels?")]),
     "case matters": (at("steps", "Steps"), [(":10:3: train.Steps: ", "did you mean train.steps?")]),
     "key in another section": (at("lr: 1e-6", "steps: 3"), [(":8:3: optimizer.steps: ", "train.steps")]),

@@ -16,8 +16,8 @@ model:
 data:
   train:
     path: ${env:DATA:-data}/train.jsonl
-  template: "{text} cost $5, $${env:NAME}"
-  labels: {1: great, 0: bad}
+  template: "{text} cost $5"
+  labels: {1: "$${env:NAME}", 0: bad}
 optimizer:
   lr: ${env:LR}
 """
@@ -106,7 +106,8 @@ def test_a_recipe_with_references(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert (recipe.model.name, recipe.optimizer.lr) == ("some/model", 1e-4)
     assert (recipe.train.steps, recipe.seed) == (3, 11)
     assert recipe.data.train.path == "data/train.jsonl"
-    assert recipe.data.template == "{text} cost $5, ${env:NAME}"
+    assert recipe.data.template == "{text} cost $5"
+    assert recipe.data.labels == {"1": "${env:NAME}", "0": "bad"}
     # As written in recipe.yaml, as it is in resolved.yaml, which no variable changes any more.
     assert recipe_text(path) == RECIPE
     path.write_text(dump_recipe(recipe))
