@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Formatting, lint, types, generated pages, the Dockerfile. To repair the first two: .venv/bin/ruff format; .venv/bin/ruff check --fix
+# Formatting, lint, types, generated pages, the Dockerfile (hadolint). To repair the first two:
+# .venv/bin/ruff format; .venv/bin/ruff check --fix; for the pages: .venv/bin/python scripts/docs.py
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/env.sh test

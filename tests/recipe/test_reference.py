@@ -120,3 +120,15 @@ def test_the_reference_uses_no_section_twice() -> None:
     ]
     sections = [entry.key for entry in reference.entries() if entry.is_section]
     assert headings == ["## Top level", *(f"## {section}" for section in sections)]
+
+
+def test_the_broken_recipe_of_the_docs_is_answered_as_they_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (ROOT / "docs" / "recipes.md").read_text()
+    recipe = page.split("```yaml\n")[2].split("```")[0]
+    said = [line.strip() for line in page.splitlines() if line.startswith("    error: ")]
+    monkeypatch.chdir(tmp_path)
+    Path("broken.yaml").write_text(recipe)
+    assert main(["train", "broken.yaml", "train.lr=3"]) == 2
+    assert capsys.readouterr().err.splitlines() == said
