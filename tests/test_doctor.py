@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
@@ -99,3 +100,19 @@ def test_sizes_count_each_file_once(tmp_path: Path) -> None:
     (tmp_path / "snapshot").hardlink_to(tmp_path / "blob")
     assert doctor._size(tmp_path) == "0.01 GiB"
     assert doctor._size(tmp_path / "nowhere") == "0.00 GiB"
+
+
+def test_gpus_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = SimpleNamespace(name="NVIDIA H200", major=9, minor=0)
+    for name, answer in {
+        "is_available": True,
+        "device_count": 1,
+        "get_device_properties": card,
+        "mem_get_info": (2**35, 2**37),
+        "get_device_capability": (9, 0),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
+    assert doctor._gpu() == [
+        "cuda:0 NVIDIA H200, compute capability 9.0, 32.00 GiB of 128.00 GiB free, computes in "
+        "bfloat16"
+    ]
