@@ -87,7 +87,7 @@ def test_without_a_model_the_rows_are_read_all_the_same(
     assert (code, problems) == (4, ["model.name: there is no ./nowhere"])
     assert lines["tokenizer"] == "not looked at: there is no model"
     assert lines["data.train"].startswith("ok, 48 rows; labels and lengths not looked at")
-    assert lines["memory, dis"].startswith("k not looked at")
+    assert lines["disk"] == "not looked at: it follows from the model"
 
 
 def test_weights_must_be_there(
@@ -104,6 +104,14 @@ def test_weights_must_be_there(
     code, lines, (problem,) = checked(made, capsys, f"model.name={model}")
     assert (code, lines["tokenizer"][:2]) == (4, "ok")
     assert "holds neither model.safetensors nor pytorch_model.bin" in problem
+
+
+def test_an_adapter_is_no_base(
+    made: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    code, _, (problem,) = checked(made, capsys, f"model.name={tmp_path}")
+    assert (code, problem) == (4, f"model.name: {tmp_path} is an adapter; name its base model")
 
 
 def test_disk_and_memory(

@@ -22,6 +22,7 @@ from zoft.data.sources import load_rows
 from zoft.errors import EnvironmentProblem, ZoftError
 from zoft.footprint import footprint
 from zoft.machine import resolve
+from zoft.models.adapters import is_adapter
 from zoft.models.convert import cache_folder, local_folder, local_safetensors
 from zoft.models.load import load_tokenizer
 from zoft.models.outline import load_config
@@ -81,6 +82,8 @@ def validate(source: str, overrides: Sequence[str] = ()) -> None:
     recipe = _settled(recipe)
     config = shape = tokenizer = None
     with report.check("model") as ok:
+        if is_adapter(recipe.model.name):
+            local_safetensors(recipe.model.name, None)  # says that it is one
         config = load_config(recipe.model)
         where = _weights(recipe.model)
         shape = shape_of(recipe)
@@ -98,7 +101,8 @@ def validate(source: str, overrides: Sequence[str] = ()) -> None:
             recipe, sets[name], news = _examples(name, recipe, tokenizer, shape)
             ok(news)
     if shape is None:
-        report.skip("memory, disk", "they follow from the model")
+        report.skip("memory", "it follows from the model")
+        report.skip("disk", "it follows from the model")
     else:
         known = len(sets) == len(names) and all(sets.values())
         shape = shape_of(recipe, sets) if known else shape
