@@ -10,7 +10,7 @@ class Sequence:
     """One text. Each supervised position p >= 1 is the target of what stands before it.
 
     `ids[: supervised[0]]` is the prompt, where there is one. `answers` are the texts that a generated
-    reply is compared with; the first of them is learnt.
+    reply is compared with; the first of them is learnt. None: the supervised text is the answer.
     """
 
     ids: tuple[int, ...]
@@ -37,3 +37,13 @@ def length(example: Example) -> int:
             return len(ids)
         case Choice(prompt=prompt, options=options):
             return len(prompt) + max(map(len, options))
+
+
+def right(example: Example) -> Sequence:
+    """The example as one text to be learnt: of a choice, its prompt and the right option."""
+    match example:
+        case Sequence():
+            return example
+        case Choice(prompt=prompt, options=options, label=label):
+            ids = prompt + options[label]
+            return Sequence(ids, tuple(range(len(prompt), len(ids))))

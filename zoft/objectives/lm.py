@@ -1,4 +1,4 @@
-"""`lm`: cross-entropy of the supervised tokens."""
+"""`lm`: cross-entropy of the supervised tokens; of rows with options, of the right one's."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Sequence as Many
 import torch
 from torch import Tensor
 
-from zoft.data.examples import Example, Sequence
+from zoft.data.examples import Example, right
 from zoft.objectives.batch import Batch, pad
 from zoft.zo.estimators import Losses
 from zoft.zo.probe import View
 
 
 def width(examples: Many[Example]) -> int:
-    return max(len(x.ids) for x in examples if isinstance(x, Sequence))
+    return max(len(right(x).ids) for x in examples)
 
 
 def collate(examples: Many[Example], width: int) -> Batch:
     """One row per example."""
-    sequences = [x for x in examples if isinstance(x, Sequence)]
+    sequences = [right(x) for x in examples]
     return pad(
         [x.ids for x in sequences],
         [x.supervised for x in sequences],
