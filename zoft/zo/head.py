@@ -27,9 +27,10 @@ def chunk_words(rows: int, columns: int) -> int:
 @dataclass(frozen=True, slots=True)
 class Lean:
     """What the head computes: of the hidden states at flat `positions` (N,) the logits (N, n) of the
-    tokens `vocab` (n,), or of all, or, with `targets` (N,), -log p of these as (N, 1)."""
+    tokens `vocab` (n,), or of all, or, with `targets` (N,), -log p of these as (N, 1). Without
+    positions: the logits (R, 1, V) of the last column, which is all that the next token needs."""
 
-    positions: Tensor
+    positions: Tensor | None
     vocab: Tensor | None = None
     targets: Tensor | None = None
 
@@ -49,6 +50,8 @@ class Head:
             lean = self.lean
             if lean is None:
                 raise RuntimeError("the head ran outside logits()")
+            if lean.positions is None:
+                return inner(hidden[:, -1:])  # type: ignore[no-any-return]
             tokens = hidden.shape[1]
             hidden = hidden.reshape(-1, hidden.shape[-1])[lean.positions]
             with self.values.narrowed(self._rows(lean.positions, tokens)):

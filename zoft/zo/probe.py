@@ -100,6 +100,20 @@ class View:
         """The model at theta itself, with the same lean head."""
         return self.probe(None, 0.0)
 
+    @contextmanager
+    def decoding(self, rows: int, length: int) -> Iterator[None]:
+        """The model at theta for a library's decoding: inside, `model` itself may be called, with a
+        cache, on `rows` rows that grow to `length` tokens. It gives the logits of the last column."""
+        config: Any = self.model.config
+        everyone = make_rows(rows, (0,), (0.0,), self.values.rows.which_tensor.device)
+        with (
+            self.plain(),
+            self.values.narrowed(everyone),
+            bounded_attention(config, rows, length),
+        ):
+            self._head.lean = Lean(None)
+            yield
+
     def logits(
         self,
         input_ids: Tensor,
