@@ -159,7 +159,7 @@ def shortened(example: Example, limit: int, start: int) -> Example | None:
     """
     excess = length(example) - limit
     match example:
-        case Sequence(ids=ids, supervised=supervised, answers=answers):
+        case Sequence(ids=ids, supervised=supervised):
             cut = min(excess, max(supervised[0] - max(start, 1), 0))
             kept = (ids[:start] + ids[start + cut :])[:limit]
             moved = tuple(p - cut for p in supervised if p - cut < limit)
