@@ -157,3 +157,19 @@ def test_what_is_installed_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert libraries() == LIBRARIES
     monkeypatch.setattr("zoft.footprint.find_spec", lambda name: name)
     assert libraries() == LIBRARIES + QUANTIZERS
+
+
+def test_answers_that_are_written_keep_keys_and_values(tmp_path: Path) -> None:
+    data = {"train": {"path": "none"}, "eval": {"path": "none"}, "format": "messages"}
+    settings = {"data": {**data, "max_length": 24}, "tune": {"method": "lora"}}
+
+    def phases(**section: Any) -> dict[str, int]:
+        found = footprint(*planned(tmp_path, **settings, eval={"batch_size": 8, **section}))
+        return {x.name: x.device for x in found.phases}
+
+    assert "evaluation: answers" not in phases()
+    short, long = (
+        phases(metric="f1", max_new_tokens=tokens)["evaluation: answers"] for tokens in (10, 20)
+    )
+    # Keys and values of 2 heads of 12 in 2 layers, and once more of one layer, twice for the heap.
+    assert long - short == 2 * (8 * 10 * 2 * 2 * 12 * 4) * (2 + 1)

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from zoft.data.examples import Choice, Example, Sequence
-from zoft.errors import Interrupted
+from zoft.errors import DataError, Interrupted, RecipeError
+from zoft.models.generation import Decoding, completions
 from zoft.objectives.objective import objective_for
 from zoft.objectives.score import Score
-from zoft.scoring import needs_mask, score
+from zoft.recipe.schema import EvalSection
+from zoft.scoring import evaluate_set, needs_mask, score
 from zoft.zo.probe import View
 
 CPU = torch.device("cpu")
@@ -95,6 +97,86 @@ def test_between_is_called_after_each_batch_and_may_stop(view: View) -> None:
     assert len(calls) == 2
     score(view, objective_for("lm"), SEQUENCES, between=lambda: calls.append(1), **settings)
     assert len(calls) == 2 + 3  # the probe was left: a whole evaluation ran
+
+
+def evaluated(
+    view: View, name: Any, examples: list[Example], between: Any = lambda: None, **settings: Any
+) -> dict[str, Any]:
+    section = EvalSection(batch_size=3, **settings)
+    return evaluate_set(
+        view, objective_for(name), examples, tiny.tokenizer(), section,
+        masked=False, device=CPU, between=between,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "examples", "metric", "keys"),
+    [
+        ("choice", CHOICES, "auto", ["accuracy", "loss"]),
+        ("choice", CHOICES, "loss", ["loss", "accuracy"]),
+        ("choice", CHOICES, "f1", ["f1", "exact_match", "accuracy", "loss"]),
+        ("lm", CHOICES, "auto", ["accuracy", "loss"]),
+        ("lm", CHOICES, "loss", ["loss"]),
+        ("lm", SEQUENCES, "auto", ["loss"]),
+        ("lm", SEQUENCES, "exact_match", ["exact_match", "f1", "loss"]),
+    ],
+)
+def test_the_metric_comes_first(
+    view: View, name: str, examples: list[Example], metric: str, keys: list[str]
+) -> None:
+    found = evaluated(view, name, examples, metric=metric, max_new_tokens=3)
+    assert list(found) == [*keys, "rows", "seconds"]
+    assert found["rows"] == 7
+    assert found["loss"] == pytest.approx(scored(view, name, examples, 3, False).mean)
+    if "accuracy" in keys:  # a choice, whatever is minimised
+        assert found["accuracy"] == scored(view, "choice", CHOICES, 3, False).accuracy
+
+
+def test_lm_loss_of_a_choice_is_that_of_its_right_option(view: View) -> None:
+    texts = [
+        Sequence(x.ids + c.options[c.label], ()) for x, c in zip(SEQUENCES, CHOICES, strict=True)
+    ]
+    texts = [
+        Sequence(t.ids, tuple(range(len(x.ids), len(t.ids))))
+        for x, t in zip(SEQUENCES, texts, strict=True)
+    ]
+    there = scored(view, "lm", CHOICES, 3, False)
+    assert (there.loss, there.weight) == (scored(view, "lm", texts, 3, False).loss, 10)
+
+
+def test_a_model_that_writes_the_answer_is_right(view: View) -> None:
+    """Rows whose gold answer is what the model says, and some of which it is not."""
+    prompts = [x.ids for x in SEQUENCES]
+    written = completions(view, tiny.tokenizer(), prompts, Decoding(4), batch_size=1, device=CPU)
+    answers = [text if i % 7 else "something else" for i, text in enumerate(written)]
+    rows: list[Example] = [
+        Sequence((*ids, 40), (len(ids),), ("never", answer))
+        for ids, answer in zip(prompts, answers, strict=True)
+    ]
+    found = evaluated(view, "lm", rows, metric="f1", max_new_tokens=4)
+    assert found["exact_match"] == pytest.approx(6 / 7)
+    assert 6 / 7 <= found["f1"] < 1
+
+
+def test_written_answers_stop_between_tokens(view: View) -> None:
+    calls: list[int] = []
+
+    def stop() -> None:
+        calls.append(1)
+        if len(calls) == 4:
+            raise Interrupted("enough", 130)
+
+    with pytest.raises(Interrupted):
+        evaluated(view, "lm", SEQUENCES, stop, metric="f1", max_new_tokens=5)
+    assert len(calls) == 4
+    assert evaluated(view, "lm", SEQUENCES, metric="f1", max_new_tokens=2)["rows"] == 7
+
+
+def test_what_a_metric_cannot_score_is_said(view: View) -> None:
+    with pytest.raises(RecipeError, match=r"eval.metric: accuracy needs rows with options"):
+        evaluated(view, "lm", SEQUENCES, metric="accuracy")
+    with pytest.raises(DataError, match=r"lower eval.max_new_tokens \(250\) or data.max_length"):
+        evaluated(view, "lm", SEQUENCES, metric="f1", max_new_tokens=250)
 
 
 @pytest.mark.parametrize("build", [tiny.llama, tiny.opt, tiny.gpt2, tiny.qwen2])

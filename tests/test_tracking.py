@@ -160,6 +160,8 @@ def test_a_score_in_words() -> None:
     event = {"accuracy": 0.5321, "loss": 1.104, "rows": 1000}
     assert in_words(event) == "accuracy 0.532, loss 1.1040 (1,000 rows)"
     assert in_words({"loss": None, "rows": 5}) == "loss not finite (5 rows)"
+    event = {"step": 3, "exact_match": 0.5, "f1": 0.61, "loss": 2, "rows": 5, "seconds": 1.2}
+    assert in_words(event) == "exact match 0.500, f1 0.610, loss 2.0000 (5 rows)"
 
 
 def test_no_terminal_gets_plain_lines() -> None:

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from typing import Literal
 
 from zoft.machine import DTYPES
-from zoft.recipe.schema import Recipe
+from zoft.recipe.schema import GENERATED, Recipe
 from zoft.shape import Shape, Texts, Weight
 from zoft.zo.head import chunk_words
 from zoft.zo.rows import PRODUCT
@@ -138,6 +138,8 @@ def footprint(
     if texts is not None:
         phases.append(item("evaluation: blocks", count.blocks(texts, recipe_rows, 1)))
         phases.append(item("evaluation: head", count.head(texts, recipe_rows, 1)))
+        if recipe.eval.metric in GENERATED:
+            phases.append(item("evaluation: answers", count.answers(texts)))
     return Footprint(
         residency,
         tuple(sorted(kept)),
@@ -286,6 +288,17 @@ class _Count:
         low = self.compute if self.compute < 4 else 0
         logits = scored * self._words(texts, rows * copies) * (low + 2 * 4)
         return self._taken(2 * hidden + logits, HEAP_HEAD)
+
+    def answers(self, texts: Texts) -> int:
+        """Prompts as one pass, every token's keys and values, and a layer's again as they grow; logits
+        of the last column, as computed and in float32."""
+        rows, longest = self.recipe.eval.batch_size, texts.longest
+        tokens = longest + self.recipe.eval.max_new_tokens
+        kept = rows * tokens * self.shape.cache
+        grows = kept // max(1, self.shape.blocks)
+        logits = rows * self.shape.vocabulary * (self.compute + 2 * 4)
+        live = self.shape.trace(rows, longest).live
+        return self._taken(live + kept + grows + logits, HEAP_BLOCKS)
 
     def _taken(self, live: int, heap: float) -> int:
         return int(live * heap) if self.recipe.device == "cpu" else live

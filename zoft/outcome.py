@@ -33,7 +33,7 @@ def finish(trainer: Trainer, folder: RunFolder) -> None:
     elif trainer.eval_set is not None:
         scored = trainer.scores[trainer.step]
         kept: dict[str, Any] = {
-            key: scored[key] for key in ("accuracy", "loss", "rows", "seconds") if key in scored
+            key: value for key, value in scored.items() if key not in ("event", "step")
         }
         values = {"set": "eval", **kept}
     values["peak_memory_bytes"] = peak_memory_bytes(trainer.device)

@@ -42,7 +42,7 @@ from zoft.recipe.schema import Recipe
 from zoft.residency import budgets, choose, settled
 from zoft.resume import begin, go_on
 from zoft.run_folder import RunFolder, keep_choices, require_empty, require_same, run_of
-from zoft.scoring import needs_mask, require_fits
+from zoft.scoring import needs_mask, require_fits, with_metric
 from zoft.shape import shape_of
 from zoft.tracking import Metrics, Narrator, narrator_for
 from zoft.trainer import Trainer
@@ -158,6 +158,8 @@ def _build(
     objective = objective_for(recipe.objective.name)  # type: ignore[arg-type]
     for encoded in sets.values():
         require_fits(model, encoded.examples, objective)
+    if "eval" in sets:
+        recipe = with_metric(recipe, sets["eval"].examples)
     parameters = tuned_parameters(model, recipe.tune)
     ids = parameter_ids(parameters)
     tuned = tuned_weights(parameters, ids, decays(model))

@@ -2,19 +2,114 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from math import fsum
+from typing import Any, Literal
 
 import torch
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
-from zoft.data.examples import Example
-from zoft.errors import DataError
-from zoft.objectives.objective import Objective
+from zoft.data.examples import Choice, Example
+from zoft.errors import DataError, RecipeError
+from zoft.models.generation import Decoding, completions, require_room
+from zoft.objectives.answers import answers_of, best_f1, exact_match, prompt_of
+from zoft.objectives.objective import Objective, objective_for
 from zoft.objectives.score import Score
+from zoft.recipe.schema import GENERATED, EvalSection, Recipe
 from zoft.zo.probe import View
 
 LOOKED_AT = 64  # positions at which a pass with an attention mask is compared with one without
+
+
+Metric = Literal["loss", "accuracy", "f1", "exact_match"]
+
+
+def evaluate_set(
+    view: View,
+    objective: Objective,
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    settings: EvalSection,
+    *,
+    masked: bool,
+    device: torch.device,
+    between: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """What the set scores at the current weights: loss, accuracy where rows have options, f1 and
+    exact_match where `settings` ask for one of them (the metric first), then rows and seconds.
+
+    `between` is called after each batch, and after each token that is written. Raises DataError,
+    RecipeError if the rows have not what the metric needs.
+    """
+    begun, metric = time.perf_counter(), metric_of(settings, examples)
+    size = settings.batch_size
+    found: dict[str, float | None] = {}
+    if metric in GENERATED:  # first: it says at once what does not fit
+        found |= written_scores(view, examples, tokenizer, settings, device=device, between=between)
+    result = score(
+        view, objective, examples, batch_size=size, masked=masked, device=device, between=between
+    )
+    if result.hits is None and metric == "accuracy":
+        chosen = score(
+            view, objective_for("choice"), examples, batch_size=size, masked=masked,
+            device=device, between=between,
+        )  # fmt: skip
+        found["accuracy"] = chosen.accuracy
+    elif result.hits is not None:
+        found["accuracy"] = result.accuracy
+    found["loss"] = result.mean
+    seconds = round(time.perf_counter() - begun, 3)
+    return {metric: found.pop(metric), **found, "rows": len(examples), "seconds": seconds}
+
+
+def metric_of(settings: EvalSection, examples: Sequence[Example]) -> Metric:
+    """What `eval.metric` means for these rows. Raises RecipeError for accuracy without options."""
+    options = all(isinstance(example, Choice) for example in examples)
+    match settings.metric:
+        case "auto":
+            return "accuracy" if options else "loss"
+        case "accuracy" if not options:
+            raise RecipeError("eval.metric: accuracy needs rows with options; set loss, or f1")
+        case metric:
+            return metric
+
+
+def with_metric(recipe: Recipe, examples: Sequence[Example]) -> Recipe:
+    """The recipe with what `eval.metric: auto` means for its eval set."""
+    section = recipe.eval.model_copy(update={"metric": metric_of(recipe.eval, examples)})
+    return recipe.model_copy(update={"eval": section})
+
+
+def written_scores(
+    view: View,
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    settings: EvalSection,
+    *,
+    device: torch.device,
+    between: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
+    """f1 and exact_match, 0 to 1, of what the model writes behind each row's prompt, greedily.
+
+    A line's end ends an answer, unless answers of the set have several lines.
+    """
+    prompts = [prompt_of(example) for example in examples]
+    answers = [answers_of(example, tokenizer) for example in examples]
+    tokens = settings.max_new_tokens
+    advice = f"lower eval.max_new_tokens ({tokens}) or data.max_length"
+    require_room(view, prompts, tokens, advice)
+    one_line = not any("\n" in answer.strip() for those in answers for answer in those)
+    texts = completions(
+        view, tokenizer, prompts, Decoding(tokens, one_line),
+        batch_size=settings.batch_size, device=device, between=between,
+    )  # fmt: skip
+    pairs = list(zip(texts, answers, strict=True))
+    return {
+        "f1": fsum(best_f1(text, those) for text, those in pairs) / len(pairs),
+        "exact_match": sum(exact_match(text, those) for text, those in pairs) / len(pairs),
+    }
 
 
 def score(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
 from torch import nn
+from transformers import PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from zoft.data.examples import Choice, Example, length
@@ -67,6 +68,7 @@ class Shape:
     """A model (weights in order, the head's weight by name, bytes of buffers) and its examples.
 
     `known` is False where the data could not be read, so that `data.max_length` had to stand in.
+    `cache` is bytes of keys and values of one token, while an evaluation writes.
     """
 
     weights: tuple[Weight, ...]
@@ -77,6 +79,7 @@ class Shape:
     train: Texts
     evaluation: Texts | None
     known: bool = True
+    cache: int = 0
     outline: nn.Module | None = field(default=None, repr=False, compare=False)
 
     @cached_property
@@ -123,7 +126,7 @@ def shape_of(recipe: Recipe, sets: Mapping[str, Sequence[Example]] | None = None
     guess = _guess(recipe, positions)
     train = texts_of(sets["train"]) if sets else guess
     others = [
-        texts_of(sets[name]) if sets else guess
+        _scored(texts_of(sets[name]), recipe) if sets else guess
         for name, source in (("eval", recipe.data.eval), ("test", recipe.data.test))
         if source is not None
     ]
@@ -137,6 +140,7 @@ def shape_of(recipe: Recipe, sets: Mapping[str, Sequence[Example]] | None = None
         train=train,
         evaluation=_joined(others) if others else None,
         known=bool(sets),
+        cache=_cache(text, DTYPES[recipe.model.compute_dtype].itemsize),
         outline=model,
     )
 
@@ -155,6 +159,24 @@ def texts_of(examples: Sequence[Example]) -> Texts:
     rows = max(len(x.options) for x in choices)
     scored = max(len(option) for x in choices for option in x.options)
     return Texts(longest, rows, scored, tokens, number)
+
+
+def _scored(texts: Texts, recipe: Recipe) -> Texts:
+    """Of rows with options `lm` scores the right one's tokens as well, by the whole head."""
+    if recipe.objective.name == "lm" and not texts.scored:
+        return replace(texts, scored=1)
+    return texts
+
+
+def _cache(config: PreTrainedConfig, itemsize: int) -> int:
+    """Keys and values of one token in all layers; of latent or linear attention, which keep less, too
+    much."""
+    heads, groups, each = (
+        max(value) if isinstance(value := getattr(config, name, None), list | tuple) else value or 0
+        for name in ("num_attention_heads", "num_key_value_heads", "head_dim")
+    )
+    each = each or config.hidden_size // max(1, heads)
+    return int(2 * (groups or heads) * each * config.num_hidden_layers * itemsize)
 
 
 def _guess(recipe: Recipe, positions: int | None) -> Texts:

@@ -14,6 +14,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from zoft.errors import EnvironmentProblem
 
 Event = dict[str, Any]
+# What an evaluation may have measured, as it is called in a line.
+SCORES = {"accuracy": "accuracy", "f1": "f1", "exact_match": "exact match", "loss": "loss"}
 SMOOTH = 0.95  # of the loss that is shown: one batch's loss says little
 
 
@@ -134,10 +136,13 @@ def describe(event: Event, loss: float | None) -> str:
 
 
 def in_words(event: Event) -> str:
-    """accuracy 0.532, loss 1.1040 (1000 rows)"""
-    accuracy = f"accuracy {event['accuracy']:.3f}, " if "accuracy" in event else ""
-    loss = "not finite" if event["loss"] is None else f"{event['loss']:.4f}"
-    return f"{accuracy}loss {loss} ({event['rows']:,} rows)"
+    """accuracy 0.532, loss 1.1040 (1000 rows): the scores in the event's order"""
+    scores = [f"{SCORES[key]} {_score(key, event[key])}" for key in event if key in SCORES]
+    return f"{', '.join(scores)} ({event['rows']:,} rows)"
+
+
+def _score(name: str, value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.{4 if name == 'loss' else 3}f}"
 
 
 def narrator_for(steps: int, every: int) -> Narrator:

@@ -22,7 +22,7 @@ from zoft.objectives.batch import Batch
 from zoft.objectives.objective import Objective
 from zoft.offload.streamer import Streamer
 from zoft.recipe.schema import Recipe
-from zoft.scoring import score
+from zoft.scoring import evaluate_set
 from zoft.tracking import Event, Metrics, Narrator, in_words
 from zoft.zo.estimators import Estimator, Losses
 from zoft.zo.optimizers.mezo import MeZO
@@ -184,20 +184,17 @@ class Trainer:
         self.narrator.say(f"eval {what}: {in_words(event)}")
 
     def evaluate(self, examples: Sequence[Example]) -> dict[str, Any]:
-        """accuracy (where there are labels), loss, rows, seconds."""
-        begun = time.perf_counter()
-        result = score(
+        """Its scores, eval.metric first, then rows and seconds."""
+        return evaluate_set(
             self.estimator.view,
             self.objective,
             examples,
-            batch_size=self.recipe.eval.batch_size,
+            self.tokenizer,
+            self.recipe.eval,
             masked=self.masked,
             device=self.device,
             between=self.stop.check,
         )
-        values: dict[str, Any] = {} if result.accuracy is None else {"accuracy": result.accuracy}
-        seconds = round(time.perf_counter() - begun, 3)
-        return {**values, "loss": result.mean, "rows": len(examples), "seconds": seconds}
 
     def _checkpoint(self, journal: Journal) -> None:
         target = checkpoint.checkpoint_folder(self.folder, self.step)
@@ -233,15 +230,17 @@ class Trainer:
         checkpoint.write_model(folder, self.model, self.tokenizer, streamed)
 
     def best_steps(self) -> list[int]:
-        """The scored checkpoints' steps, best first: by accuracy, then by loss, then the earlier."""
+        """The scored checkpoints' steps, best first: by eval.metric, then loss, then the earlier."""
+        metric, lower = self.recipe.eval.metric, self.recipe.eval.metric == "loss"
         present = {path.name for path in checkpoint.find(self.folder)}
         scored = [
             event
             for step, event in self.scores.items()
             if checkpoint.checkpoint_folder(self.folder, step).name in present
             and event["loss"] is not None
+            and event.get(metric) is not None  # a resumed run may have another metric than before
         ]
-        scored.sort(key=lambda e: (-e.get("accuracy", 0.0), e["loss"], e["step"]))
+        scored.sort(key=lambda e: (e[metric] if lower else -e[metric], e["loss"], e["step"]))
         return [event["step"] for event in scored]
 
 

@@ -92,6 +92,12 @@ def test_an_empty_section_means_its_defaults() -> None:
             "not text",
         ),
         (
+            data(format="text", **BARE) | {"eval": {"metric": "accuracy"}},
+            ("eval",),
+            "options, not text",
+        ),
+        (data(format="text", **BARE) | {"eval": {"metric": "f1"}}, ("eval",), "a prompt, not text"),
+        (
             {"train": {"batch_size": 4, "micro_batch_size": 5}},
             ("train", "micro_batch_size"),
             "5 is more than train.batch_size 4",

@@ -46,12 +46,19 @@ def prepare(
         detected = recipe.data.format == "auto"
         if detected:
             recipe = _settled(recipe, listed(sources)[0], rows[0])
-        parts = _parts(recipe, listed(sources), rows, tokenizer, check, drawn=name == "train")
+        parts = _parts(name, recipe, listed(sources), rows, tokenizer, check)
         found[name] = _joined(parts, listed(sources), recipe.seed)
         say(f"{name}: {in_words(found[name].counts)}" + _format(recipe, detected))
         if any(source.weight is not None for source in listed(sources)):
             say(f"{name}: {len(found[name].examples):,} by weight")
     return recipe, found
+
+
+def keeps_options(recipe: Recipe, name: str) -> bool:
+    """Whether rows of the set `name` (train, eval, test) that have options are encoded with them all:
+    to be learnt from as a choice, or to be scored as one whatever is learnt."""
+    scored = name != "train" and recipe.eval.metric in ("auto", "accuracy")
+    return recipe.objective.name == "choice" or scored
 
 
 def in_words(counts: Counts) -> str:
@@ -80,13 +87,12 @@ def _settled(recipe: Recipe, source: DataSource, rows: Rows) -> Recipe:
 
 
 def _parts(
+    name: str,
     recipe: Recipe,
     sources: Sequence[DataSource],
     rows: Sequence[Rows],
     tokenizer: PreTrainedTokenizerBase,
     check: Check,
-    *,
-    drawn: bool,
 ) -> list[Encoded]:
     """Each source encoded by itself, so that a row is numbered as in its file."""
     parts = []
@@ -97,8 +103,8 @@ def _parts(
                     own,
                     recipe.data,
                     tokenizer,
-                    choice=recipe.objective.name == "choice",
-                    draw=Draw(recipe.seed, number) if drawn else None,
+                    choice=keeps_options(recipe, name),
+                    draw=Draw(recipe.seed, number) if name == "train" else None,
                     check=check,
                 )
             )

@@ -30,6 +30,9 @@ from zoft.recipe.section import (
     Whole,
 )
 
+GENERATED = ("f1", "exact_match")  # metrics for which the model writes answers
+NO_OPTIONS = ("prompt-completion", "messages", "text")  # formats whose rows are no choice
+
 
 class ModelSection(Section):
     name: str = Field(
@@ -115,6 +118,16 @@ class TrainSection(Section):
 class EvalSection(Section):
     every: Whole = Field(0, description="Steps between evaluations. 0: at the start and the end.")
     batch_size: Counted = Field(32, description="Examples in one forward pass of an evaluation.")
+    metric: Literal["auto", "loss", "accuracy", "f1", "exact_match"] = Field(
+        "auto",
+        description="What is printed first and decides which checkpoint is the best. accuracy: the "
+        "right one of a row's options; f1, exact_match: the model's own greedy answer against the "
+        "row's, as SQuAD compares them. auto: accuracy where rows have options, else loss.",
+    )
+    max_new_tokens: Counted = Field(
+        50,
+        description="f1, exact_match: longest answer, in tokens; it ends at EOS or a line's end.",
+    )
 
 
 class CheckpointSection(Section):
@@ -202,6 +215,16 @@ class Recipe(Section):
         if objective.name == "choice" and data and with_task(data).format != "classification":
             raise ValueError(f"choice needs data.format classification, not {data.format}")
         return objective
+
+    @field_validator("eval")
+    @classmethod
+    def _has_what_it_scores(cls, section: EvalSection, info: ValidationInfo) -> EvalSection:
+        data = info.data.get("data")
+        if data and section.metric == "accuracy" and data.format in NO_OPTIONS:
+            raise ValueError(f"metric accuracy needs rows with options, not {data.format}")
+        if data and section.metric in GENERATED and data.format == "text":
+            raise ValueError(f"metric {section.metric} needs rows with a prompt, not text")
+        return section
 
     @field_validator("train")
     @classmethod
