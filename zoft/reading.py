@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,22 +36,28 @@ class Found:
     tokenizer: PreTrainedTokenizerBase
 
 
-def find(target: str, model: ModelSection) -> Found:
+def find(target: str, model: ModelSection, say: Callable[[str], None] = print) -> Found:
     """The files of a run, a checkpoint, an adapter or a model, fetched and converted if need be.
 
     Raises EnvironmentProblem.
     """
     base, adapter = named(target, model)
-    folder = local_safetensors(base.name, base.revision, trust_remote_code=base.trust_remote_code)
+    folder = local_safetensors(
+        base.name, base.revision, trust_remote_code=base.trust_remote_code, say=say
+    )
     return Found(base, folder, adapter, load_tokenizer(folder, base))
 
 
 @contextmanager
 def opened(
-    recipe: Recipe, found: Found, examples: Mapping[str, Sequence[Example]]
+    recipe: Recipe,
+    found: Found,
+    examples: Mapping[str, Sequence[Example]] | None,
+    say: Callable[[str], None] = print,
 ) -> Iterator[View]:
     """The model in the recipe's compute type, wherever it has room for these `examples` (by the name
-    of their set in the recipe). `recipe` has no `auto` left in its types. Raises ZoftError."""
+    of their set in the recipe; None: for such of `data.max_length`). `recipe` has no `auto` left in
+    its types. Raises ZoftError."""
     device, compute = torch.device(recipe.device), DTYPES[recipe.model.compute_dtype]
     # Stored as it was tuned, so that the score is the one that the run printed.
     full = found.adapter is None and recipe.tune.method == "full"
@@ -74,7 +80,7 @@ def opened(
             assert place.residency != "device"
             streamer = stream(
                 loaded.blocks, [], (), loaded.sources, residency=place.residency, device=device,
-                slots=place.slots, working=Path(codes, "working-copy.bin"), say=print,
+                slots=place.slots, working=Path(codes, "working-copy.bin"), say=say,
             )  # fmt: skip
         try:
             if found.adapter:
@@ -86,9 +92,13 @@ def opened(
                 streamer.close()
 
 
-def _place(recipe: Recipe, base: ModelSection, examples: Mapping[str, Sequence[Example]]) -> Choice:
+def _place(
+    recipe: Recipe, base: ModelSection, examples: Mapping[str, Sequence[Example]] | None
+) -> Choice:
     """Where the weights have room: nothing is tuned, so nothing is kept beside them."""
     optimizer = recipe.optimizer.model_copy(update={"moments": "scalar"})
     still = recipe.model_copy(update={"model": base, "optimizer": optimizer})
-    longest = max(examples.values(), key=lambda found: max(map(length, found)))
-    return choose(still, shape_of(still, {"train": longest, **examples}), *budgets(recipe))
+    if examples:
+        longest = max(examples.values(), key=lambda found: max(map(length, found)))
+        examples = {"train": longest, **examples}
+    return choose(still, shape_of(still, examples), *budgets(recipe))

@@ -7,7 +7,7 @@ from pathlib import Path
 from zoft import checkpoint
 from zoft.errors import EnvironmentProblem
 from zoft.models.adapters import base_of, is_adapter
-from zoft.recipe.schema import ModelSection
+from zoft.recipe.schema import ModelSection, Recipe
 from zoft.run_folder import RunFolder
 
 
@@ -36,3 +36,11 @@ def weights_of(target: str) -> str:
             f"{run.path} has neither final/ nor a checkpoint yet: zoft train … --resume auto"
         )
     return str(found[-1])
+
+
+def recipe_of(target: str) -> Recipe | None:
+    """The resolved recipe of the run that `target` is, or lies in; None if it is nothing of a run."""
+    path = Path(target)
+    here = (RunFolder(path), RunFolder(path.parent)) if path.is_dir() else ()
+    run = next((folder for folder in here if folder.exists), None)
+    return run.previous() if run else None

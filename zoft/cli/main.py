@@ -12,7 +12,7 @@ from pathlib import Path
 
 import typer
 
-from zoft.cli import data, machine, recipes, tuning
+from zoft.cli import data, machine, recipes, talk, tuning
 from zoft.errors import EnvironmentProblem, ZoftError
 from zoft.interrupts import LeftAtOnce, leaving_at_once
 
@@ -36,6 +36,8 @@ app.command(short_help="Check a recipe, its data and its model without running i
 )
 app.command(short_help="Print the JSON schema of recipes, or explain a key.")(recipes.schema)
 app.command(short_help="Say what this machine has, for a report.")(machine.doctor)
+app.command(short_help="Print what a model writes behind a prompt.")(talk.generate)
+app.command(short_help="Talk to a model.")(talk.chat)
 app.command(short_help="Print the versions of zoft and of what it stands on.")(machine.version)
 
 shipped = typer.Typer(

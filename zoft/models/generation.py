@@ -38,6 +38,10 @@ class Decoding:
     temperature: float = 0.0
     seed: int = 0
 
+    @property
+    def drawn(self) -> bool:
+        return self.temperature > 0
+
 
 def completions(
     view: View,
@@ -56,7 +60,7 @@ def completions(
     stop by raising. With a temperature, prompts are taken one by one, each from the same seed.
     """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    size = 1 if decoding.temperature else batch_size
+    size = 1 if decoding.drawn else batch_size
     found: dict[int, str] = {}
     for begin in range(0, len(order), size):
         chosen = order[begin : begin + size]
@@ -105,11 +109,11 @@ def continued(
 
     settings = GenerationConfig(
         max_new_tokens=decoding.max_new_tokens,
-        do_sample=decoding.temperature > 0,
+        do_sample=decoding.drawn,
         eos_token_id=sorted(ends) or None,
         pad_token_id=0,  # masked, or behind an end token
         use_cache=True,
-        **({"temperature": decoding.temperature, "top_k": 0} if decoding.temperature else {}),
+        **({"temperature": decoding.temperature, "top_k": 0} if decoding.drawn else {}),
     )
     with (
         quiet(),
@@ -185,7 +189,7 @@ def _own_settings(model: Any) -> Iterator[None]:
 @contextmanager
 def _seeded(decoding: Decoding, device: torch.device) -> Iterator[None]:
     """torch's own generator, which `generate` draws from, set for this batch and put back."""
-    if not decoding.temperature:
+    if not decoding.drawn:
         yield
         return
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
