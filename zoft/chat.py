@@ -5,15 +5,13 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType
 
 import torch
 from rich.console import Console
 
 from zoft.asking import Turn, as_tokens, recipe_for, spelled
-from zoft.errors import DataError, Interrupted, RecipeError
-from zoft.interrupts import stop_on_signals
+from zoft.errors import DataError, RecipeError
+from zoft.interrupts import LeftAtOnce, stop_on_signals
 from zoft.machine import make_repeatable
 from zoft.memory import hand_back_freed_memory, memory_explained
 from zoft.models.generation import Decoding, Ids, continued, require_room, text_of
@@ -36,7 +34,7 @@ def chat(target: str, decoding: Decoding) -> None:
     make_repeatable(device)
     hand_back_freed_memory()
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-    with _leave_on_sigterm(), memory_explained(recipe):
+    with memory_explained(recipe):
         found = find(target, recipe.model, console.print)
         if found.tokenizer.chat_template is None:
             raise RecipeError(f"{target} has no chat template: use zoft generate {target}")
@@ -97,6 +95,7 @@ def answer(
         return stop.signal is not None
 
     with stop_on_signals() as stop:
+        stop.patient = True
         [reply] = continued(view, found.tokenizer, [ids], decoding, device, show)
     text = text_of(found.tokenizer, reply, decoding)
     write(text[shown:])
@@ -115,8 +114,8 @@ def _questions(console: Console) -> Iterator[str]:
             if asking:
                 console.print()
             return
-        except KeyboardInterrupt:
-            if not asking:
+        except LeftAtOnce as stopped:
+            if not asking or stopped.exit_code != 128 + signal.SIGINT:
                 raise
             console.print()
             console.print(COMMANDS, style="dim")
@@ -130,17 +129,3 @@ def _questions(console: Console) -> Iterator[str]:
 def _write(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()
-
-
-@contextmanager
-def _leave_on_sigterm() -> Iterator[None]:
-    """While a question is waited for, too, what is open is closed."""
-
-    def leave(_number: int, _frame: FrameType | None) -> None:
-        raise Interrupted("stopped by SIGTERM", 128 + signal.SIGTERM)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
