@@ -151,6 +151,10 @@ def test_usage_errors(
         "data",
         "data preview",
         "data templates",
+        "runs",
+        "runs ls",
+        "runs show",
+        "runs compare",
     ],
 )
 def test_help_opens_with_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,7 +165,7 @@ def test_help_opens_with_an_example(verb: str, capsys: pytest.CaptureFixture[str
     assert example.startswith(f"  Example: zoft {verb}".rstrip())
 
 
-@pytest.mark.parametrize("arguments", [[], ["recipes"]])
+@pytest.mark.parametrize("arguments", [[], ["recipes"], ["runs"]])
 def test_no_command_shows_the_help(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -201,7 +205,9 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith(f"zoft {zoft.__version__}\npython 3.")
 
 
-@pytest.mark.parametrize("arguments", ["--help", "train --help", "recipes ls", "version"])
+@pytest.mark.parametrize(
+    "arguments", ["--help", "train --help", "recipes ls", "runs ls .", "version"]
+)
 def test_what_needs_no_model_imports_no_framework(arguments: str) -> None:
     script = (
         "import sys; from zoft.cli.main import main; code = main();"

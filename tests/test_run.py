@@ -66,7 +66,7 @@ def test_a_run_leaves_what_the_design_names(finished):
     names = {path.name for path in folder.iterdir()}
     expected = {
         "recipe.yaml", "resolved.yaml", "run.json", "journal.jsonl", "metrics.jsonl",
-        "checkpoint-000005", "checkpoint-000010", "final",
+        "checkpoint-000005", "checkpoint-000010", "final", "report.html", "loss.png",
     }  # fmt: skip
     assert names - {"start"} == expected
     assert (folder / "start").is_dir() == (folder.parent.name.startswith("lora"))

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import json
 import math
 from pathlib import Path
@@ -9,20 +8,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 
 from zoft.errors import EnvironmentProblem
-from zoft.tracking import (
-    SMOOTH,
-    Event,
-    LiveNarrator,
-    Metrics,
-    PlainNarrator,
-    Smoothed,
-    describe,
-    in_words,
-    narrator_for,
-)
+from zoft.tracking import Event, Metrics, headline, in_short, in_words, scalars
 
 VALUES = st.floats(allow_nan=False, allow_infinity=False) | st.integers() | st.text()
 
@@ -113,49 +101,6 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         Metrics(tmp_path / "no" / "metrics.jsonl").write("train", 1)
 
 
-def test_plain_lines_every_few_steps_and_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
-    narrator = PlainNarrator(steps=7, every=3)
-    for step in range(1, 8):
-        narrator.step(train_event(step))
-    narrator.say("eval [step 7]: done")
-    narrator.close()
-    numbers = "loss 0.5000 (0.610/0.550) |c| 12.1 1.25 it/s"
-    assert capsys.readouterr().out.splitlines() == [
-        f"step 3/7 {numbers}",
-        f"step 6/7 {numbers}",
-        f"step 7/7 {numbers}",
-        "eval [step 7]: done",
-    ]
-
-
-def test_the_loss_that_is_shown_is_smoothed(capsys: pytest.CaptureFixture[str]) -> None:
-    narrator = PlainNarrator(steps=2, every=2)
-    narrator.step(train_event(1, loss=1.0))  # not shown, but counted
-    narrator.step(train_event(2, loss=0.0))
-    assert f"loss {SMOOTH:.4f} (" in capsys.readouterr().out
-
-
-def test_smoothing_starts_at_the_first_value_and_skips_what_is_not_finite() -> None:
-    smooth = Smoothed()
-    assert smooth(None) is None
-    assert smooth(2.0) == 2.0
-    assert smooth(None) == 2.0
-    assert smooth(4.0) == pytest.approx(2.0 * SMOOTH + 4.0 * (1 - SMOOTH))
-
-
-def test_a_step_in_words() -> None:
-    assert describe(train_event(1, skipped=2), 0.25) == (
-        "loss 0.2500 (0.610/0.550) |c| 12.1 skipped 2 1.25 it/s"
-    )
-    # Over several directions c is their RMS; the losses are the first direction's.
-    several = train_event(
-        1, loss_plus=[0.1, 0.2], loss_minus=[0.3, 0.4], projected_grad=[3.0, -4.0]
-    )
-    assert "(0.100/0.300) |c| 3.54 " in describe(several, 1.0)
-    broken = train_event(1, loss_plus=[None], projected_grad=[None])
-    assert describe(broken, None) == "loss - (not finite) |c| - 1.25 it/s"
-
-
 def test_a_score_in_words() -> None:
     event = {"accuracy": 0.5321, "loss": 1.104, "rows": 1000}
     assert in_words(event) == "accuracy 0.532, loss 1.1040 (1,000 rows)"
@@ -164,16 +109,29 @@ def test_a_score_in_words() -> None:
     assert in_words(event) == "exact match 0.500, f1 0.610, loss 2.0000 (5 rows)"
 
 
-def test_no_terminal_gets_plain_lines() -> None:
-    assert isinstance(narrator_for(steps=7, every=3), PlainNarrator)
+def test_the_first_score_of_an_event_stands_for_it() -> None:
+    event = {"event": "eval", "step": 3, "accuracy": 0.5321, "loss": 1.104, "rows": 1000}
+    assert headline(event) == ("accuracy", 0.5321)
+    assert in_short(event) == "accuracy 0.532"
+    assert in_short({"event": "eval", "step": 0, "loss": 1.104}) == "loss 1.1040"
+    assert in_short({"event": "eval", "step": 0, "loss": None}) == "loss not finite"
 
 
-def test_a_terminal_gets_one_live_line_under_lines_that_stay() -> None:
-    screen = io.StringIO()
-    console = Console(file=screen, force_terminal=True, width=120)
-    narrator = LiveNarrator(steps=7, console=console)
-    narrator.step(train_event(3))
-    narrator.say("eval [step 3]: [bold]done")  # not markup
-    narrator.close()
-    assert "eval [step 3]: [bold]done\n" in screen.getvalue()
-    assert "step 3/7" in screen.getvalue()
+def test_trackers_get_one_number_for_each_key() -> None:
+    event = train_event(3, loss_plus=[1.0, 2.0], projected_grad=[3.0, -4.0])
+    found = scalars(event)
+    assert found["train/loss_plus"] == 1.5
+    assert found["train/projected_grad"] == pytest.approx(math.sqrt(12.5))
+    assert found["train/loss"] == 0.5
+    assert not {"train/step", "train/event"} & set(found)
+    broken = train_event(3, loss=None, loss_plus=[None, 1.0], projected_grad=[None, 1.0])
+    assert not {"train/loss", "train/loss_plus", "train/projected_grad"} & set(scalars(broken))
+    assert scalars({"event": "checkpoint", "step": 5, "path": "checkpoint-000005"}) == {}
+
+
+def test_somebody_can_look_after_every_event(tmp_path: Path) -> None:
+    seen: list[int] = []
+    metrics = Metrics(tmp_path / "metrics.jsonl", lambda: seen.append(1))
+    metrics.write("train", 1)
+    metrics.write("eval", 1)
+    assert len(seen) == 2

@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from zoft import checkpoint
+from zoft.charts import write_loss_picture
 from zoft.errors import Diverged, Interrupted, RecipeError
+from zoft.footprint import CUDA_CONTEXT
 from zoft.memory import peak_memory_bytes
+from zoft.models.quiet import first_line
+from zoft.progress import clock
 from zoft.recipe.load import dump_recipe
 from zoft.recipe.schema import Recipe
+from zoft.residency import gib
 from zoft.run_folder import RunFolder
-from zoft.tracking import Metrics, in_words
+from zoft.run_record import read_run
+from zoft.tracking import in_words
 from zoft.trainer import Trainer
 
 
 def finish(trainer: Trainer, folder: RunFolder) -> None:
-    """Save final/, then score the test set once, then say how it went."""
+    """Save final/, then score the test set once, then write it down."""
     recipe = trainer.recipe
 
     def write(target: Path) -> None:
         trainer.write_model(target)
         (target / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+        if folder.metrics.is_file():
+            shutil.copyfile(folder.metrics, target / "metrics.jsonl")
+        _picture(trainer, target / "loss.png")
 
     checkpoint.save(folder.final, write)
     values: dict[str, Any] = {}
@@ -32,9 +43,7 @@ def finish(trainer: Trainer, folder: RunFolder) -> None:
         values = {"set": "test", **trainer.evaluate(trainer.test_set)}
     elif trainer.eval_set is not None:
         scored = trainer.scores[trainer.step]
-        kept: dict[str, Any] = {
-            key: value for key, value in scored.items() if key not in ("event", "step")
-        }
+        kept = {key: value for key, value in scored.items() if key not in ("event", "step")}
         values = {"set": "eval", **kept}
     values["peak_memory_bytes"] = peak_memory_bytes(trainer.device)
     event = trainer.metrics.write("final", trainer.step, **values)
@@ -45,24 +54,42 @@ def finish(trainer: Trainer, folder: RunFolder) -> None:
         zero_shot=before,
         best_checkpoint=checkpoint.checkpoint_folder(folder.path, best[0]).name if best else None,
         peak_memory_bytes=values["peak_memory_bytes"],
+        # What torch counts of a card is what it was asked for, without the driver's own.
+        planned_memory_bytes=trainer.planned_bytes
+        - (CUDA_CONTEXT if trainer.device.type == "cuda" else 0),
     )
     trainer.narrator.close()
-    tell_result(folder, event, before, trainer.scores.get(trainer.step))
 
 
-def tell_result(
-    folder: RunFolder,
-    final: dict[str, Any],
-    before: dict[str, Any] | None,
-    after: dict[str, Any] | None,
-) -> None:
-    if before and after:
-        print(f"before tuning  {in_words(before)}")
-        print(f"after          {in_words(after)}")
-    if final.get("set") == "test":
-        print(f"test           {in_words(final)}")
-    print(f"peak memory    {final['peak_memory_bytes'] / 2**30:.2f} GiB")
+def _picture(trainer: Trainer, path: Path) -> None:
+    try:
+        write_loss_picture(read_run(trainer.folder), path)
+    except Exception as error:  # a picture is not worth a run
+        trainer.narrator.say(f"warning: no loss.png: {type(error).__name__}: {first_line(error)}")
+
+
+def tell_result(folder: RunFolder) -> None:
+    """Say what came out, what it took, where it is and what can be done with it."""
+    run = read_run(folder.path)
+    if run.zero_shot:
+        print(f"before tuning  {in_words(run.zero_shot)}")
+    if run.best and run.best is not run.last:
+        print(f"best           {in_words(run.best)}, step {run.best['step']}")
+    if run.last:
+        print(f"after          {in_words(run.last)}")
+    for final in run.of("final"):
+        if final.get("set") == "test":
+            print(f"test           {in_words(final)}")
+    print(f"wall time      {clock(run.seconds)}")
+    if peak := run.peak_memory_bytes:
+        planned = run.manifest.get("planned_memory_bytes")
+        print(f"peak memory    {gib(peak)}{f' (planned {gib(planned)})' if planned else ''}")
     print(f"files          {folder.final}")
+    if (folder.path / "report.html").is_file():
+        print(f"report         {folder.path / 'report.html'}")
+    where = quote(str(folder.path))
+    print(f"next           zoft eval {where} {quote(str(folder.resolved))}")
+    print(f"               zoft generate {where}")
 
 
 def already_finished(folder: RunFolder, recipe: Recipe) -> bool:
@@ -78,8 +105,7 @@ def already_finished(folder: RunFolder, recipe: Recipe) -> bool:
             f"train.steps: the run in {folder.path} already took {final['step']} steps"
         )
     print(f"{folder.path} is finished ({final['step']} steps)")
-    evals = {e["step"]: e for e in Metrics(folder.metrics).read() if e["event"] == "eval"}
-    tell_result(folder, final, manifest.get("zero_shot"), evals.get(final["step"]))
+    tell_result(folder)
     return True
 
 

@@ -78,7 +78,9 @@ def go_on(trainer: Trainer, folder: RunFolder, header: Header) -> Journal:
             shutil.rmtree(folder.final, ignore_errors=True)
         replay(trainer, entries)
         trainer.metrics.rewind(trainer.step)
-        trainer.scores = {e["step"]: e for e in trainer.metrics.read() if e["event"] == "eval"}
+        before_now = trainer.metrics.read()
+        trainer.narrator.resume(before_now)
+        trainer.scores = {e["step"]: e for e in before_now if e["event"] == "eval"}
         folder.write_resolved(trainer.recipe)
         now = surroundings(trainer)
         before = folder.manifest()

@@ -27,24 +27,27 @@ from zoft.memory import (
     hand_back_freed_memory,
     keep_freed_memory,
     memory_explained,
+    peak_memory_bytes,
 )
 from zoft.models.adapters import attach_lora, load_adapter
 from zoft.models.convert import local_safetensors
 from zoft.models.load import fingerprint, load_model, load_tokenizer, require_causal
 from zoft.models.tuned import decays, parameter_ids, tuned_parameters
+from zoft.narrators import Narrator, narrator_for
 from zoft.objectives.objective import objective_for
 from zoft.offload.weights import Streamed
-from zoft.outcome import already_finished, finish, recorded
+from zoft.outcome import already_finished, finish, recorded, tell_result
 from zoft.parts import estimator_for, optimizer_for, order_for, streamer_for
 from zoft.recipe.defaults import with_defaults
 from zoft.recipe.load import load_recipe, recipe_text
 from zoft.recipe.schema import Recipe
+from zoft.report import reported
 from zoft.residency import budgets, choose, settled
 from zoft.resume import begin, go_on
 from zoft.run_folder import RunFolder, keep_choices, require_empty, require_same, run_of
 from zoft.scoring import needs_mask, require_fits, with_metric
 from zoft.shape import shape_of
-from zoft.tracking import Metrics, Narrator, narrator_for
+from zoft.tracking import Metrics
 from zoft.trainer import Trainer
 from zoft.zo.optimizers.sweep import Resident, tuned_weights
 from zoft.zo.probe import View
@@ -72,7 +75,7 @@ def train(
         require_same(recipe, folder.previous())
         if already_finished(folder, recipe):
             return
-    steps, every = recipe.train.steps, recipe.logging.every
+    device = torch.device(recipe.device)
 
     def variant(*more: str) -> Recipe:
         return resolve(with_defaults(load_recipe(source, [*overrides, *more])))
@@ -80,7 +83,7 @@ def train(
     with (
         stop_on_signals("; nothing is lost: go on with --resume auto") as stop,
         memory_explained(recipe, variant) as explained,
-        closing(narrator_for(steps, every)) as narrator,
+        closing(narrator_for(recipe, lambda: peak_memory_bytes(device))) as narrator,
     ):
         saved = folder.newest_checkpoint(at) if resuming else None
         trainer, header = _build(recipe, folder, saved, resuming, stop, narrator, explained)
@@ -88,9 +91,15 @@ def train(
             journal = go_on(trainer, folder, header)
         else:
             journal = begin(trainer, folder, header, recipe_text(source))
-        with closing(trainer), recorded(folder, trainer), journal:
+        with (
+            closing(trainer),
+            reported(folder.path, narrator.say),
+            recorded(folder, trainer),
+            journal,
+        ):
             trainer.fit(journal)
             finish(trainer, folder)
+    tell_result(folder)
 
 
 def _folder(recipe: Recipe, resume: str, output_dir: str | None) -> tuple[RunFolder, Path | None]:
@@ -199,6 +208,7 @@ def _build(
         narrator=narrator,
         stop=stop,
         streamer=streamer,
+        planned_bytes=place.footprint.device,
     )
     if saved:
         trainer.load(saved)

@@ -18,12 +18,13 @@ from zoft.data.order import Order
 from zoft.errors import Diverged
 from zoft.interrupts import Stop
 from zoft.journal import Entry, Journal
+from zoft.narrators import Narrator
 from zoft.objectives.batch import Batch
 from zoft.objectives.objective import Objective
 from zoft.offload.streamer import Streamer
 from zoft.recipe.schema import Recipe
 from zoft.scoring import evaluate_set
-from zoft.tracking import Event, Metrics, Narrator, in_words
+from zoft.tracking import Event, Metrics
 from zoft.zo.estimators import Estimator, Losses
 from zoft.zo.optimizers.mezo import MeZO
 from zoft.zo.optimizers.radazo import RAdaZO
@@ -36,7 +37,8 @@ class Trainer:
     """Everything a run is made of. `recipe` has no `auto` left.
 
     `step` counts the steps behind the weights, `skipped` those of them that were not finite,
-    `nonfinite` the latest such steps in a row, `scores` the eval events by step.
+    `nonfinite` the latest such steps in a row, `scores` the eval events by step; `planned_bytes` is the
+    device memory that was expected.
     """
 
     recipe: Recipe
@@ -61,6 +63,7 @@ class Trainer:
     nonfinite: int = 0
     scores: dict[int, Event] = field(default_factory=dict)
     streamer: Streamer | None = None
+    planned_bytes: int = 0
 
     def fit(self, journal: Journal) -> None:
         """Take the steps that are left. Raises Diverged, Interrupted."""
@@ -180,8 +183,7 @@ class Trainer:
             return
         event = self.metrics.write("eval", self.step, **self.evaluate(self.eval_set))
         self.scores[self.step] = event
-        what = "before tuning" if self.step == 0 else f"step {self.step}"
-        self.narrator.say(f"eval {what}: {in_words(event)}")
+        self.narrator.score(event)
 
     def evaluate(self, examples: Sequence[Example]) -> dict[str, Any]:
         """Its scores, eval.metric first, then rows and seconds."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import typer
 
-from zoft.cli import data, machine, recipes, talk, tuning
+from zoft.cli import data, machine, recipes, runs, talk, tuning
 from zoft.errors import EnvironmentProblem, ZoftError
 from zoft.interrupts import LeftAtOnce, leaving_at_once
 
@@ -67,7 +67,21 @@ rows.command(short_help="Show what the model will read, and what it learns of it
 rows.command(short_help="List the prompts that have a name.")(data.templates)
 app.add_typer(rows, name="data")
 
-GROUPS = ("recipes", "data")  # alone, each prints its help
+watched = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="""Example: zoft runs ls
+
+    What was run, how far it came and what came out, from the runs' folders alone.
+    """,
+    short_help="List, show or compare runs.",
+)
+watched.command(short_help="List the runs of a folder.")(runs.ls)
+watched.command(short_help="Say what a run is and what came out.")(runs.show)
+watched.command(short_help="Put runs side by side.")(runs.compare)
+app.add_typer(watched, name="runs")
+
+GROUPS = ("recipes", "data", "runs")  # alone, each prints its help
 
 
 def main(argv: Sequence[str] | None = None) -> int:
