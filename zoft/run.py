@@ -47,6 +47,7 @@ from zoft.resume import begin, go_on
 from zoft.run_folder import RunFolder, keep_choices, require_empty, require_same, run_of
 from zoft.scoring import needs_mask, require_fits, with_metric
 from zoft.shape import shape_of
+from zoft.trackers import require_installed, tracked
 from zoft.tracking import Metrics
 from zoft.trainer import Trainer
 from zoft.zo.optimizers.sweep import Resident, tuned_weights
@@ -75,6 +76,7 @@ def train(
         require_same(recipe, folder.previous())
         if already_finished(folder, recipe):
             return
+    require_installed(recipe.logging.trackers)
     device = torch.device(recipe.device)
 
     def variant(*more: str) -> Recipe:
@@ -93,6 +95,7 @@ def train(
             journal = begin(trainer, folder, header, recipe_text(source))
         with (
             closing(trainer),
+            tracked(folder, recipe.logging.trackers, narrator.say, stop) as trainer.metrics.after,
             reported(folder.path, narrator.say),
             recorded(folder, trainer),
             journal,

@@ -163,6 +163,14 @@ class JournalSection(Section):
 
 class LoggingSection(Section):
     every: Counted = Field(10, description="Steps between lines of progress.")
+    trackers: list[Literal["wandb", "tensorboard", "trackio"]] = Field(
+        [],
+        description="Where metrics go beside metrics.jsonl. None of them can stop or slow a run; wandb "
+        "without a login keeps it offline.",
+    )
+    project: str = Field(
+        "zoft", min_length=1, description="The trackers' project; the run has its folder's name."
+    )
 
 
 class Recipe(Section):
