@@ -14,6 +14,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -28,20 +29,24 @@ POLL = 0.3  # seconds between looks at the file; each is a sign of life
 
 
 def main(name: str, run: Path) -> int:
-    """Send a run's metrics to one tracker until the run closes the pipe."""
+    """Set the process up beside a run that is busy: patient, deaf to signals, and without a terminal."""
     for number in (signal.SIGINT, signal.SIGTERM):  # the run says when it is over
         signal.signal(number, signal.SIG_IGN)
     os.nice(10)
     told = os.dup(0)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # nothing can ask a question
-    state = State(run, name)
+    with closing(State(run, name)) as state:
+        return send(name, run, told, state)
+
+
+def send(name: str, run: Path, told: int, state: State) -> int:
+    """Send a run's metrics to one tracker until the pipe `told` is closed; 0, or 1 for any failure."""
     state.write(state="loading", note="")
     try:
         recipe = load_recipe(run / "resolved.yaml")
         from accelerate import PartialState  # takes seconds; what follows should answer at once
 
         PartialState(cpu=True)  # the trackers ask it whether they are the main process
-
         state.write(state="connecting")
         tracker = _start(name, run, recipe, state)
         state.write(state="logging", begun=True)

@@ -34,6 +34,9 @@ class State:
         fcntl.flock(self._lock, fcntl.LOCK_EX)  # an earlier part of the run may still be sending
         self.values: dict[str, Any] = {"sent": {}, **read_state(run, name), "process": os.getpid()}
 
+    def close(self) -> None:
+        self._lock.close()
+
     def write(self, **values: Any) -> None:
         self.values |= values
         temporary = self._path.with_suffix(".tmp")
