@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 from zoft.progress import Smoothed
@@ -35,7 +36,8 @@ def write_loss_picture(run: RunRecord, path: Path) -> None:
     axes[0].plot(*_columns(raw), color="tab:blue", alpha=0.25, linewidth=0.8, label="of a step")
     axes[0].plot(*_columns(smooth), color="tab:blue", label="smoothed")
     axes[0].plot(*_columns(course(evaluations, "loss")), "o-", color="tab:orange", label="eval")
-    axes[0].set(xlabel="step", ylabel="loss", title=run.name)
+    axes[0].set(xlabel="step", ylabel="loss")
+    axes[0].set_title(run.name, parse_math=False)
     if two:
         axes[1].plot(*_columns(course(evaluations, name)), "o-", color="tab:orange", label="eval")
         if run.zero_shot and (before := headline(run.zero_shot)[1]) is not None:
@@ -45,7 +47,9 @@ def write_loss_picture(run: RunRecord, path: Path) -> None:
         axis.grid(alpha=0.25)
         if axis.lines:
             axis.legend(frameon=False)
-    figure.savefig(path, format="png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a letter of the run's name that the font lacks
+        figure.savefig(path, format="png")
 
 
 def _columns(points: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
