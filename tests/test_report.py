@@ -143,6 +143,14 @@ def test_a_report_that_fails_fails_nothing_else(
     assert not list(run.glob("*.tmp"))
 
 
+def test_who_stops_a_run_does_not_wait_for_a_picture(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    with pytest.raises(KeyboardInterrupt), reported(run, print):
+        raise KeyboardInterrupt
+    assert (run / "report.html").is_file()
+    assert not (run / "loss.png").exists()
+
+
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [390, 1280])
 def test_a_browser_shows_it_without_a_request_an_error_or_a_sideways_scroll(

@@ -23,28 +23,34 @@ Rows = Sequence[tuple[str, str]]
 
 @contextmanager
 def reported(run: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Leave a report of the run, however it ends; that it cannot be drawn is no failure of the run."""
+    """Leave a report of the run, however it ends; that it cannot be drawn is no failure of the run.
+
+    Who stops a run does not wait for a picture: its report comes without loss.png.
+    """
+    stopped = True
     try:
         yield
+        stopped = False
     finally:
         if (run / "metrics.jsonl").is_file():
             try:
-                write_report(run)
+                write_report(run, picture=not stopped)
             except Exception as error:  # whatever it is, it must not hide how the run ended
                 summary = next(iter(str(error).splitlines()), "")
                 say(f"warning: no report.html: {type(error).__name__}: {summary}")
 
 
-def write_report(path: Path) -> Path:
+def write_report(path: Path, *, picture: bool = True) -> Path:
     """Write report.html and loss.png into a run's folder; returns the page's path."""
     run = read_run(path)
-    picture, page = path / "loss.png", path / "report.html"
-    temporary = picture.with_suffix(".tmp")
-    if (drawn := path / "final" / "loss.png").is_file():  # at the run's end
-        shutil.copyfile(drawn, temporary)
-    else:
-        write_loss_picture(run, temporary)
-    temporary.replace(picture)
+    if picture:
+        temporary = path / "loss.tmp"
+        if (drawn := path / "final" / "loss.png").is_file():  # at the run's end
+            shutil.copyfile(drawn, temporary)
+        else:
+            write_loss_picture(run, temporary)
+        temporary.replace(path / "loss.png")
+    page = path / "report.html"
     temporary = page.with_suffix(".tmp")
     temporary.write_text(report(run), encoding="utf-8")
     return temporary.replace(page)

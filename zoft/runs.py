@@ -75,7 +75,8 @@ def show_run(path: Path) -> None:
     rows += [("checkpoint", saved.name) for saved in sorted(path.glob("checkpoint-*"), key=_number)]
     rows += [("result", str(path / "final"))] if (path / "final").is_dir() else []
     page = path / "report.html"
-    if not page.is_file() and run.events:
+    drawn = page.is_file() and (path / "loss.png").is_file()
+    if not drawn and run.events:
         write_report(path)
     rows += [("report", str(page))] if page.is_file() else []
     if run.status in ("interrupted", "killed", "failed"):

@@ -24,8 +24,9 @@ from zoft.interrupts import Stop
 from zoft.run_folder import RunFolder
 from zoft.tracker_state import place, read_state
 
-LOADING, SILENT, STOPPED = 30.0, 10.0, 2.0  # seconds without a sign of life at a run's end
-LAGGING = 60.0  # and while it goes on
+LOADING, SILENT = 30.0, 10.0  # seconds without a sign of life at a run's end
+STOPPED = 2.0  # seconds in all, where the user wants it to end now
+LAGGING = 60.0  # seconds without a sign of life while the run goes on
 EXTRAS = {"wandb": "zoft", "tensorboard": "zoft[tensorboard]", "trackio": "zoft[trackio]"}
 OWN = {"wandb": ("WANDB_",), "tensorboard": (), "trackio": ("TRACKIO_", "HF_TOKEN")}
 SECRET = ("TOKEN", "KEY", "SECRET", "PASSW", "CREDENTIAL")
@@ -79,6 +80,7 @@ class _Child:
     begun: float = field(default_factory=time.time)
     told: bool = False
     looked: float = 0.0
+    ended: float = 0.0
 
     @classmethod
     def start(cls, run: Path, name: str) -> _Child:
@@ -111,18 +113,19 @@ class _Child:
 
     def let_finish(self) -> None:
         assert self.process.stdin is not None
+        self.ended = time.time()
         with suppress(BrokenPipeError):
             self.process.stdin.close()
 
     def end(self, stop: Stop) -> str:
         """Wait as long as it works; say where its data is, or what became of it."""
-        while self.process.poll() is None and self._silence() < self._patience(stop):
+        while self.process.poll() is None and (late := self._late(stop)) is None:
             time.sleep(0.02)
         if self.process.poll() is None:
             with suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
-            what = f"no answer within {self._patience(stop):.0f} s, so it was stopped"
+            what = f"{late}, so it was stopped"
         elif self.process.returncode == 0:
             note = str(read_state(self.run, self.name).get("note", "done"))
             return f"{self.name:<14} {note.replace(str(self.run.resolve()), str(self.run))}"
@@ -130,19 +133,22 @@ class _Child:
             what = self._failure()
         return f"warning: {self.name}: {what}; {self.run}/metrics.jsonl has everything"
 
+    def _late(self, stop: Stop) -> str | None:
+        """What it is too late with, if it is."""
+        if stop.signal is not None:
+            over = time.time() - self.ended >= STOPPED
+            return f"not done {STOPPED:g} s after the run was stopped" if over else None
+        state = read_state(self.run, self.name)
+        loading = state.get("process") != self.process.pid or state["state"] == "loading"
+        patience = LOADING if loading else SILENT
+        return f"no answer within {patience:g} s" if self._silence() >= patience else None
+
     def _silence(self) -> float:
         try:
             seen = (place(self.run) / f"{self.name}.json").stat().st_mtime
         except OSError:
             seen = 0.0
         return time.time() - max(seen, self.begun)
-
-    def _patience(self, stop: Stop) -> float:
-        if stop.signal is not None:
-            return STOPPED
-        state = read_state(self.run, self.name)
-        loading = state.get("process") != self.process.pid or state["state"] == "loading"
-        return LOADING if loading else SILENT
 
     def _failure(self) -> str:
         state = read_state(self.run, self.name)
