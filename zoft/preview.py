@@ -15,7 +15,6 @@ from zoft.data.examples import Choice, Example, length
 from zoft.data.examples import Sequence as Learnt
 from zoft.data.sets import prepare
 from zoft.data.tokens import Tokens
-from zoft.interrupts import stop_on_signals
 from zoft.models.convert import local_tokenizer
 from zoft.models.load import load_tokenizer
 from zoft.recipe.data_section import listed
@@ -37,15 +36,12 @@ def preview(source: str, overrides: Sequence[str] = (), *, number: int = 3) -> N
     recipe = with_defaults(load_recipe(source, overrides))
     console = Console(highlight=False)
     console.soft_wrap = not console.is_terminal  # a pipe gets whole lines
-    with stop_on_signals() as stop:
-        where = local_tokenizer(
-            recipe.model.name,
-            recipe.model.revision,
-            trust_remote_code=recipe.model.trust_remote_code,
-        )
-        tokenizer = load_tokenizer(where, recipe.model)
-        asked = recipe.data.format
-        recipe, sets = prepare(recipe, tokenizer, check=stop.check)
+    where = local_tokenizer(
+        recipe.model.name, recipe.model.revision, trust_remote_code=recipe.model.trust_remote_code
+    )
+    tokenizer = load_tokenizer(where, recipe.model)
+    asked = recipe.data.format
+    recipe, sets = prepare(recipe, tokenizer)
     how = ", by the columns" if asked == "auto" else ""
     console.print(Text(f"format  {recipe.data.format}{how}"))
     for name, found in sets.items():

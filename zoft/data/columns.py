@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from string import Formatter
 from typing import Any
@@ -128,7 +129,12 @@ def expected(section: DataSection) -> list[str]:
         roles.remove("prompt")
     options = section.options
     texts = [*texts, *(options if isinstance(options, list) else [])]
-    fields = [field for text in texts for _, field, _, _ in Formatter().parse(text) if field]
+    fields = [
+        re.split(r"[.\[]", field)[0]
+        for text in texts
+        for _, field, _, _ in Formatter().parse(text)
+        if field
+    ]
     roles = [*fields, *([options] if isinstance(options, str) else []), *roles]
     return list(dict.fromkeys(section.columns.get(role, role) for role in roles))
 

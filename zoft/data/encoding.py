@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
 
 from transformers import PreTrainedTokenizerBase
 
 from zoft.data import chats, formats
+from zoft.data.columns import Numbered
 from zoft.data.examples import Choice, Example, Sequence, length
 from zoft.data.files import EVERY, Check, never
 from zoft.data.sources import Rows
@@ -17,7 +17,9 @@ from zoft.errors import DataError
 from zoft.kernels.philox import PURPOSE_TEMPLATE, draw64
 from zoft.recipe.data_section import DataSection
 
-CHUNK = EVERY  # rows tokenized at once: enough to be fast, little enough to stop soon
+# Tokenized at once: enough to be fast, little enough to stop within a second.
+CHUNK = EVERY  # rows
+CHARACTERS = 200_000
 
 
 @dataclass(frozen=True)
@@ -102,9 +104,8 @@ def formatted(
     check: Check,
 ) -> Iterator[tuple[int, Example]]:
     """Row numbers, from 1, and the examples they become, whatever their length."""
-    numbered = enumerate(rows, 1)
     templates = templates_of(section, len(rows), draw)
-    while chunk := list(islice(numbered, CHUNK)):
+    for chunk in chunks(rows):
         own = [templates[number - 1] for number, _ in chunk] if templates else None
         match section.format:
             case "classification":
@@ -125,6 +126,20 @@ def formatted(
         for (number, _), example in zip(chunk, examples, strict=True):
             yield number, example
         check()
+
+
+def chunks(rows: Rows) -> Iterator[Numbered]:
+    """Numbered rows, some at a time: CHUNK of them, or fewer long ones."""
+    chunk: Numbered = []
+    characters = 0
+    for number, row in enumerate(rows, 1):
+        chunk.append((number, row))
+        characters += sum(len(str(value)) for value in row.values())
+        if len(chunk) == CHUNK or characters > CHARACTERS:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
+        yield chunk
 
 
 def templates_of(section: DataSection, rows: int, draw: Draw | None) -> list[str] | None:
