@@ -71,7 +71,7 @@ def _print_set(
         console.print(line)
         if isinstance(example, Choice):
             others = [
-                repr(tokenizer.decode(list(option)))
+                repr(_decode(tokenizer, option))
                 for i, option in enumerate(example.options)
                 if i != example.label
             ]
@@ -108,7 +108,7 @@ def facts(
         rows = Counter(example.label for example in examples if isinstance(example, Choice))
         named = zip(recipe.data.labels, first.options, strict=True)
         for i, (label, option) in enumerate(named):
-            word = repr(tokenizer.decode(list(option)))
+            word = repr(_decode(tokenizer, option))
             ids = " ".join(map(str, option))
             yield "" if i else "labels", f"{label} → {word}, ids {ids}; {rows[i]:,} rows"
     elif isinstance(first, Choice):
