@@ -113,7 +113,7 @@ def facts(
             yield "" if i else "labels", f"{label} → {word}, ids {ids}; {rows[i]:,} rows"
     elif isinstance(first, Choice):
         numbers = [len(example.options) for example in examples if isinstance(example, Choice)]
-        yield "options", f"{min(numbers)} to {max(numbers)} in a row"
+        yield "options", _counted(Counter(numbers), len(numbers))
 
 
 def parts(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[Part]:
