@@ -12,7 +12,7 @@ from pathlib import Path
 
 import typer
 
-from zoft.cli import data, machine, recipes, runs, talk, tuning
+from zoft.cli import data, machine, recipes, runs, share, talk, tuning
 from zoft.errors import EnvironmentProblem, ZoftError
 from zoft.interrupts import LeftAtOnce, leaving_at_once
 
@@ -38,6 +38,7 @@ app.command(short_help="Print the JSON schema of recipes, or explain a key.")(re
 app.command(short_help="Say what this machine has, for a report.")(machine.doctor)
 app.command(short_help="Print what a model writes behind a prompt.")(talk.generate)
 app.command(short_help="Talk to a model.")(talk.chat)
+app.command(short_help="Make one model of an adapter and its base.")(share.merge)
 app.command(short_help="Print the versions of zoft and of what it stands on.")(machine.version)
 
 shipped = typer.Typer(
