@@ -144,6 +144,7 @@ def test_usage_errors(
         "schema",
         "doctor",
         "merge",
+        "export",
         "version",
         "recipes",
         "recipes ls",

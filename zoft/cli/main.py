@@ -39,6 +39,7 @@ app.command(short_help="Say what this machine has, for a report.")(machine.docto
 app.command(short_help="Print what a model writes behind a prompt.")(talk.generate)
 app.command(short_help="Talk to a model.")(talk.chat)
 app.command(short_help="Make one model of an adapter and its base.")(share.merge)
+app.command(short_help="Write a model as a GGUF file for llama.cpp.")(share.export)
 app.command(short_help="Print the versions of zoft and of what it stands on.")(machine.version)
 
 shipped = typer.Typer(
