@@ -20,20 +20,22 @@ SAMPLE = 1 << 16  # elements of a parameter that are looked at
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """What `measure_noise` found: RMS of c, of its noise, and the relative change of c at twice the
-    perturbation (the bias, once it stands out of the noise)."""
+    """What `measure_noise` found: RMS of c, of its noise, the relative change of c at twice the
+    perturbation (the bias, once it stands out of the noise), and the batch's mean loss at +epsilon and
+    -epsilon together."""
 
     projected_grad: float
     noise: float
     bias: float
+    loss: float
 
     @property
     def signal_to_noise(self) -> float:
         return self.projected_grad / self.noise if self.noise > 0 else math.inf
 
 
-def measure_noise(estimator: Estimator, losses: Loss, directions: int = 4) -> Noise:
-    """Three probes per direction, on directions of step 0 (which trains nothing).
+def measure_noise(estimator: Estimator, losses: Loss, directions: int = 4, first: int = 0) -> Noise:
+    """Three probes per direction, on directions of step 0 (which trains nothing) from `first` on.
 
     c at epsilon and at 1.1 epsilon differ by the noise of both: sqrt(1 + 1/1.21) of the first's. A
     repeat at the same epsilon would be bit-equal and show nothing (METHODS section 2). With per-example
@@ -42,23 +44,20 @@ def measure_noise(estimator: Estimator, losses: Loss, directions: int = 4) -> No
     epsilon = estimator.perturbation
     near: list[float] = []
     wide: list[float] = []
-    square = count = 0.0
-    for k in range(directions):
+    square = count = loss = 0.0
+    for k in range(first, first + directions):
         z = estimator.direction(0, k)
-        for c, close, far in zip(
-            *(
-                estimator.slopes(z, scale, losses)
-                for scale in (epsilon, 1.1 * epsilon, 2 * epsilon)
-            ),
-            strict=True,
-        ):
+        at_epsilon, mean = estimator.slopes(z, epsilon, losses)
+        loss += mean / directions
+        others = (estimator.slopes(z, scale * epsilon, losses)[0] for scale in (1.1, 2))
+        for c, close, far in zip(at_epsilon, *others, strict=True):
             square, count = square + c**2, count + 1
             near.append(c - close)
             wide.append(c - far)
     rms = math.sqrt(square / count)
     noise = math.sqrt(sum(x * x for x in near) / count / (1 + 1 / 1.21))
     bias = math.sqrt(sum(x * x for x in wide) / count) / rms if rms > 0 else 0.0
-    return Noise(rms, noise, bias)
+    return Noise(rms, noise, bias, loss)
 
 
 def pairs_agree(estimator: Estimator, losses: Loss) -> bool:

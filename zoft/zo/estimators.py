@@ -96,11 +96,15 @@ class Estimator:
             _float32(grads),
         )
 
-    def slopes(self, direction: Direction, perturbation: float, losses: Loss) -> list[float]:
-        """The projected gradients along one direction, by central difference."""
+    def slopes(
+        self, direction: Direction, perturbation: float, losses: Loss
+    ) -> tuple[list[float], float]:
+        """The projected gradients along one direction, by central difference, and the batch's mean
+        loss over both signs."""
         both = replace(self, sides=2)._probes(direction, perturbation, losses)
         (plus, minus), weights = _on_the_host(both)
-        return self._slopes(plus, minus, weights, 2 * perturbation)
+        slopes = self._slopes(plus, minus, weights, 2 * perturbation)
+        return slopes, (_mean(plus, weights) + _mean(minus, weights)) / 2
 
     def example_losses(
         self, direction: Direction | None, scales: tuple[float, ...], losses: Loss
