@@ -143,6 +143,7 @@ def test_usage_errors(
         "validate",
         "schema",
         "doctor",
+        "range",
         "merge",
         "export",
         "version",

@@ -88,7 +88,7 @@ def train(
         closing(narrator_for(recipe, lambda: peak_memory_bytes(device))) as narrator,
     ):
         saved = folder.newest_checkpoint(at) if resuming else None
-        trainer, header = _build(recipe, folder, saved, resuming, stop, narrator, explained)
+        trainer, header = build(recipe, folder, saved, resuming, stop, narrator, explained)
         if resuming:
             journal = go_on(trainer, folder, header)
         else:
@@ -119,7 +119,7 @@ def _folder(recipe: Recipe, resume: str, output_dir: str | None) -> tuple[RunFol
     return folder, at
 
 
-def _build(
+def build(
     recipe: Recipe,
     folder: RunFolder,
     saved: Path | None,

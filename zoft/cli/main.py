@@ -38,6 +38,8 @@ app.command(short_help="Print the JSON schema of recipes, or explain a key.")(re
 app.command(short_help="Say what this machine has, for a report.")(machine.doctor)
 app.command(short_help="Print what a model writes behind a prompt.")(talk.generate)
 app.command(short_help="Talk to a model.")(talk.chat)
+app.command("range", short_help="Suggest a learning rate and a perturbation for a recipe.")(
+    tuning.range_test
 app.command(short_help="Make one model of an adapter and its base.")(share.merge)
 app.command(short_help="Write a model as a GGUF file for llama.cpp.")(share.export)
 app.command(short_help="Print the versions of zoft and of what it stands on.")(machine.version)

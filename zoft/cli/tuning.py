@@ -1,4 +1,4 @@
-"""Verbs about a recipe's run: train, eval, plan."""
+"""Verbs about a recipe's run: train, eval, plan, range."""
 
 from __future__ import annotations
 
@@ -71,3 +71,21 @@ def plan(
         from zoft.plan import plan as run_plan
 
     run_plan(recipe, overrides or [], as_json=json)
+
+
+def range_test(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    plot: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Draw it: a .png, .svg or .pdf file.")
+    ] = None,
+) -> None:
+    """Example: zoft range quickstart --plot range.png
+
+    Try perturbations of many lengths on a recipe's model and data, and suggest optimizer.perturbation
+    and optimizer.lr. No step is taken, and no run folder is made.
+    """
+    with quiet_imports():
+        from zoft.rate_range import range_test as run_range_test
+
+    run_range_test(recipe, overrides or [], plot=plot)
