@@ -58,8 +58,11 @@ def read_back(file: Path):
 @pytest.mark.parametrize("family", BUILD)
 def test_a_file_computes_what_the_model_does(family, tmp_path, capsys):
     folder = saved(tmp_path / "model", BUILD[family](), chat_template=tiny.CHAT_TEMPLATE)
+    capsys.readouterr()
     assert main(["export", str(folder), str(tmp_path / "out.gguf")]) == 0
-    assert "apart, computed in float32" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "apart, computed in float32" in out
+    assert err == ""
     model = AutoModelForCausalLM.from_pretrained(folder)
     with torch.inference_mode():
         expected = model(IDS).logits

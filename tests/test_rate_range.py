@@ -98,6 +98,9 @@ def test_the_table_fits_80_columns():
     assert len(HEAD) <= 80
     assert len(row(widest)) <= 80
     assert row(widest).endswith("85%")
+    broken = Rung(1e-1, math.nan, math.nan, math.nan, (math.nan,))
+    assert len(row(broken)) <= 80
+    assert row(broken).count("nan") == 6
 
 
 # -- all of it ----------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import NoReturn
 
@@ -99,7 +101,7 @@ def _whole(section: ModelSection, where: str, stop: Stop) -> Merged:
 
 def _read_back(file: Path) -> PreTrainedModel:
     try:
-        with quiet():
+        with quiet(), redirect_stderr(io.StringIO()):  # this reader's bar has no switch
             model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
                 str(file.parent),
                 gguf_file=file.name,

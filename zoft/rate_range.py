@@ -175,7 +175,7 @@ def row(rung: Rung) -> str:
         f"{rung.perturbation:12.0e}{_short(rung.projected_grad):>8}{_short(rung.noise):>8}"
         f"  {_bar(ratio)}"
         f"{min(ratio, 999):6.3g}{min(rung.bias, 9.99):8.0%}{min(rung.error, 9.99):7.0%}"
-        f"{max(-99.0, min(rung.rise, 99.0)):+8.3f}{rung.curvature:11.2g}{lost:>6}"
+        f"{_limited(rung.rise):+8.3f}{rung.curvature:11.2g}{lost:>6}"
     )
 
 
@@ -183,6 +183,10 @@ def _short(number: float) -> str:
     """Three digits, in at most seven characters."""
     text = f"{number:.3g}"
     return text if len(text) < 8 else f"{number:.1e}"
+
+
+def _limited(rise: float) -> float:
+    return max(min(rise, 99.0), -99.0) if math.isfinite(rise) else rise
 
 
 def _bar(ratio: float) -> str:

@@ -27,7 +27,7 @@ class Rung:
 
     @property
     def signal_to_noise(self) -> float:
-        return self.projected_grad / self.noise if self.noise > 0 else math.inf
+        return math.inf if self.noise == 0 else self.projected_grad / self.noise
 
     @property
     def rise(self) -> float:
