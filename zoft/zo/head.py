@@ -27,10 +27,12 @@ def chunk_words(rows: int, columns: int) -> int:
 @dataclass(frozen=True, slots=True)
 class Lean:
     """What the head computes: of the hidden states at flat `positions` (N,) the logits (N, n) of the
-    tokens `vocab` (n,), or of all, or, with `targets` (N,), -log p of these as (N, 1). Without
+    tokens `vocab` (n,), or of all, or, with `targets` (N,), -log p of these as (N, 1). Positions count
+    the `tokens` that the model was given in each row; virtual ones may stand in front of them. Without
     positions: the logits (R, 1, V) of the last column, which is all that the next token needs."""
 
     positions: Tensor | None
+    tokens: int
     vocab: Tensor | None = None
     targets: Tensor | None = None
 
@@ -53,8 +55,10 @@ class Head:
             if lean.positions is None:
                 return inner(hidden[:, -1:])  # type: ignore[no-any-return]
             tokens = hidden.shape[1]
-            hidden = hidden.reshape(-1, hidden.shape[-1])[lean.positions]
-            with self.values.narrowed(self._rows(lean.positions, tokens)):
+            virtual = tokens - lean.tokens
+            positions = lean.positions + virtual * (1 + lean.positions // lean.tokens)
+            hidden = hidden.reshape(-1, hidden.shape[-1])[positions]
+            with self.values.narrowed(self._rows(positions, tokens)):
                 if lean.targets is not None:
                     return self._losses(hidden, lean.targets)
                 if lean.vocab is None:

@@ -43,7 +43,18 @@ class Leaf:
 
     @property
     def only_vectors(self) -> bool:
-        return all(slot.parameter.ndim < 2 for slot in self.slots)
+        """Matrices of one row or column (IA3's factors) count as vectors."""
+        return all(p.ndim < 2 or p.numel() == max(p.shape) for p in self._parameters)
+
+    @property
+    def only_contained(self) -> bool:
+        """Whether all lie in containers inside the module: vectors that peft's layers multiply what the
+        module below them computes by, minding types themselves."""
+        return all(slot.owner is not self.module for slot in self.slots)
+
+    @property
+    def _parameters(self) -> list[nn.Parameter]:
+        return [slot.parameter for slot in self.slots]
 
     def put_back(self) -> None:
         """Every parameter where it belongs, whatever stands there now."""

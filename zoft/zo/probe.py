@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -111,7 +112,7 @@ class View:
             self.values.narrowed(everyone),
             bounded_attention(config, rows, length),
         ):
-            self._head.lean = Lean(None)
+            self._head.lean = Lean(None, 1)
             yield
 
     def logits(
@@ -128,7 +129,7 @@ class View:
         `examples` says of each row which example it belongs to (default: the rows in order; rows of
         one example stand together, equally many for each). Must run inside `probe` or `plain`.
         """
-        lean = Lean(self._copied(positions, input_ids.numel()), vocab)
+        lean = Lean(self._copied(positions, input_ids.numel()), input_ids.shape[1], vocab)
         return self._run(lean, input_ids, attention_mask, examples)
 
     def token_losses(
@@ -140,10 +141,10 @@ class View:
         examples: Sequence[int] | None = None,
     ) -> Tensor:
         """-log p of each of `targets` (N,) in float32: (copies * N,), see `logits`."""
-        lean = Lean(self._copied(positions, input_ids.numel()))
+        lean = Lean(self._copied(positions, input_ids.numel()), input_ids.shape[1])
         wanted = targets.repeat(len(self._scales))
         if self._head_ends_the_model:
-            lean = Lean(lean.positions, targets=wanted)
+            lean = replace(lean, targets=wanted)
             return self._run(lean, input_ids, attention_mask, examples)[:, 0]
         logits = self._run(lean, input_ids, attention_mask, examples)
         # In float16 a loss near 4 has an ulp of 4e-3.

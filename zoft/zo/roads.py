@@ -184,14 +184,14 @@ class Roads:
 
     def _exchanged(self, leaf: Leaf, forward: Road, args: Any, kwargs: Any) -> Any:
         """One that has vectors only (a norm, a scale) computes in float32: in bfloat16, 1 +- 1e-3
-        rounds back to 1."""
+        rounds back to 1. One around another module (IA3) is handed what that one takes."""
         values = self.values
         inputs = [x for x in (*args, *kwargs.values()) if _floating(x)]
         # An embedding starts the stream, whatever masks it is handed (OPT's positions: float32).
         starts = not inputs or isinstance(leaf.module, nn.Embedding)
         outer = values.compute_dtype if starts else inputs[0].dtype
         inner = torch.float32 if leaf.only_vectors else outer
-        if inner != outer:
+        if inner != outer and not leaf.only_contained:
             args = tuple(_cast(x, outer, inner) for x in args)
             kwargs = {key: _cast(x, outer, inner) for key, x in kwargs.items()}
         mark = values.scratch.mark()
