@@ -21,7 +21,7 @@ from zoft.data.examples import length
 from zoft.data.order import Order
 from zoft.data.sets import prepare
 from zoft.machine import resolve
-from zoft.models.adapters import attach_lora
+from zoft.models.adapters import attach_adapter
 from zoft.models.convert import local_safetensors
 from zoft.models.load import load_model, load_tokenizer
 from zoft.objectives.objective import objective_for
@@ -48,7 +48,7 @@ def main() -> None:
     train, held_out = sets["train"].examples, sets["eval"].examples
     model = load_model(where, recipe.model, dtype=torch.float32, device=CPU).model
     lora = recipe.tune.method == "lora"
-    tuned = attach_lora(model, recipe.tune, recipe.seed) if lora else model
+    tuned = attach_adapter(model, recipe.tune, recipe.seed) if lora else model
     view = View(tuned, {}, {}, torch.float32, torch.tensor([[1, 2, 3, 4]]))
     lengths = np.array([length(x) for x in train]) if recipe.train.group_by_length else None
     order = Order(recipe.seed, recipe.train.batch_size, len(train), lengths)

@@ -30,7 +30,7 @@ from subject import DENSE, RANK1, RATE, batch_of, recipe_of, rows_of, warm
 
 import zoft.evaluate
 import zoft.run
-from zoft.models.adapters import attach_lora
+from zoft.models.adapters import attach_adapter
 from zoft.models.convert import local_safetensors
 from zoft.models.load import load_model
 from zoft.objectives.objective import objective_for
@@ -162,7 +162,7 @@ def _peer(what: str, recipe: str, steps: int, load: Callable[..., Any], dtype: t
             method.step(lambda rows=rows: mezo_loss(model, rows), seed=i, lr=RATE)  # type: ignore[misc]
         return
     if "LoRA" in what:
-        model = attach_lora(model, TuneSection(method="lora"), 0)
+        model = attach_adapter(model, TuneSection(method="lora"), 0)
     objective = objective_for("choice")
     with gradients(model, only="lora_" if "LoRA" in what else ""):
         first = AdamW(model, RATE)

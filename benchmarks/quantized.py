@@ -23,7 +23,7 @@ from subject import batch_of, recipe_of, rows_of
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, TorchAoConfig
 
 from zoft.memory import hand_back_freed_memory
-from zoft.models.adapters import attach_lora
+from zoft.models.adapters import attach_adapter
 from zoft.models.convert import local_safetensors
 from zoft.models.load import load_model
 from zoft.models.quiet import quiet
@@ -79,7 +79,7 @@ def _measured(recipe: Recipe, directions: int, base: str, compute: str) -> dict[
     before = _private()
     model = _load(recipe, base, getattr(torch, compute))
     size = _private() - before
-    adapted = attach_lora(model, recipe.tune, recipe.seed)
+    adapted = attach_adapter(model, recipe.tune, recipe.seed)
     tuned = tuned_parameters(adapted, recipe.tune)
     example = torch.tensor([[1, 2, 3, 4]])
     view = View(adapted, tuned, parameter_ids(tuned), getattr(torch, compute), example)

@@ -29,7 +29,7 @@ from zoft.data.examples import Sequence as Text
 from zoft.data.order import Order
 from zoft.journal import Journal
 from zoft.memory import keep_freed_memory
-from zoft.models.adapters import attach_lora
+from zoft.models.adapters import attach_adapter
 from zoft.models.convert import local_safetensors
 from zoft.models.load import load_model
 from zoft.objectives.objective import objective_for
@@ -171,7 +171,7 @@ def _contestants(
         found["zo-adam lm"] = walked(ZoAdam(plain), False)
         found["adamw"] = first_order(plain, "")
         lora = load_model(where, recipe.model, dtype=stored, device="cpu").model
-        adapted = attach_lora(lora, TuneSection(method="lora"), 0)
+        adapted = attach_adapter(lora, TuneSection(method="lora"), 0)
         found["adamw lora"] = first_order(adapted, "lora_")
     return found
 

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from zoft import checkpoint
 from zoft.errors import EnvironmentProblem
-from zoft.models.adapters import attach_lora
+from zoft.models.adapters import attach_adapter
 from zoft.recipe.schema import TuneSection
 from zoft.zo.optimizers.sweep import Resident, Tuned, tuned_weights
 
@@ -181,7 +181,7 @@ def test_a_model_is_written_for_transformers_alone(
 def test_an_adapter_is_written_in_one_order(tmp_path: Path) -> None:
     targets = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "gate_proj"]
     tune = TuneSection(method="lora", target_modules=targets)
-    adapted = attach_lora(tiny.llama(), tune, seed=0)
+    adapted = attach_adapter(tiny.llama(), tune, seed=0)
     checkpoint.write_model(tmp_path, adapted, tiny.tokenizer())
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert config["target_modules"] == sorted(targets)

@@ -110,13 +110,13 @@ def test_zo_adam_equals_its_dense_twin(peers, examples):
 
 @pytest.mark.parametrize("lora", [False, True])
 def test_adamw_lowers_the_loss(peers, examples, lora):
-    from zoft.models.adapters import attach_lora
+    from zoft.models.adapters import attach_adapter
     from zoft.recipe.schema import TuneSection
 
     model = tiny.llama()
     frozen = flat(model)
     if lora:
-        model = attach_lora(model, TuneSection(method="lora"), 0)
+        model = attach_adapter(model, TuneSection(method="lora"), 0)
     [batch] = objective_for("choice").batches(examples, 4, torch.device("cpu"))
     with peers.gradients(model, only="lora_" if lora else ""):
         method = peers.AdamW(model, 1e-2)

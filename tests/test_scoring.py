@@ -12,11 +12,12 @@ from transformers import PreTrainedConfig
 
 from zoft.data.examples import Choice, Example, Sequence
 from zoft.errors import DataError, Interrupted, RecipeError
+from zoft.models.adapters import attach_adapter
 from zoft.models.generation import Decoding, completions
 from zoft.objectives.objective import objective_for
 from zoft.objectives.score import Score
-from zoft.recipe.schema import EvalSection
-from zoft.scoring import evaluate_set, needs_mask, score
+from zoft.recipe.schema import EvalSection, TuneSection
+from zoft.scoring import evaluate_set, needs_mask, require_fits, score
 from zoft.zo.probe import View
 
 CPU = torch.device("cpu")
@@ -219,3 +220,14 @@ def test_the_mask_is_looked_at_in_few_positions_of_long_texts(
     monkeypatch.setattr(View, "logits", watched)
     assert needs_mask(view, objective_for("lm"), long, CPU) is False
     assert all(32 <= positions <= 64 for positions, _ in seen)
+
+
+def test_virtual_tokens_take_positions() -> None:
+    """OPT has 128: a row that fills them has no room behind a prompt, and is not padded for a look."""
+    objective = objective_for("lm")
+    model = attach_adapter(tiny.opt(), TuneSection(method="prompt"), seed=0)
+    full, fits = (Sequence(tuple(9 for _ in range(n)), (n - 1,)) for n in (128, 123))
+    with pytest.raises(DataError, match=r"128 tokens and 5 virtual .*data\.max_length=123 "):
+        require_fits(model, [full], objective)
+    require_fits(model, [fits], objective)
+    assert not needs_mask(view_of(model), objective, [fits, fits], CPU)

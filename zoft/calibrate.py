@@ -22,7 +22,7 @@ from transformers import PreTrainedConfig
 from zoft.data.examples import Choice, Example, Sequence
 from zoft.footprint import footprint
 from zoft.machine import DTYPES, make_repeatable
-from zoft.models.adapters import attach_lora
+from zoft.models.adapters import attach_adapter
 from zoft.models.convert import local_folder
 from zoft.models.outline import load_config
 from zoft.models.quiet import quiet
@@ -137,7 +137,9 @@ def _times(
     optimizer = recipe.optimizer
     if optimizer.paired == "auto":
         optimizer = optimizer.model_copy(update={"paired": optimizer.sides == 2})
-    recipe = recipe.model_copy(update={"optimizer": optimizer})
+    # The slice has the first blocks only, and they stand for those that learn.
+    tune = recipe.tune.model_copy(update={"layers": None})
+    recipe = recipe.model_copy(update={"optimizer": optimizer, "tune": tune})
     model = _slice(recipe, load_config(recipe.model), blocks, device)
     parameters = tuned_parameters(model, recipe.tune)
     ids = parameter_ids(parameters)
@@ -181,8 +183,8 @@ def _slice(
     text.num_hidden_layers = blocks
     if getattr(text, "layer_types", None):
         text.layer_types = text.layer_types[:blocks]
-    lora = recipe.tune.method == "lora"
-    stored = recipe.model.compute_dtype if lora else recipe.model.dtype
+    adapter = recipe.tune.method != "full"
+    stored = recipe.model.compute_dtype if adapter else recipe.model.dtype
     with quiet():
         meta = model_on_meta(config, DTYPES[stored], recipe.model.trust_remote_code)
     model: Any = meta.to_empty(device=device)
@@ -198,8 +200,8 @@ def _slice(
     model.eval().requires_grad_(False)
     model.config.use_cache = False
     tuned: nn.Module = model
-    if lora:
-        tuned = attach_lora(model, recipe.tune, recipe.seed, DTYPES[recipe.model.dtype])
+    if adapter:
+        tuned = attach_adapter(model, recipe.tune, recipe.seed, DTYPES[recipe.model.dtype])
     return tuned
 
 

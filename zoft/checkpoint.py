@@ -122,7 +122,9 @@ def write_model(
         (folder / "README.md").unlink(missing_ok=True)  # peft's empty form of a model card
         config = folder / "adapter_config.json"
         content = json.loads(config.read_text())
-        content["target_modules"] = sorted(content["target_modules"])  # peft's set has no order
+        for key in ("target_modules", "feedforward_modules"):  # peft's sets have no order
+            if content.get(key):
+                content[key] = sorted(content[key])
         config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
     else:
         cached = model.config.use_cache

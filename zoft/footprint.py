@@ -231,7 +231,8 @@ class _Count:
         if not weight.tuned or weight.kind == "table":
             return 0
         if weight.kind == "whole":
-            return weight.numel * (self.compute if len(weight.shape) > 1 else 4 * self.runs)
+            vector = weight.numel == max(weight.shape, default=1)  # IA3's have a row or a column
+            return weight.numel * (4 * self.runs if vector else self.compute)
         return self._product(weight.shape[0], weight.shape[1])
 
     def _product(self, rows: int, columns: int) -> int:
@@ -266,7 +267,9 @@ class _Count:
     # -- passes -----------------------------------------------------------------------------------
 
     def _vectors(self, texts: Texts, rows: int) -> int:
-        return rows * texts.rows * texts.longest
+        tune = self.recipe.tune
+        virtual = tune.virtual_tokens if tune.method == "prompt" else 0
+        return rows * texts.rows * (texts.longest + virtual)
 
     def _words(self, texts: Texts, rows: int) -> int:
         """Of the vocabulary, at a time (zo/head.py)."""

@@ -30,7 +30,7 @@ def begin(trainer: Trainer, folder: RunFolder, header: Header, text: str) -> Jou
     with folder.claimed():
         (folder.path / "recipe.yaml").write_text(text, encoding="utf-8")
         folder.write_resolved(trainer.recipe)
-        if trainer.recipe.tune.method == "lora":
+        if trainer.recipe.tune.method != "full":
             checkpoint.save(
                 folder.start,
                 trainer.write_model,

@@ -29,9 +29,11 @@ from zoft.memory import (
     memory_explained,
     peak_memory_bytes,
 )
-from zoft.models.adapters import attach_lora, load_adapter
+from zoft.models.adapters import attach_adapter, load_adapter
 from zoft.models.convert import local_safetensors
 from zoft.models.load import fingerprint, load_model, load_tokenizer, require_causal
+from zoft.models.prefix import begin_with_activations
+from zoft.models.targets import target_endings
 from zoft.models.tuned import decays, parameter_ids, tuned_parameters
 from zoft.narrators import Narrator, narrator_for
 from zoft.objectives.objective import objective_for
@@ -147,11 +149,11 @@ def build(
         narrator.say(f"residency: {place.why}")
     compute = DTYPES[recipe.model.compute_dtype]
     own = DTYPES[recipe.model.dtype]
-    lora = recipe.tune.method == "lora"
+    adapts = recipe.tune.method != "full"
     loaded = load_model(
-        saved if saved and not lora else where,
+        saved if saved and not adapts else where,
         recipe.model,
-        dtype=compute if lora else own,  # what is frozen is stored as it is computed with
+        dtype=compute if adapts else own,  # what is frozen is stored as it is computed with
         device=device,
         streamed=None
         if place.residency == "device"
@@ -159,14 +161,13 @@ def build(
     )
     model: PreTrainedModel | PeftModel = loaded.model
     keep_freed_memory()
-    if lora:
-        adapter = saved or (folder.start if resuming else None)
+    adapter = saved or (folder.start if resuming else None)
+    if adapts:
+        recipe = _with_targets(recipe, loaded.model)
         if adapter:
-            model = load_adapter(model, adapter, own)
+            model = load_adapter(loaded.model, adapter, own)
         else:
-            model = attach_lora(model, recipe.tune, recipe.seed, own)
-        if recipe.tune.target_modules == "auto":
-            recipe = _with_targets(recipe, model)
+            model = attach_adapter(loaded.model, recipe.tune, recipe.seed, own)
     objective = objective_for(recipe.objective.name)  # type: ignore[arg-type]
     for encoded in sets.values():
         require_fits(model, encoded.examples, objective)
@@ -186,6 +187,9 @@ def build(
     )
     weights = Streamed(tuned, streamer) if streamer else Resident(tuned)
     require_causal(recipe.model.name, loaded.model)
+    if recipe.tune.method == "prefix" and not adapter:
+        assert isinstance(model, PeftModel)
+        begin_with_activations(model, recipe.seed)
     probe = torch.tensor([[1, 2, 3, 4]], device=device)
     view = View(model, parameters, ids, compute, probe)
     estimator = estimator_for(recipe, view)
@@ -238,11 +242,12 @@ def build(
     return trainer, header
 
 
-def _with_targets(recipe: Recipe, model: PeftModel) -> Recipe:
-    """The recipe with the modules that `tune.target_modules: auto` turned out to mean."""
-    found = model.peft_config["default"].target_modules
-    assert found is not None
-    tune = recipe.tune.model_copy(update={"target_modules": sorted(found)})
+def _with_targets(recipe: Recipe, base: PreTrainedModel) -> Recipe:
+    """The recipe with the modules that `tune.target_modules: auto` means in this model."""
+    tune = recipe.tune
+    if tune.target_modules != "auto" or tune.method not in ("lora", "ia3"):
+        return recipe
+    tune = tune.model_copy(update={"target_modules": sorted(target_endings(base, tune))})
     return recipe.model_copy(update={"tune": tune})
 
 

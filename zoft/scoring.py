@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from zoft.data.examples import Choice, Example
 from zoft.errors import DataError, RecipeError
+from zoft.models.adapters import virtual_tokens
 from zoft.models.generation import Decoding, completions, require_room
 from zoft.objectives.answers import answers_of, best_f1, exact_match, prompt_of
 from zoft.objectives.objective import Objective, objective_for
@@ -142,11 +143,12 @@ def require_fits(model: nn.Module, examples: Sequence[Example], objective: Objec
     """Raise DataError if an example is longer than the model has positions, or has unknown tokens."""
     config: Any = model.config
     positions = getattr(config, "max_position_embeddings", None)
-    longest = objective.width(examples)
-    if positions is not None and longest > positions:
+    longest, virtual = objective.width(examples), virtual_tokens(model)
+    if positions is not None and longest + virtual > positions:
+        before = f" and {virtual} virtual ones before it" if virtual else ""
         raise DataError(
-            f"the longest example has {longest} tokens, the model has {positions} positions: set "
-            f"data.max_length={positions} and data.on_overflow=truncate (or drop)"
+            f"the longest example has {longest} tokens{before}, the model has {positions} positions: "
+            f"set data.max_length={positions - virtual} and data.on_overflow=truncate (or drop)"
         )
     table = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     largest = max(max(objective.collate([x], longest).input_ids.view(-1)) for x in examples)
@@ -170,7 +172,9 @@ def needs_mask(
     width = objective.width(pair)
     if objective.width(pair[:1]) == width:  # as long as each other: pad both
         config = getattr(view.model, "config", None)
-        width = min(width + 1, getattr(config, "max_position_embeddings", width + 1))
+        virtual = virtual_tokens(view.model)
+        most = getattr(config, "max_position_embeddings", width + 1 + virtual) - virtual
+        width = min(width + 1, most)
     batch = objective.collate(pair, width).to(device)
     # Of all words: every position of two long texts would take gigabytes.
     some = batch.positions[:: 1 + len(batch.positions) // LOOKED_AT]

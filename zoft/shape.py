@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from zoft.data.examples import Choice, Example, length
 from zoft.errors import EnvironmentProblem
 from zoft.machine import DTYPES
+from zoft.models.adapters import of_adapter
 from zoft.models.outline import build_outline, load_config
 from zoft.models.trace import Pass, trace_pass
 from zoft.models.tuned import tuned_parameters
@@ -217,7 +218,7 @@ def _weights(model: nn.Module, recipe: Recipe) -> list[Weight]:
             name in tuned,
             kinds[parameter],
             number.get(name),
-            "lora_" in name,
+            of_adapter(name),
         )
         for name, parameter in model.named_parameters()
     ]

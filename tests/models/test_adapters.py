@@ -12,7 +12,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedModel
 
 from zoft.checkpoint import write_model
 from zoft.errors import EnvironmentProblem, RecipeError
-from zoft.models.adapters import attach_lora, base_of, is_adapter, load_adapter
+from zoft.models.adapters import attach_adapter, base_of, is_adapter, load_adapter
 from zoft.recipe.schema import TuneSection
 
 LORA = TuneSection(method="lora", r=4)
@@ -26,7 +26,7 @@ def adapter_of(model: torch.nn.Module) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("build", BUILDERS)
 def test_a_new_adapter_changes_nothing_yet(build: Callable[[], PreTrainedModel]) -> None:
-    adapted = attach_lora(build(), LORA, seed=0)
+    adapted = attach_adapter(build(), LORA, seed=0)
     weights = adapter_of(adapted)
     assert weights
     assert torch.equal(adapted(IDS).logits, build()(IDS).logits)
@@ -38,22 +38,22 @@ def test_a_new_adapter_changes_nothing_yet(build: Callable[[], PreTrainedModel])
 
 def test_the_seed_alone_decides_and_the_global_generator_rests() -> None:
     torch.manual_seed(1)
-    first = adapter_of(attach_lora(tiny.llama(), LORA, seed=7))
+    first = adapter_of(attach_adapter(tiny.llama(), LORA, seed=7))
     state = torch.get_rng_state()
     torch.rand(3)
-    second = adapter_of(attach_lora(tiny.llama(), LORA, seed=7))
+    second = adapter_of(attach_adapter(tiny.llama(), LORA, seed=7))
     torch.manual_seed(1)
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(first[name], second[name]) for name in first)
-    third = adapter_of(attach_lora(tiny.llama(), LORA, seed=8))
+    third = adapter_of(attach_adapter(tiny.llama(), LORA, seed=8))
     assert not all(torch.equal(first[name], third[name]) for name in first)
 
 
 def test_the_adapter_of_a_bfloat16_base_is_float32_or_as_asked() -> None:
     base = tiny.llama(dtype=torch.bfloat16)
-    assert {w.dtype for w in adapter_of(attach_lora(base, LORA, 0)).values()} == {torch.float32}
+    assert {w.dtype for w in adapter_of(attach_adapter(base, LORA, 0)).values()} == {torch.float32}
     base = tiny.llama(dtype=torch.bfloat16)
-    weights = adapter_of(attach_lora(base, LORA, 0, torch.bfloat16))
+    weights = adapter_of(attach_adapter(base, LORA, 0, torch.bfloat16))
     assert {w.dtype for w in weights.values()} == {torch.bfloat16}
 
 
@@ -65,7 +65,7 @@ def test_an_adapter_comes_back_bit_for_bit(
     base = build(dtype=dtype)
     base.name_or_path = "somebody/some-model"
     base.config._commit_hash = "main"
-    adapted = attach_lora(base, LORA, seed=3)
+    adapted = attach_adapter(base, LORA, seed=3)
     for weight in adapter_of(adapted).values():
         weight += 0.01
     write_model(tmp_path, adapted, tiny.tokenizer())
@@ -81,7 +81,7 @@ def test_an_adapter_comes_back_bit_for_bit(
 
 def test_target_modules_are_name_endings() -> None:
     tune = TuneSection(method="lora", target_modules=["mlp.up_proj", "o_proj"])
-    names = adapter_of(attach_lora(tiny.llama(), tune, seed=0))
+    names = adapter_of(attach_adapter(tiny.llama(), tune, seed=0))
     assert len(names) == 2 * 2 * 2
     assert all("mlp.up_proj" in name or "o_proj" in name for name in names)
 
@@ -89,7 +89,7 @@ def test_target_modules_are_name_endings() -> None:
 def test_unknown_target_modules_are_named() -> None:
     tune = TuneSection(method="lora", target_modules=["q_porj", "v_proj"])
     with pytest.raises(RecipeError, match=r"tune\.target_modules: 'q_porj' .*q_proj"):
-        attach_lora(tiny.llama(), tune, seed=0)
+        attach_adapter(tiny.llama(), tune, seed=0)
 
 
 def test_auto_without_an_answer_lists_the_modules() -> None:
@@ -101,11 +101,11 @@ def test_auto_without_an_answer_lists_the_modules() -> None:
         intermediate_size=32,
     )
     model = GPTNeoXForCausalLM(config)
-    assert adapter_of(attach_lora(model, LORA, seed=0))  # peft knows the family
+    assert adapter_of(attach_adapter(model, LORA, seed=0))  # peft knows the family
     stranger = GPTNeoXForCausalLM(config)
     stranger.config.model_type = "stranger"
     with pytest.raises(EnvironmentProblem, match=r"query_key_value"):
-        attach_lora(stranger, LORA, seed=0)
+        attach_adapter(stranger, LORA, seed=0)
 
 
 def test_adapters_that_cannot_be_read(tmp_path: Path) -> None:
@@ -117,6 +117,6 @@ def test_adapters_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": None}))
     with pytest.raises(EnvironmentProblem, match="does not name its base"):
         base_of(tmp_path)
-    write_model(tmp_path / "opt", attach_lora(tiny.opt(), LORA, seed=0), tiny.tokenizer())
+    write_model(tmp_path / "opt", attach_adapter(tiny.opt(), LORA, seed=0), tiny.tokenizer())
     with pytest.raises(EnvironmentProblem, match="cannot load the adapter"):
         load_adapter(tiny.gpt2(), tmp_path / "opt")

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from zoft.errors import EnvironmentProblem
-from zoft.models.adapters import attach_lora
+from zoft.models.adapters import attach_adapter
 from zoft.models.outline import build_outline, load_config
 from zoft.recipe.schema import ModelSection, TuneSection
 
@@ -27,7 +27,7 @@ def test_it_has_the_models_tensors_and_no_data(model: PreTrainedModel, tmp_path:
 
 def test_its_adapter_is_the_one_that_a_run_attaches() -> None:
     tune = TuneSection(method="lora", r=4, target_modules=["down_proj"])
-    model = attach_lora(tiny.llama(), tune, 0)
+    model = attach_adapter(tiny.llama(), tune, 0)
     outline = build_outline(tiny.llama().config, tune, stored=torch.float16)
     shapes = {n: p.shape for n, p in outline.named_parameters() if "lora_" in n}
     assert shapes

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from zoft.errors import EnvironmentProblem, RecipeError
 from zoft.models import quantize
-from zoft.models.adapters import attach_lora
+from zoft.models.adapters import attach_adapter
 from zoft.models.load import load_model
 from zoft.models.quantize import is_quantized, library_of, quantized_tensors
 from zoft.models.tuned import parameter_ids, tuned_parameters
@@ -216,7 +216,7 @@ def test_an_adapter_probes_the_quantised_base_once_for_both_signs(
 ) -> None:
     build("llama").save_pretrained(tmp_path)
     tune = TuneSection(method="lora", r=2)
-    adapted = attach_lora(load(tmp_path, kind), tune, seed=0)
+    adapted = attach_adapter(load(tmp_path, kind), tune, seed=0)
     tuned = tuned_parameters(adapted, tune)
     assert all("lora_" in name for name in tuned)
     view = View(adapted, tuned, parameter_ids(tuned), torch.float32, IDS)

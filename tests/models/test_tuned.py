@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import tiny
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
 from zoft.errors import RecipeError
-from zoft.models.adapters import attach_lora
+from zoft.models.adapters import attach_adapter, of_adapter
 from zoft.models.tuned import decays, parameter_ids, tuned_parameters
 from zoft.recipe.schema import TuneSection
 
@@ -35,9 +36,41 @@ def test_a_tied_parameter_has_its_first_name() -> None:
 
 def test_lora_tunes_the_adapter_alone() -> None:
     tune = TuneSection(method="lora", exclude=["*layers.1.*"])
-    tuned = tuned_parameters(attach_lora(tiny.llama(), tune, seed=0), tune)
+    tuned = tuned_parameters(attach_adapter(tiny.llama(), tune, seed=0), tune)
     assert len(tuned) == 4  # A and B of q_proj and v_proj in layer 0
     assert all("layers.0." in name and "lora_" in name for name in tuned)
+
+
+ADAPTER = {"ia3": 2 * 3, "prefix": 1, "prompt": 1}
+
+
+@pytest.mark.parametrize("method", ADAPTER)
+def test_an_adapter_learns_alone_and_its_factors_do_not_decay(method: Any) -> None:
+    tune = TuneSection(method=method)
+    model = attach_adapter(tiny.llama(), tune, seed=0)
+    tuned = tuned_parameters(model, tune)
+    assert len(tuned) == ADAPTER[method]
+    assert all(of_adapter(name) for name in tuned)
+    assert decays(model).isdisjoint(tuned) == (method == "ia3")
+
+
+@pytest.mark.parametrize(
+    ("only", "layers", "count"),
+    [("bias", None, 2 * 8 + 1), ("bias", (1, 1), 8), ("norm", None, 10), ("norm", (0, 0), 4)],
+)
+def test_biases_and_norms_alone(only: Any, layers: Any, count: int) -> None:
+    """OPT's block has six matrices and two norms, all with biases; a norm stands behind the blocks."""
+    names = tuned_parameters(tiny.opt(), TuneSection(only=only, layers=layers))
+    assert len(names) == count
+    assert all(name.endswith(".bias") or "norm" in name for name in names)
+    assert not layers or all(f"layers.{layers[0]}." in name for name in names)
+
+
+def test_what_a_model_does_not_have_is_said() -> None:
+    with pytest.raises(RecipeError, match=r"tune\.only: LlamaForCausalLM has no bias$"):
+        tuned_parameters(tiny.llama(), TuneSection(only="bias"))
+    with pytest.raises(RecipeError, match=r"tune\.layers: \[1, 2\], the model has blocks 0 to 1"):
+        tuned_parameters(tiny.llama(), TuneSection(layers=(1, 2)))
 
 
 def test_globs_choose() -> None:

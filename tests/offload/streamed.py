@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from zoft.models.adapters import attach_lora
+from zoft.models.adapters import attach_adapter
 from zoft.models.tuned import decays, parameter_ids, tuned_parameters
 from zoft.offload.blocks import Block, find_blocks, is_placeholder, owned_parameters
 from zoft.offload.executor import Executor
@@ -121,7 +121,7 @@ def rig(
     section = TUNES[tune]
     model = deeper(build(dtype=compute if tune == "lora" else dtype))
     if tune == "lora":
-        model = attach_lora(model, section, seed=1)
+        model = attach_adapter(model, section, seed=1)
     for number, (_, parameter) in enumerate(sorted(model.named_parameters())):
         torch.nn.init.normal_(
             parameter.data, 0.0, 0.05, generator=torch.Generator().manual_seed(number)

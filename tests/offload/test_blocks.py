@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from zoft.errors import EnvironmentProblem
-from zoft.models.adapters import attach_lora
+from zoft.models.adapters import attach_adapter
 from zoft.offload.blocks import find_blocks, owned_parameters
 from zoft.recipe.schema import TuneSection
 
@@ -35,7 +35,7 @@ def test_the_blocks_of_a_decoder(build: Callable[[], PreTrainedModel], name: str
 
 
 def test_blocks_under_an_adapter() -> None:
-    adapted = attach_lora(tiny.llama(), TuneSection(method="lora"), seed=0)
+    adapted = attach_adapter(tiny.llama(), TuneSection(method="lora"), seed=0)
     assert find_blocks(adapted).name == "base_model.model.model.layers"
 
 

@@ -20,6 +20,9 @@ def recipe(**sections: Any) -> Recipe:
         ("full", "mezo", 1e-6, "scalar", 22, "auto"),
         ("lora", "r-adazo", 5e-5, "full", 22, 1e-2),
         ("lora", "mezo", 1e-4, "full", 22, 1e-2),
+        ("ia3", "r-adazo", 5e-3, "full", 22, 3e-2),
+        ("prefix", "mezo", 1e-2, "full", 22, 1e-1),
+        ("prompt", "r-adazo", 5e-3, "full", 22, 1e-2),
     ],
 )
 def test_what_auto_stands_for(
@@ -28,6 +31,12 @@ def test_what_auto_stands_for(
     filled = with_defaults(recipe(tune={"method": method}, optimizer={"name": name})).optimizer
     assert (filled.lr, filled.moments, filled.window) == (lr, moments, window)
     assert filled.perturbation == perturbation
+
+
+def test_biases_and_norms_take_longer_steps() -> None:
+    filled = with_defaults(recipe(tune={"only": "norm"})).optimizer
+    assert (filled.lr, filled.perturbation, filled.moments) == (1e-3, 1e-2, "scalar")
+    assert (filled.structure, filled.scope) == ("rank1", "example")
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,21 @@ def test_an_empty_section_means_its_defaults() -> None:
             ("optimizer", "paired"),
             "one-sided probes have no pair",
         ),
+        (
+            {"tune": {"method": "lora", "only": "bias"}},
+            ("tune", "only"),
+            "bias chooses among the model's own weights, not of lora",
+        ),
+        (
+            {"tune": {"layers": [3, 2]}},
+            ("tune", "layers"),
+            "the first block, 3, comes after the last, 2",
+        ),
+        (
+            {"tune": {"method": "prefix", "layers": [0, 1]}},
+            ("tune", "layers"),
+            "not with prefix",
+        ),
     ],
 )
 def test_keys_that_do_not_fit_each_other(

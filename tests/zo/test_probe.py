@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from twins import moved, view_of
 
 from zoft.errors import RecipeError
-from zoft.models.adapters import attach_lora
+from zoft.models.adapters import attach_adapter
 from zoft.recipe.schema import TuneSection
 from zoft.zo.directions import Direction
 from zoft.zo.rows import make_rows
@@ -70,7 +70,7 @@ def test_a_probe_equals_the_moved_model_on_every_layer(name, kind):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_lora_is_probed_alone(name):
-    model = attach_lora(MODELS[name](), TuneSection(method="lora", r=4), seed=1)
+    model = attach_adapter(MODELS[name](), TuneSection(method="lora", r=4), seed=1)
     tune = TuneSection(method="lora", r=4)
     before = bytes_of(model)
     expected = moved(model, tune, Z, 0.1)(input_ids=INPUT).logits.reshape(-1, tiny.VOCABULARY)

@@ -20,7 +20,7 @@ from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from twins import TimeFirst, moved, row_by_row, view_of
 
-from zoft.models.adapters import attach_lora
+from zoft.models.adapters import attach_adapter
 from zoft.recipe.schema import TuneSection
 from zoft.zo.directions import Direction
 from zoft.zo.roads import find_norms
@@ -133,7 +133,7 @@ def test_what_is_frozen_stays(name, globs):
 @pytest.mark.parametrize("name", MODELS)
 def test_adapters_have_directions_of_their_own_for_each_example(name):
     tune = TuneSection(method="lora", r=4)
-    model = attach_lora(MODELS[name](), tune, seed=1)
+    model = attach_adapter(MODELS[name](), tune, seed=1)
     assert_as_row_by_row(model, tune, scales=(0.1, -0.1), count=ROWS)
 
 

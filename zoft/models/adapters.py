@@ -1,4 +1,4 @@
-"""LoRA through peft: attached from a recipe, or loaded from a folder."""
+"""Adapters through peft: attached from a recipe, or loaded from a folder."""
 
 from __future__ import annotations
 
@@ -6,48 +6,103 @@ import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from difflib import get_close_matches
 from pathlib import Path
+from types import MethodType
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-from torch import nn
+from peft import (
+    IA3Config,
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    PeftType,
+    PrefixTuningConfig,
+    PromptTuningConfig,
+    PromptTuningInit,
+    get_peft_model,
+)
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from zoft.errors import EnvironmentProblem, RecipeError, lacks_memory
 from zoft.models.quiet import first_line
+from zoft.models.targets import feedforward, target_endings, target_names
 from zoft.recipe.schema import TuneSection
 
 _CONFIG = "adapter_config.json"
+_PARTS = ("lora_", "ia3_", "prompt_encoder")  # of the names that peft gives its parameters
 
 
-def attach_lora(
+def attach_adapter(
     model: PreTrainedModel, tune: TuneSection, seed: int, dtype: torch.dtype = torch.float32
 ) -> PeftModel:
-    """A new adapter (Hu et al., arXiv 2106.09685): A by He's rule from `seed` alone, B zero.
+    """A new adapter of kind `tune.method`, made from `seed` alone.
 
-    The model computes what it did before. Raises RecipeError for target modules that it does not
-    have, EnvironmentProblem if `auto` finds none.
+    LoRA (Hu et al., arXiv 2106.09685; A by He's rule, B zero) and IA3 (Liu et al., arXiv 2205.05638;
+    ones) compute what the model did before. A prompt (Lester et al., arXiv 2104.08691) begins with the
+    embeddings of random tokens, a prefix (Li and Liang, arXiv 2101.00190) with noise:
+    `prefix.begin_with_activations` is to follow.
+    Raises RecipeError for modules or blocks that the model does not have and for a model that cannot
+    have such an adapter, EnvironmentProblem if `auto` finds no modules.
     """
-    linear = _linear_modules(model)
-    targets = _targets(model, tune, linear)
-    chosen = [m for name, m in linear.items() if any(_ends_with(name, t) for t in targets)]
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=tune.r,
-        lora_alpha=tune.alpha,
-        lora_dropout=0.0,
-        target_modules=targets,
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in chosen),
-        revision=getattr(model.config, "_commit_hash", None),
-    )
+    config = _config(model, tune)
+    config.revision = getattr(model.config, "_commit_hash", None)
     with torch.random.fork_rng(devices=[]), _peft_behind_transformers():
         # peft draws on the CPU, whatever the device. torch.manual_seed would reseed CUDA as well.
         torch.default_generator.manual_seed(seed)
-        adapted = get_peft_model(model, config)
+        try:
+            adapted = get_peft_model(model, config)
+        except (ValueError, AttributeError, KeyError) as error:  # a config without heads, say
+            raise RecipeError(
+                f"tune.method: {type(model).__name__} takes no {tune.method}: {first_line(error)}"
+            ) from error
+    assert isinstance(adapted, PeftModel)
     return _still(adapted, dtype)
+
+
+def _config(model: PreTrainedModel, tune: TuneSection) -> PeftConfig:
+    match tune.method:
+        case "lora":
+            found = target_names(model, tune)
+            return LoraConfig(
+                task_type="CAUSAL_LM",
+                r=tune.r,
+                lora_alpha=tune.alpha,
+                lora_dropout=0.0,
+                target_modules=list(found) if tune.layers else target_endings(model, tune),
+                fan_in_fan_out=any(isinstance(module, Conv1D) for module in found.values()),
+            )
+        case "ia3":
+            found = target_names(model, tune)
+            targets = list(found) if tune.layers else target_endings(model, tune)
+            return IA3Config(
+                task_type="CAUSAL_LM",
+                target_modules=targets,
+                feedforward_modules=feedforward(model, targets),
+                fan_in_fan_out=any(isinstance(module, Conv1D) for module in found.values()),
+            )
+        case "prefix":
+            return PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=tune.virtual_tokens)
+        case "prompt":
+            return PromptTuningConfig(
+                task_type="CAUSAL_LM",
+                num_virtual_tokens=tune.virtual_tokens,
+                prompt_tuning_init=PromptTuningInit.SAMPLE_VOCAB,
+            )
+        case "full":
+            raise AssertionError("full tuning has no adapter")
+
+
+def of_adapter(name: str) -> bool:
+    """Whether the parameter of that name belongs to an adapter."""
+    return any(part.startswith(_PARTS) for part in name.split("."))
+
+
+def virtual_tokens(model: object) -> int:
+    """Positions that an adapter of `model` takes in front of every example."""
+    config = model.active_peft_config if isinstance(model, PeftModel) else None
+    return int(getattr(config, "num_virtual_tokens", None) or 0)
 
 
 def load_adapter(
@@ -91,42 +146,23 @@ def _peft_behind_transformers() -> Iterator[None]:
         yield
 
 
-def _linear_modules(model: nn.Module) -> dict[str, nn.Module]:
-    return {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)}
-
-
-def _ends_with(name: str, target: str) -> bool:
-    return name == target or name.endswith(f".{target}")
-
-
-def _targets(model: PreTrainedModel, tune: TuneSection, linear: dict[str, nn.Module]) -> list[str]:
-    """The name endings to adapt; each of them matches a linear module."""
-    endings = sorted({name.rpartition(".")[2] for name in linear})
-    if tune.target_modules == "auto":
-        family = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model.config.model_type)
-        for choice in (family, ["q_proj", "v_proj"]):
-            if isinstance(choice, list) and set(choice) <= set(endings):
-                return choice
-        raise EnvironmentProblem(
-            f"no default LoRA modules for {model.config.model_type} models; "
-            f"set tune.target_modules to some of: {', '.join(endings)}"
-        )
-    unknown = [t for t in tune.target_modules if not any(_ends_with(name, t) for name in linear)]
-    if unknown:
-        raise RecipeError(
-            "\n".join(
-                f"tune.target_modules: {target!r} is no linear module of the model; "
-                f"there are: {', '.join(get_close_matches(target, endings) or endings)}"
-                for target in unknown
-            )
-        )
-    return list(tune.target_modules)
-
-
 def _still(adapted: PeftModel, dtype: torch.dtype) -> PeftModel:
     """Eval mode, no gradients, the adapter's weights in `dtype` and in memory of their own."""
     adapted.eval().requires_grad_(False)
+    config = adapted.active_peft_config
+    if not getattr(config, "prefix_projection", False):
+        # Else peft reads a prefix past its module, where nothing can stand in for it.
+        config.inference_mode = False
+    if config.peft_type == PeftType.PROMPT_TUNING:
+        adapted.get_prompt = MethodType(_prompt_of_every_row, adapted)
     for name, parameter in adapted.named_parameters():
-        if "lora_" in name:
+        if of_adapter(name):
             parameter.data = parameter.data.to(dtype, copy=True).contiguous()
     return adapted
+
+
+def _prompt_of_every_row(adapted: PeftModel, batch_size: int, **_: object) -> Tensor:
+    """peft looks one prompt up and repeats it, so that rows could not have probes of their own."""
+    tokens = adapted.prompt_tokens[adapted.active_adapter].to(adapted.device)
+    found: Tensor = adapted.prompt_encoder[adapted.active_adapter](tokens.expand(batch_size, -1))
+    return found

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 
 from zoft.errors import EnvironmentProblem
-from zoft.models.adapters import attach_lora
+from zoft.models.adapters import attach_adapter
 from zoft.models.convert import local_folder
 from zoft.models.quiet import first_line, quiet
 from zoft.models.skeleton import model_on_meta
@@ -62,7 +62,7 @@ def build_outline(
         raise EnvironmentProblem(f"cannot build the model: {first_line(error)}") from error
     outline: nn.Module = model.eval().requires_grad_(False)  # type: ignore[no-untyped-call]
     model.config.use_cache = False
-    if tune.method == "lora":
+    if tune.method != "full":
         with torch.device("meta"):
-            outline = attach_lora(model, tune, 0, adapter)
+            outline = attach_adapter(model, tune, 0, adapter)
     return outline

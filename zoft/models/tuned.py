@@ -6,25 +6,25 @@ import zlib
 from collections.abc import Iterable
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from typing import Literal
 
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from zoft.errors import RecipeError
+from zoft.models.adapters import of_adapter
+from zoft.models.targets import block_prefixes
 from zoft.recipe.schema import TuneSection
 
 
 def tuned_parameters(model: nn.Module, tune: TuneSection) -> dict[str, nn.Parameter]:
     """Name -> parameter in model order, tied ones once, by their first name.
 
-    Full tuning: all floating parameters; LoRA: the adapter's. Of these the ones that match a glob
-    of `include` and none of `exclude`. Raises RecipeError for a glob that matches nothing, and
-    if nothing is left.
+    Full tuning: all floating parameters, or those that `only` and `layers` name; else the adapter's.
+    Of these the ones that match a glob of `include` and none of `exclude`. Raises RecipeError for a
+    glob that matches nothing, for blocks that the model does not have, and if nothing is left.
     """
-    names = {
-        name: parameter
-        for name, parameter in model.named_parameters()
-        if parameter.is_floating_point() and (tune.method == "full" or _of_adapter(name))
-    }
+    names = _learning(model, tune)
     problems = [
         f"tune.{key}: {glob!r} matches no parameter{_near(glob, names)}"
         for key, globs in (("include", tune.include), ("exclude", tune.exclude))
@@ -42,6 +42,28 @@ def tuned_parameters(model: nn.Module, tune: TuneSection) -> dict[str, nn.Parame
     if not tuned:
         raise RecipeError(f"tune.include and tune.exclude leave none of {len(names)} parameters")
     return tuned
+
+
+def _learning(model: nn.Module, tune: TuneSection) -> dict[str, nn.Parameter]:
+    floating = {n: p for n, p in model.named_parameters() if p.is_floating_point()}
+    if tune.method != "full":
+        return {name: p for name, p in floating.items() if of_adapter(name)}
+    if tune.layers:
+        inside = block_prefixes(model, tune.layers)
+        floating = {name: p for name, p in floating.items() if name.startswith(inside)}
+    if tune.only == "all":
+        return floating
+    kinds = {name: _kind(module) for name, module in model.named_modules()}
+    found = {}
+    for name, parameter in floating.items():
+        module, _, own = name.rpartition(".")
+        of_bias = own == "bias" and kinds[module] is not None
+        if (tune.only == "bias" and of_bias) or (tune.only == "norm" and kinds[module] == "norm"):
+            found[name] = parameter
+    if not found:
+        where = " in these blocks" if tune.layers else ""
+        raise RecipeError(f"tune.only: {type(model).__name__} has no {tune.only}{where}")
+    return found
 
 
 def parameter_ids(names: Iterable[str]) -> dict[str, int]:
@@ -63,17 +85,22 @@ def parameter_ids(names: Iterable[str]) -> dict[str, int]:
 
 
 def decays(model: nn.Module) -> set[str]:
-    """Names of the parameters that weight decay may shrink: no vectors, nothing inside a norm."""
+    """Names of the parameters that weight decay may shrink: no vectors (IA3 keeps its factors as
+    matrices of one row or column), nothing inside a norm."""
     norms = {name for name, module in model.named_modules() if _is_norm(module)}
     return {
         name
         for name, parameter in model.named_parameters()
-        if parameter.ndim >= 2 and name.rpartition(".")[0] not in norms
+        if parameter.ndim >= 2 and name.rpartition(".")[0] not in norms and ".ia3_" not in name
     }
 
 
-def _of_adapter(name: str) -> bool:
-    return any(part.startswith("lora_") for part in name.split("."))
+def _kind(module: nn.Module) -> Literal["norm", "product"] | None:
+    """Of a module whose vector `bias` is added to what it computes; None for any other."""
+    if _is_norm(module):
+        return "norm"
+    products = nn.Linear | Conv1D | nn.Conv1d
+    return "product" if isinstance(module, products) else None
 
 
 def _is_norm(module: nn.Module) -> bool:

@@ -38,7 +38,7 @@ class OptimizerSection(Section):
     moments: Literal["auto", "full", "window", "scalar"] = Field(
         "auto",
         description="r-adazo. full: m and v stored, 8 bytes per tuned weight; window: recomputed "
-        "from the last steps; scalar: one v for all. auto: LoRA full, full tuning scalar.",
+        "from the last steps; scalar: one v for all. auto: full for adapters, scalar for full tuning.",
     )
     window: Counted | Auto = Field(
         "auto",
@@ -142,7 +142,7 @@ def summed_steps(name: str, moments: str, window: int | Auto, *, fold_momentum: 
 def moments_of(method: str, optimizer: OptimizerSection) -> Literal["full", "window", "scalar"]:
     """optimizer.moments with `auto` replaced, for one tune.method."""
     if optimizer.moments == "auto":
-        return "full" if method == "lora" else "scalar"
+        return "scalar" if method == "full" else "full"
     return optimizer.moments
 
 

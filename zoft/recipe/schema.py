@@ -57,7 +57,7 @@ class ModelSection(Section):
     )
     quantization: Literal["none", "int8", "nf4"] = Field(
         "none",
-        description="Keep the frozen matrices under a LoRA adapter as codes of 8 bits (torchao) or 4 "
+        description="Keep the frozen matrices under an adapter as codes of 8 bits (torchao) or 4 "
         "(bitsandbytes); they compute in compute_dtype. Embeddings and head stay as they are.",
     )
     trust_remote_code: bool = Field(
@@ -66,20 +66,56 @@ class ModelSection(Section):
 
 
 class TuneSection(Section):
-    method: Literal["full", "lora"] = Field(
-        "full", description="Which weights learn: all of them, or a LoRA adapter beside them."
+    method: Literal["full", "lora", "ia3", "prefix", "prompt"] = Field(
+        "full",
+        description="Which weights learn. full: the model's own; lora: low-rank matrices beside them; "
+        "ia3: factors of keys, values and feed-forward activations; prefix: keys and values of virtual "
+        "tokens in every block; prompt: embeddings of virtual tokens.",
+    )
+    only: Literal["all", "bias", "norm"] = Field(
+        "all",
+        description="full: of the model's weights, all, the biases alone (BitFit), or the norms alone.",
+    )
+    layers: Annotated[tuple[Whole, Whole], Field(strict=False)] | None = Field(
+        None,
+        description="full, lora, ia3: only these blocks learn, first and last, counted from 0, e.g. "
+        "[16, 23]. Empty: the whole model.",
     )
     r: Counted = Field(8, description="LoRA: rank of the adapter.")
     alpha: Positive = Field(16.0, description="LoRA: the adapter is scaled by alpha / r.")
-    target_modules: list[str] | Auto = Field(
+    target_modules: list[str] | Literal["auto", "all-linear"] = Field(
         "auto",
-        description="LoRA: name endings of the modules that get an adapter. auto: peft's choice "
-        "for the model family, else q_proj and v_proj.",
+        description="lora, ia3: name endings of the modules that get an adapter. auto: peft's choice "
+        "for the model family, else (lora) q_proj and v_proj; all-linear: every linear module but the "
+        "head.",
+    )
+    virtual_tokens: Counted = Field(
+        5, description="prefix, prompt: tokens that stand in front of every example."
     )
     include: list[str] = Field(
         ["*"], description="Tune the parameters whose name matches one of these globs ..."
     )
     exclude: list[str] = Field([], description="... and none of these.")
+
+    @field_validator("only")
+    @classmethod
+    def _of_the_models_own(cls, only: str, info: ValidationInfo) -> str:
+        method = info.data.get("method", "full")
+        if only != "all" and method != "full":
+            raise ValueError(f"{only} chooses among the model's own weights, not of {method}")
+        return only
+
+    @field_validator("layers")
+    @classmethod
+    def _a_range_of_blocks(
+        cls, layers: tuple[int, int] | None, info: ValidationInfo
+    ) -> tuple[int, int] | None:
+        method = info.data.get("method", "full")
+        if layers and layers[0] > layers[1]:
+            raise ValueError(f"the first block, {layers[0]}, comes after the last, {layers[1]}")
+        if layers and method in ("prefix", "prompt"):
+            raise ValueError(f"virtual tokens stand in front of every block: not with {method}")
+        return layers
 
 
 class ObjectiveSection(Section):
@@ -207,7 +243,7 @@ class Recipe(Section):
     @classmethod
     def _no_codes_move(cls, tune: TuneSection, info: ValidationInfo) -> TuneSection:
         model = info.data.get("model")
-        if model and model.quantization != "none" and tune.method != "lora":
+        if model and model.quantization != "none" and tune.method == "full":
             raise ValueError(
                 f"full tuning moves every weight, and the codes of model.quantization "
                 f"{model.quantization} are never perturbed: set tune.method: lora"
