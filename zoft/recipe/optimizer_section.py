@@ -22,7 +22,8 @@ class OptimizerSection(Section):
         "auto",
         description="Learning rate. r-adazo: about how far (RMS) a weight moves in a step; with folded "
         "momentum 4.4 times as far, for steps across each other instead of along a mean. auto: "
-        "r-adazo 2e-4 with scope example, else 1e-4 (LoRA 5e-5); mezo 1e-6 (LoRA 1e-4).",
+        "r-adazo 2e-4 with scope example, else 1e-4 (LoRA 5e-5); mezo 1e-6 (LoRA 1e-4); other kinds "
+        "of tuning: docs/tuning.md.",
     )
     betas: Annotated[tuple[Decay, Decay], Field(strict=False)] = Field(
         (0.9, 0.99), description="r-adazo: decay of the first and the second moment."
@@ -53,7 +54,8 @@ class OptimizerSection(Section):
     perturbation: Positive | Auto = Field(
         "auto",
         description="How far a probe moves each weight (the papers' epsilon). auto: LoRA 1e-2, "
-        "full tuning 1e-3, or more where compute_dtype would round that away.",
+        "full tuning 1e-3, or more where compute_dtype would round that away; other kinds of tuning: "
+        "docs/tuning.md.",
     )
     structure: Literal["auto", "dense", "rank1"] = Field(
         "auto",
