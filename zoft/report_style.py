@@ -21,15 +21,15 @@ th { font-weight: 600; }
 details { margin-top: 12px; }
 summary { cursor: pointer; }
 .charts { display: grid; gap: 24px;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); }
-figure { margin: 0; min-width: 0; }
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, max(340px, 40%)), 1fr)); }
+figure { margin: 0; min-width: 0; max-width: 640px; }
 figcaption { font-weight: 600; }
 svg { display: block; width: 100%; height: auto; }
 svg text { fill: var(--soft); font-size: 13px; }
 svg polyline, svg path { fill: none; }
 svg .grid { stroke: var(--line); stroke-width: 1; }
 svg .main { stroke: var(--main); stroke-width: 2; }
-svg .raw { stroke: var(--main); stroke-width: 1; opacity: .3; }
+svg .raw { stroke: var(--main); stroke-width: 1; opacity: .4; }
 svg .other { stroke: var(--other); stroke-width: 2; }
 svg .level { stroke: var(--soft); stroke-width: 1.5; stroke-dasharray: 6 5; }
 .legend { margin: 0; font-size: 14px; color: var(--soft); }
