@@ -53,7 +53,8 @@ class Head:
             if lean is None:
                 raise RuntimeError("the head ran outside logits()")
             if lean.positions is None:
-                return inner(hidden[:, -1:])  # type: ignore[no-any-return]
+                # As a matrix: a strided (R, 1, C) makes torch copy the weight once for each row.
+                return inner(hidden[:, -1])[:, None]  # type: ignore[no-any-return]
             tokens = hidden.shape[1]
             virtual = tokens - lean.tokens
             positions = lean.positions + virtual * (1 + lean.positions // lean.tokens)
