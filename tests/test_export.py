@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, Mis
 from zoft import export as exporting
 from zoft.cli.main import main
 from zoft.errors import RecipeError
-from zoft.models.adapters import attach_lora
+from zoft.models.adapters import attach_adapter
 from zoft.models.llama_cpp import interleaved, llama_cpp_name
 from zoft.models.llama_cpp_tokens import words_named
 from zoft.recipe.schema import TuneSection
@@ -104,7 +104,7 @@ def test_smaller_types(kind, tmp_path):
 
 def test_an_adapter_is_merged_into_it(tmp_path, monkeypatch):
     base = saved(tmp_path / "model", tiny.llama())
-    adapted = attach_lora(
+    adapted = attach_adapter(
         AutoModelForCausalLM.from_pretrained(base), TuneSection(method="lora"), seed=0
     )
     for name, parameter in adapted.named_parameters():

@@ -17,7 +17,7 @@ from zoft import merge as merging
 from zoft.cli.main import main
 from zoft.errors import EnvironmentProblem, RecipeError
 from zoft.merge import merge
-from zoft.models.adapters import attach_lora, load_adapter
+from zoft.models.adapters import attach_adapter, load_adapter
 from zoft.recipe.schema import TuneSection
 from zoft.run import train
 
@@ -48,7 +48,7 @@ def adapter(base: Path, config=None, scale: float = 1.0) -> Path:
     adapted = (
         get_peft_model(model, config)
         if config
-        else attach_lora(model, TuneSection(method="lora"), seed=0)
+        else attach_adapter(model, TuneSection(method="lora"), seed=0)
     )
     torch.manual_seed(0)
     for name, parameter in adapted.named_parameters():

@@ -16,9 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from zoft.checkpoint import require_space, write_model
-from zoft.data.encoding import encode
 from zoft.data.examples import Choice, Example
-from zoft.data.sources import load_rows
+from zoft.data.sets import prepare
 from zoft.errors import EnvironmentProblem, OutOfMemory, RecipeError, ZoftError
 from zoft.interrupts import stop_on_signals
 from zoft.machine import DTYPES
@@ -27,6 +26,7 @@ from zoft.models.convert import local_safetensors
 from zoft.models.load import load_model, load_tokenizer
 from zoft.models.quiet import first_line
 from zoft.offload.safetensors_files import stored_tensors
+from zoft.recipe.data_section import listed
 from zoft.recipe.schema import ModelSection, Recipe
 from zoft.residency import free_host_bytes, gib
 from zoft.run_folder import run_of
@@ -142,14 +142,13 @@ def prompts_for(
 ) -> tuple[list[list[int]], str]:
     """Token ids to compare logits on, and where they are from: the run's own data if it is there."""
     if recipe is not None:
-        name, source = (
-            ("eval", recipe.data.eval) if recipe.data.eval else ("train", recipe.data.train)
-        )
+        name = "eval" if recipe.data.eval else "train"
+        source = listed(getattr(recipe.data, name))[0]
         few = source.model_copy(update={"limit": min(PROMPTS, source.limit or PROMPTS)})
+        data = recipe.data.model_copy(update={name: few})
         try:
-            choice = recipe.objective.name == "choice"
-            examples = encode(load_rows(few), recipe.data, tokenizer, choice=choice).examples
-            return [_ids(example)[:TOKENS] for example in examples], f"data.{name}"
+            _, sets = prepare(recipe.model_copy(update={"data": data}), tokenizer, names=(name,))
+            return [_ids(example)[:TOKENS] for example in sets[name].examples], f"data.{name}"
         except ZoftError:  # moved or deleted since: any text will do
             pass
     return [tokenizer(text)["input_ids"][:TOKENS] for text in TEXTS], "a fixed list"

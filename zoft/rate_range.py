@@ -36,13 +36,14 @@ from zoft.interrupts import stop_on_signals
 from zoft.machine import resolve
 from zoft.memory import memory_explained
 from zoft.models.convert import cache_folder
+from zoft.narrators import PlainNarrator
+from zoft.progress import Progress
 from zoft.range_plot import plot_range
 from zoft.recipe.defaults import with_defaults
 from zoft.recipe.load import load_recipe
 from zoft.recipe.schema import Recipe
 from zoft.run import build
 from zoft.run_folder import RunFolder
-from zoft.tracking import PlainNarrator
 from zoft.trainer import Trainer
 from zoft.zo.diagnostics import measure_delivery
 from zoft.zo.ladder import Rung, best_perturbation, losses_at_rest, measure_rung, radius
@@ -83,7 +84,9 @@ def range_test(source: str, overrides: Sequence[str] = (), *, plot: str | None =
         TemporaryDirectory(dir=cache_folder()) as place,
     ):
         nowhere = RunFolder(Path(place))
-        trainer, _ = build(recipe, nowhere, None, False, stop, PlainNarrator(1, 1), explained)
+        trainer, _ = build(
+            recipe, nowhere, None, False, stop, PlainNarrator(Progress(1), 1), explained
+        )
         with closing(trainer):
             choose_passes(trainer)
             rungs, at_rest = _climb(trainer)

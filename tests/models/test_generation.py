@@ -11,7 +11,7 @@ from streams import streamed_weights
 from transformers import GenerationConfig, PreTrainedModel
 
 from zoft.errors import DataError, Interrupted
-from zoft.models.adapters import attach_lora
+from zoft.models.adapters import attach_adapter
 from zoft.models.generation import Decoding, Ids, completions, continued, require_room, text_of
 from zoft.models.load import load_model
 from zoft.recipe.schema import ModelSection, TuneSection
@@ -63,7 +63,7 @@ def test_greedy_tokens_are_those_of_the_slow_twin_at_any_batch_size(
 
 
 def test_with_an_adapter() -> None:
-    adapted = attach_lora(loud(tiny.llama), TuneSection(method="lora", r=4), seed=0)
+    adapted = attach_adapter(loud(tiny.llama), TuneSection(method="lora", r=4), seed=0)
     bare = written(view_of(loud(tiny.llama)), PROMPTS)
     assert written(view_of(adapted), PROMPTS) == bare  # B is zero
     for name, parameter in adapted.named_parameters():

@@ -26,22 +26,24 @@ app = typer.Typer(
     Fine-tune language models with forward passes only: no gradients, inference memory.
     """,
 )
+# In the order in which a user meets them, which is the help's.
 app.command(short_help="Tune a model by a recipe.")(tuning.train)
-app.command("eval", short_help="Score a run, checkpoint, adapter or base model.")(tuning.evaluate)
 app.command(short_help="Say what a recipe needs: memory, time, and what else would fit.")(
     tuning.plan
 )
 app.command(short_help="Check a recipe, its data and its model without running it.")(
     recipes.validate
 )
-app.command(short_help="Print the JSON schema of recipes, or explain a key.")(recipes.schema)
-app.command(short_help="Say what this machine has, for a report.")(machine.doctor)
-app.command(short_help="Print what a model writes behind a prompt.")(talk.generate)
-app.command(short_help="Talk to a model.")(talk.chat)
 app.command("range", short_help="Suggest a learning rate and a perturbation for a recipe.")(
     tuning.range_test
+)
+app.command("eval", short_help="Score a run, checkpoint, adapter or base model.")(tuning.evaluate)
+app.command(short_help="Print what a model writes behind a prompt.")(talk.generate)
+app.command(short_help="Talk to a model.")(talk.chat)
 app.command(short_help="Make one model of an adapter and its base.")(share.merge)
 app.command(short_help="Write a model as a GGUF file for llama.cpp.")(share.export)
+app.command(short_help="Print the JSON schema of recipes, or explain a key.")(recipes.schema)
+app.command(short_help="Say what this machine has, for a report.")(machine.doctor)
 app.command(short_help="Print the versions of zoft and of what it stands on.")(machine.version)
 
 shipped = typer.Typer(
