@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from zoft import journal
 from zoft.errors import EnvironmentProblem
 from zoft.journal import Entry, Journal
-from zoft.zo.estimators import Measurement
+from zoft.zo.measurement import Measurement
 
 HEADER = {"layout": 1, "seed": 7, "parameters": [["a.weight", 3, [4, 4], True]]}
 NEVER = 1e9  # seconds between syncs

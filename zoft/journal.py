@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Any
 
 from zoft.errors import EnvironmentProblem
-from zoft.zo.estimators import Measurement
+from zoft.zo.measurement import Measurement
 
 FORMAT, VERSION = "zoft-journal", 1
 Header = dict[str, Any]

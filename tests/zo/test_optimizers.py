@@ -19,7 +19,8 @@ from zoft.kernels.philox import PURPOSE_U, PURPOSE_V
 from zoft.models.tuned import parameter_ids
 from zoft.offload.safetensors_files import tensors_in
 from zoft.zo.directions import Direction
-from zoft.zo.estimators import Measurement, _float32
+from zoft.zo.estimators import _float32
+from zoft.zo.measurement import Measurement
 from zoft.zo.optimizers.mezo import MeZO
 from zoft.zo.optimizers.radazo import RAdaZO, Rule
 from zoft.zo.optimizers.sweep import Resident, tuned_weights

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from zoft.zo.directions import Direction
+from zoft.zo.measurement import Measurement
 from zoft.zo.probe import View
 
 
@@ -25,32 +26,6 @@ class Losses:
 
 
 Loss = Callable[[], Losses]  # the step's batch, inside the probe that is open
-
-
-@dataclass(frozen=True, slots=True)
-class Measurement:
-    """What one step learnt; every number is a float32 or NaN.
-
-    loss_plus and loss_minus hold the batch's mean loss for each of K directions. projected_grad has
-    c_k = (loss_plus_k - loss_minus_k) / (2 * perturbation), or, one-sided,
-    (loss_plus_k - loss_minus_k) / perturbation with loss_minus the loss at theta itself; with
-    per-example directions K * B of them, k * B + i from the mean loss of example i alone.
-    """
-
-    step: int
-    loss_plus: tuple[float, ...]
-    loss_minus: tuple[float, ...]
-    projected_grad: tuple[float, ...]
-
-    @property
-    def finite(self) -> bool:
-        return all(math.isfinite(c) for c in self.projected_grad)
-
-    @property
-    def loss(self) -> float:
-        """The mean over all probes: theta's own loss up to O(perturbation**2)."""
-        values = self.loss_plus + self.loss_minus
-        return sum(values) / len(values)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from zoft.kernels.terms import Rounding, make_terms
-from zoft.zo.estimators import Measurement
+from zoft.zo.measurement import Measurement
 from zoft.zo.optimizers.sweep import Sweep, Weights, adding
 
 

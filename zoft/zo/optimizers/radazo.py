@@ -33,7 +33,7 @@ from torch import Tensor
 
 from zoft.kernels.dispatch import kernels_for
 from zoft.kernels.terms import Adam, Rounding, Terms, make_terms
-from zoft.zo.estimators import Measurement
+from zoft.zo.measurement import Measurement
 from zoft.zo.optimizers.sweep import Sweep, Tuned, Update, Weights, adding
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # m and v by torch.optim's names, where they are stored
