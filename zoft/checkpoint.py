@@ -7,7 +7,6 @@ COMPLETE file and renamed. Names that begin with a dot and end in `.partial` are
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import re
@@ -22,6 +21,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from zoft import manifest
 from zoft.errors import EnvironmentProblem
 from zoft.models.quiet import first_line, quiet
 from zoft.models.save import save_tensor_by_tensor
@@ -29,7 +29,6 @@ from zoft.offload.blocks import is_placeholder
 from zoft.offload.safetensors_files import Stored, Writer, tensors_in
 from zoft.zo.optimizers.sweep import Weights
 
-COMPLETE = "COMPLETE"
 _STATE, _META = "optimizer.safetensors", "trainer.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
 
@@ -48,8 +47,8 @@ def save(folder: Path, writer: Callable[[Path], None]) -> None:
     replaced = folder.with_name(f".{folder.name}.replaced.partial")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.parent.glob(".*.partial"):
-            shutil.rmtree(leftover)
+        for leftover in (partial, replaced, *folder.parent.glob(".checkpoint-*.partial")):
+            shutil.rmtree(leftover, ignore_errors=True)
         partial.mkdir()
         writer(partial)
         _complete(partial)
@@ -70,9 +69,7 @@ def save(folder: Path, writer: Callable[[Path], None]) -> None:
 
 def verify(folder: Path) -> bool:
     """Whether every file that COMPLETE names is there with its size and its sha256."""
-    return _matches(folder) and all(
-        _sha256(folder / name) == entry["sha256"] for name, entry in _manifest(folder).items()
-    )
+    return manifest.intact(folder)
 
 
 def find(run_folder: Path) -> list[Path]:
@@ -80,7 +77,7 @@ def find(run_folder: Path) -> list[Path]:
     steps = {
         path: int(match[1])
         for path in (run_folder.iterdir() if run_folder.is_dir() else ())
-        if (match := _NAME.fullmatch(path.name)) and _matches(path)
+        if (match := _NAME.fullmatch(path.name)) and manifest.sizes_match(path)
     }
     return sorted(steps, key=steps.__getitem__)
 
@@ -180,37 +177,14 @@ def read_meta(folder: Path) -> dict[str, Any]:
 
 def _complete(folder: Path) -> None:
     """Write every file and name to the disk, then the list of them."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    manifest = {
-        path.relative_to(folder).as_posix(): {
-            "size": path.stat().st_size,
-            "sha256": _sha256(path),
-        }
-        for path in files
-    }
-    (folder / COMPLETE).write_text(json.dumps(manifest, indent=2) + "\n")
-    for path in (*files, folder / COMPLETE, *filter(Path.is_dir, folder.rglob("*")), folder):
+    files = manifest.write(folder)
+    for path in (
+        *files,
+        folder / manifest.COMPLETE,
+        *filter(Path.is_dir, folder.rglob("*")),
+        folder,
+    ):
         _sync(path)
-
-
-def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
-    manifest: dict[str, dict[str, Any]] = json.loads((folder / COMPLETE).read_text())
-    return manifest
-
-
-def _matches(folder: Path) -> bool:
-    try:
-        return all(
-            (folder / name).stat().st_size == entry["size"]
-            for name, entry in _manifest(folder).items()
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:
