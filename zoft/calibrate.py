@@ -146,7 +146,9 @@ def _times(
     example = torch.tensor([[1, 2, 3, 4]], device=device)
     view = View(model, parameters, ids, DTYPES[recipe.model.compute_dtype], example)
     estimator = estimator_for(recipe, view)
-    rule = optimizer_for(recipe, Resident(tuned_weights(parameters, ids, decays(model))))
+    rule = optimizer_for(
+        recipe.optimizer, recipe.seed, Resident(tuned_weights(parameters, ids, decays(model)))
+    )
     objective = objective_for(recipe.objective.name)  # type: ignore[arg-type]
     examples = [_example(shape.train, recipe.objective.name, length)] * rows
     batches = objective.batches(examples, rows, device)

@@ -14,6 +14,7 @@ from zoft.models.load import Loaded
 from zoft.offload.safetensors_files import Stored
 from zoft.offload.stream import stream
 from zoft.offload.streamer import Streamer
+from zoft.recipe.optimizer_section import OptimizerSection
 from zoft.recipe.schema import Recipe
 from zoft.zo.estimators import Estimator
 from zoft.zo.optimizers.mezo import MeZO
@@ -38,14 +39,12 @@ def streamer_for(
     """
     if not loaded.blocks:
         return None
-    optimizer = recipe.optimizer
-    kept = MOMENTS if (optimizer.name, optimizer.moments) == ("r-adazo", "full") else ()
     assert recipe.model.residency in ("host", "disk")
     assert recipe.offload.writeback != "auto"
     return stream(
         loaded.blocks,
         tuned,
-        kept,
+        kept_by(recipe.optimizer),
         {**loaded.sources, **moments},
         residency=recipe.model.residency,
         device=torch.device(recipe.device),
@@ -72,14 +71,18 @@ def estimator_for(recipe: Recipe, view: View) -> Estimator:
     )
 
 
-def optimizer_for(recipe: Recipe, weights: Weights) -> MeZO | RAdaZO:
-    settings = recipe.optimizer
+def kept_by(settings: OptimizerSection) -> tuple[str, ...]:
+    """What the update rule keeps beside every weight."""
+    return MOMENTS if (settings.name, settings.moments) == ("r-adazo", "full") else ()
+
+
+def optimizer_for(settings: OptimizerSection, seed: int, weights: Weights) -> MeZO | RAdaZO:
     gaussian, rank1 = settings.distribution == "gaussian", settings.structure == "rank1"
     match settings.name:
         case "mezo":
             return MeZO(
                 weights,
-                seed=recipe.seed,
+                seed=seed,
                 gaussian=gaussian,
                 weight_decay=settings.weight_decay,
                 rank1=rank1,
@@ -96,7 +99,7 @@ def optimizer_for(recipe: Recipe, weights: Weights) -> MeZO | RAdaZO:
                 fold_momentum=settings.fold_momentum,
                 weight_decay=settings.weight_decay,
             )
-            return RAdaZO(weights, rule, seed=recipe.seed, gaussian=gaussian, rank1=rank1)
+            return RAdaZO(weights, rule, seed=seed, gaussian=gaussian, rank1=rank1)
 
 
 def order_for(recipe: Recipe, train_set: Sequence[Example]) -> Order:

@@ -202,7 +202,7 @@ def build(
         tokenizer=tokenizer,
         estimator=estimator,
         objective=objective,
-        optimizer=optimizer_for(recipe, weights),
+        optimizer=optimizer_for(recipe.optimizer, recipe.seed, weights),
         weights=weights,
         train_set=train_set,
         order=order_for(recipe, train_set),
@@ -236,6 +236,7 @@ def build(
         },
         "data": {"rows": len(train_set), "sha256": _digest(train_set)},
         "dtype": recipe.model.dtype,
+        "tune": recipe.tune.model_dump(mode="json"),
         "optimizer": recipe.optimizer.model_dump(mode="json"),
         "parameters": [[w.name, w.param, list(w.parameter.shape), w.decays] for w in tuned],
     }
