@@ -28,6 +28,9 @@ from zoft.zo.measurement import Measurement
 FORMAT, VERSION = "zoft-journal", 1
 Header = dict[str, Any]
 
+# What a replay needs to know (docs/journal-format.md); "tune", "data" and "noise" are told besides.
+NEEDED = ("layout", "zoft", "seed", "base", "dtype", "optimizer", "parameters")
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -42,8 +45,13 @@ def read(path: Path) -> tuple[Header, list[Entry]]:
 
     Raises EnvironmentProblem for a file that is no journal, of a newer version, or with a gap.
     """
-    header, entries, _ = _parse(path, path.read_bytes())
+    header, entries, _ = parse(path, path.read_bytes())
     return header, entries
+
+
+def missing_entries(header: Header) -> list[str]:
+    """What a replay needs and the header does not have."""
+    return [key for key in NEEDED if key not in header]
 
 
 class Journal:
@@ -78,7 +86,7 @@ class Journal:
         """Go on with a journal: what it holds, after its torn last line is cut off."""
         journal = cls(path, sync_seconds)
         try:
-            header, entries, good = _parse(path, path.read_bytes())
+            header, entries, good = parse(path, path.read_bytes())
         except EnvironmentProblem:
             journal.close()
             raise
@@ -128,8 +136,11 @@ class Journal:
             raise EnvironmentProblem("the journal cannot be written: no space left on device")
 
 
-def _parse(path: Path, content: bytes) -> tuple[Header, list[Entry], int]:
-    """Header, steps, and the number of bytes that hold them."""
+def parse(path: Path, content: bytes) -> tuple[Header, list[Entry], int]:
+    """Header, steps, and the number of bytes that hold them: what is behind these is a torn line.
+
+    Raises EnvironmentProblem, as `read` does.
+    """
     lines = content.splitlines(keepends=True)
     if lines and not lines[-1].endswith(b"\n"):
         lines.pop()

@@ -73,9 +73,9 @@ def local_safetensors(
         raise EnvironmentProblem(f"model.name: there is no model folder {name}")
     else:
         safetensors = (WEIGHTS, "model-*.safetensors")
-        folder = _snapshot(name, revision, (*companions, *safetensors))
+        folder = snapshot(name, revision, (*companions, *safetensors))
         if not _has(folder, WEIGHTS, WEIGHTS_INDEX):
-            folder = _snapshot(name, revision, (*companions, _BIN, "pytorch_model-*.bin"))
+            folder = snapshot(name, revision, (*companions, _BIN, "pytorch_model-*.bin"))
     if _has(folder, WEIGHTS, WEIGHTS_INDEX):
         return folder
     if _has(folder, _BIN, _BIN_INDEX):
@@ -106,27 +106,37 @@ def _has(folder: Path, *names: str) -> bool:
     return any((folder / name).is_file() for name in names)
 
 
-def _snapshot(name: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
-    """The files of a Hub repository that match, from the Hub or, without a network, its cache."""
+def snapshot(
+    name: str,
+    revision: str | None,
+    patterns: tuple[str, ...],
+    *,
+    ignored: tuple[str, ...] = ("*/*",),
+    key: str = "model.name: ",
+) -> Path:
+    """The files of a Hub repository that match, from the Hub or, without a network, its cache.
+
+    `key` is what named it, for what is raised: EnvironmentProblem.
+    """
     login = "log in with `hf auth login` or set HF_TOKEN"
     try:
         folder = snapshot_download(
-            name, revision=revision, allow_patterns=list(patterns), ignore_patterns=["*/*"]
+            name, revision=revision, allow_patterns=list(patterns), ignore_patterns=list(ignored)
         )
     except HFValidationError as error:
         problem = f"{name!r} is neither a folder here nor a Hub id"
-        raise EnvironmentProblem(f"model.name: {problem}") from error
+        raise EnvironmentProblem(f"{key}{problem}") from error
     except GatedRepoError as error:
         problem = f"{name} is gated: accept its terms at {constants.ENDPOINT}/{name}, then {login}"
-        raise EnvironmentProblem(f"model.name: {problem}") from error
+        raise EnvironmentProblem(f"{key}{problem}") from error
     except RepositoryNotFoundError as error:
         problem = f"{name} is neither a folder here nor a model on the Hub; if it is private, "
-        raise EnvironmentProblem(f"model.name: {problem}{login}") from error
+        raise EnvironmentProblem(f"{key}{problem}{login}") from error
     except RevisionNotFoundError as error:
         raise EnvironmentProblem(f"model.revision: {name} has no {revision!r}") from error
     except LocalEntryNotFoundError as error:
         problem = f"{name} is neither a folder here nor in the cache, and the Hub is out of reach"
-        raise EnvironmentProblem(f"model.name: {problem}") from error
+        raise EnvironmentProblem(f"{key}{problem}") from error
     except Exception as error:  # proxies, TLS, time-outs, full disks: many classes, one answer
         raise EnvironmentProblem(f"cannot fetch {name}: {first_line(error)}") from error
     return Path(folder)
