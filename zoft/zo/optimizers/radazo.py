@@ -70,7 +70,8 @@ def next_scalars(old: Scalars, grads: Sequence[float], betas: tuple[float, float
     """s_t and V_t after one measurement (METHODS section 3)."""
     beta1, beta2 = betas
     K = len(grads)
-    g_square = sum(c * c for c in grads) / (K * K)  # mean of g_t**2 over the weights
+    # Mean of g_t**2 over the weights. fsum: what sum does to floats is not the same in every Python.
+    g_square = math.fsum(c * c for c in grads) / (K * K)
     s = beta1 * beta1 * old.s + (1 - beta1) * (1 - beta1) * g_square
     V = beta2 * old.V + (1 - beta2) * s
     return Scalars(old.t + 1, s, V, old.beta1_power * beta1, old.beta2_power * beta2)
