@@ -158,6 +158,11 @@ def test_usage_errors(
         "runs ls",
         "runs show",
         "runs compare",
+        "replay",
+        "journal",
+        "journal show",
+        "journal verify",
+        "journal stats",
     ],
 )
 def test_help_opens_with_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -169,6 +174,7 @@ def test_help_opens_with_an_example(verb: str, capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize("arguments", [[], ["recipes"], ["runs"]])
+@pytest.mark.parametrize("arguments", [[], ["recipes"], ["journal"]])
 def test_no_command_shows_the_help(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

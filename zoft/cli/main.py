@@ -12,7 +12,7 @@ from pathlib import Path
 
 import typer
 
-from zoft.cli import data, machine, recipes, runs, share, talk, tuning
+from zoft.cli import data, journal, machine, recipes, runs, share, talk, tuning
 from zoft.errors import EnvironmentProblem, ZoftError
 from zoft.interrupts import LeftAtOnce, leaving_at_once
 
@@ -44,6 +44,7 @@ app.command(short_help="Make one model of an adapter and its base.")(share.merge
 app.command(short_help="Write a model as a GGUF file for llama.cpp.")(share.export)
 app.command(short_help="Print the JSON schema of recipes, or explain a key.")(recipes.schema)
 app.command(short_help="Say what this machine has, for a report.")(machine.doctor)
+app.command(short_help="Rebuild a run's weights from its journal.")(journal.replay)
 app.command(short_help="Print the versions of zoft and of what it stands on.")(machine.version)
 
 shipped = typer.Typer(
@@ -88,6 +89,15 @@ watched.command(short_help="Put runs side by side.")(runs.compare)
 app.add_typer(watched, name="runs")
 
 GROUPS = ("recipes", "data", "runs")  # alone, each prints its help
+journals = typer.Typer(
+    help="""Example: zoft journal stats runs/quickstart
+    The journal of a run: a line of numbers for each step, from which its weights follow.
+    short_help="Show, verify or sum up a run's journal.",
+journals.command(short_help="Print the header and the ends, or one step.")(journal.show)
+journals.command(short_help="Look for gaps and damage.")(journal.verify)
+journals.command(short_help="Print numbers over all steps.")(journal.stats)
+app.add_typer(journals, name="journal")
+GROUPS = ("recipes", "journal")  # alone, each prints its help
 
 
 def main(argv: Sequence[str] | None = None) -> int:
