@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+from types import ModuleType
 
 import pytest
 import torch
@@ -11,6 +12,11 @@ import torch
 from zoft.kernels import reference, triton
 from zoft.kernels.philox import PURPOSE_U, PURPOSE_V
 from zoft.kernels.terms import Adam, Rounding, Terms, make_terms
+from zoft.zo.measurement import Measurement
+from zoft.zo.optimizers import radazo, sweep
+from zoft.zo.optimizers.mezo import MeZO
+from zoft.zo.optimizers.radazo import RAdaZO
+from zoft.zo.optimizers.sweep import Resident, Tuned
 
 # The interpreter computes with numpy, which warns where IEEE says inf.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -224,3 +230,33 @@ def test_a_direction_number_beyond_its_field_is_refused():
     with pytest.raises(ValueError, match="2\\*\\*24"):
         triton.perturb(torch.empty(3), torch.zeros(3), **{**ADDRESS, "k": 1 << 24}, scale=1.0,
                        gaussian=False)  # fmt: skip
+
+
+def replayed(kernels: ModuleType, rule: str, monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """A matrix and a vector after four steps of a journal, one of them skipped."""
+    for module in (sweep, radazo):
+        monkeypatch.setattr(module, "kernels_for", lambda _: kernels)
+    dtype = torch.bfloat16 if rule == "full" else torch.float32
+    start = {"matrix": weights((7, 45), dtype)[:, 5:].contiguous(), "vector": weights(50, dtype)}
+    tuned = [
+        Tuned(x, torch.nn.Parameter(t), 11 + i, i == 0) for i, (x, t) in enumerate(start.items())
+    ]
+    given = {"seed": 2**32 - 3, "gaussian": rule == "mezo", "rank1": rule != "mezo"}
+    optimizer: MeZO | RAdaZO
+    if rule == "mezo":
+        optimizer = MeZO(Resident(tuned), weight_decay=0.1, **given)
+    else:
+        constants = radazo.Rule((0.9, 0.99), 1e-8, "v", rule, 2, True, 0.1)  # type: ignore[arg-type]
+        optimizer = RAdaZO(Resident(tuned), constants, **given)
+    for step in range(1, 5):
+        c = (3.5 / step, float("nan") if step == 2 else -0.11149546, 62.5)
+        measured = Measurement(step, (0.7,), (0.6,), c)
+        if measured.finite:
+            optimizer.update(measured, 1e-3)
+    return [t.data for t in tuned]
+
+
+@pytest.mark.parametrize("rule", ["mezo", "scalar", "full", "window"])
+def test_a_journal_leads_to_the_same_bits(rule, monkeypatch):
+    for a, b in zip(*(replayed(x, rule, monkeypatch) for x in (reference, triton)), strict=True):
+        assert equal(a, b)
