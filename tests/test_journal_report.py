@@ -86,7 +86,8 @@ def test_verify_says_what_it_found(run: Path, capsys: pytest.CaptureFixture[str]
     assert "version 1, 9 steps without a gap\n" in out
     assert "torn       10 bytes of a last line that was not finished: left out\n" in out
     assert "header     complete: 2 tensors, layout 1\n" in out
-    assert "result     model.safetensors, by final: sha256 " in out
+    assert "result     model.safetensors, by final\nsha256     " in out
+    assert all(len(line) <= 80 for line in out.splitlines())
 
 
 def test_a_changed_result_is_found(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

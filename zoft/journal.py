@@ -51,7 +51,9 @@ def read(path: Path) -> tuple[Header, list[Entry]]:
 
 def missing_entries(header: Header) -> list[str]:
     """What a replay needs and the header does not have."""
-    return [key for key in NEEDED if key not in header]
+    base = header.get("base", {})
+    missing = [f"base.{key}" for key in ("name", "revision", "sha256") if key not in base]
+    return [key for key in NEEDED if key not in header] or missing
 
 
 class Journal:

@@ -65,7 +65,8 @@ def verify(target: Path, say: Callable[[str], None]) -> None:
     if result != files:
         raise EnvironmentProblem(f"{folder} holds other weights than the journal's header says")
     for name, digest in files.items():
-        say(f"result     {name}, by {says}: sha256 {digest}")
+        say(f"result     {name}, by {says}")
+        say(f"sha256     {digest}")
 
 
 def stats(target: Path, say: Callable[[str], None]) -> None:

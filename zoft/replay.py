@@ -54,7 +54,7 @@ def replay(
 
         checkpoint.save(target, write)
     for name, digest in manifest.weight_files(target).items():
-        print(f"{name}  sha256 {digest}")
+        print(f"{name}\n  sha256 {digest}")
     print(f"the weights are those of {says}" if wanted else "nothing here says what they must be")
     print(f"files  {target}")
     return target

@@ -88,7 +88,6 @@ watched.command(short_help="Say what a run is and what came out.")(runs.show)
 watched.command(short_help="Put runs side by side.")(runs.compare)
 app.add_typer(watched, name="runs")
 
-GROUPS = ("recipes", "data", "runs")  # alone, each prints its help
 journals = typer.Typer(
     help="""Example: zoft journal stats runs/quickstart
     The journal of a run: a line of numbers for each step, from which its weights follow.
@@ -97,7 +96,7 @@ journals.command(short_help="Print the header and the ends, or one step.")(journ
 journals.command(short_help="Look for gaps and damage.")(journal.verify)
 journals.command(short_help="Print numbers over all steps.")(journal.stats)
 app.add_typer(journals, name="journal")
-GROUPS = ("recipes", "journal")  # alone, each prints its help
+GROUPS = ("recipes", "data", "runs", "journal")  # alone, each prints its help
 
 
 def main(argv: Sequence[str] | None = None) -> int:
