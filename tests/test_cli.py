@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import zoft
-from zoft.cli.main import main
+from zoft.cli.main import GROUPS, main
 from zoft.errors import DataError, Interrupted, RecipeError
 
 Calls = list[tuple[tuple[Any, ...], dict[str, Any]]]
@@ -173,8 +173,7 @@ def test_help_opens_with_an_example(verb: str, capsys: pytest.CaptureFixture[str
     assert example.startswith(f"  Example: zoft {verb}".rstrip())
 
 
-@pytest.mark.parametrize("arguments", [[], ["recipes"], ["runs"]])
-@pytest.mark.parametrize("arguments", [[], ["recipes"], ["journal"]])
+@pytest.mark.parametrize("arguments", [[], *([group] for group in GROUPS)])
 def test_no_command_shows_the_help(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -89,13 +89,19 @@ watched.command(short_help="Put runs side by side.")(runs.compare)
 app.add_typer(watched, name="runs")
 
 journals = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
     help="""Example: zoft journal stats runs/quickstart
+
     The journal of a run: a line of numbers for each step, from which its weights follow.
+    """,
     short_help="Show, verify or sum up a run's journal.",
+)
 journals.command(short_help="Print the header and the ends, or one step.")(journal.show)
 journals.command(short_help="Look for gaps and damage.")(journal.verify)
 journals.command(short_help="Print numbers over all steps.")(journal.stats)
 app.add_typer(journals, name="journal")
+
 GROUPS = ("recipes", "data", "runs", "journal")  # alone, each prints its help
 
 

@@ -93,7 +93,7 @@ def local_tokenizer(name: str, revision: str | None, *, trust_remote_code: bool 
     path = Path(name).expanduser()
     if path.exists() or name.endswith(".gguf") or name.startswith((".", "/", "~")):
         return local_safetensors(name, revision, trust_remote_code=trust_remote_code)
-    return _snapshot(name, revision, _COMPANIONS + (_CODE if trust_remote_code else ()))
+    return snapshot(name, revision, _COMPANIONS + (_CODE if trust_remote_code else ()))
 
 
 def cache_folder() -> Path:
