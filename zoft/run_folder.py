@@ -42,6 +42,7 @@ FREE = (
     "checkpoint",
     "journal",
     "logging",
+    "hub",
 )
 
 

@@ -104,9 +104,7 @@ device: gpu
         "r.yaml:14:28: tune.target_modules.1: found 3; expected text; put it in quotes",
         "r.yaml:15:1: device: found 'gpu'; expected auto, cpu, cuda or cuda:N. auto: the first "
         "GPU, else the CPU.",
-        "r.yaml:16:1: 3: 3 is not a name; expected one of version, seed, output_dir, device, "
-        "model, tune, data, objective, optimizer, train, eval, checkpoint, memory, offload, "
-        "journal, logging",
+        f"r.yaml:16:1: 3: 3 is not a name; expected one of {', '.join(Recipe.model_fields)}",
         "override 'train.lr=3': train.lr: no such key here; it belongs at optimizer.lr",
         "override 'foo': expected section.key=value, or ~section.key to delete",
         "override '~seed': the recipe does not set seed",

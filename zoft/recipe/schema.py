@@ -32,6 +32,7 @@ from zoft.recipe.section import (
 
 GENERATED = ("f1", "exact_match")  # metrics for which the model writes answers
 NO_OPTIONS = ("prompt-completion", "messages", "text")  # formats whose rows are no choice
+HUB_NAME = r"[A-Za-z0-9][\w.-]*"  # one half of a Hub id
 
 
 class ModelSection(Section):
@@ -209,6 +210,34 @@ class LoggingSection(Section):
     )
 
 
+class HubSection(Section):
+    repo_id: str | None = Field(
+        None,
+        pattern=rf"^({HUB_NAME}/)?{HUB_NAME}$",
+        description="Where `zoft push` puts the run: USER/NAME, or NAME for your own account.",
+    )
+    private: bool = Field(True, description="Whether a repository that a push makes is private.")
+    push: Literal["never", "end", "checkpoint"] = Field(
+        "never",
+        validate_default=True,
+        description="Push at the end of the run, or at every checkpoint as well. The right to write "
+        "is checked before the run starts; a push that fails does not harm it.",
+    )
+    base_model: str | None = Field(
+        None,
+        pattern=rf"^({HUB_NAME}/)?{HUB_NAME}(@[\w./-]+)?$",
+        description="What the base model is called on the Hub, USER/NAME or USER/NAME@REVISION, where "
+        "model.name is a folder or a file.",
+    )
+
+    @field_validator("push")
+    @classmethod
+    def _somewhere(cls, push: str, info: ValidationInfo) -> str:
+        if push != "never" and info.data.get("repo_id") is None:
+            raise ValueError(f"{push} needs hub.repo_id")
+        return push
+
+
 class Recipe(Section):
     version: Literal[1] = Field(1, description="Version of this schema.")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
@@ -238,6 +267,9 @@ class Recipe(Section):
     offload: OffloadSection = Field(OffloadSection(), description="How blocks are streamed.")
     journal: JournalSection = Field(JournalSection(), description="The log a run resumes from.")
     logging: LoggingSection = Field(LoggingSection(), description="What is printed.")
+    hub: HubSection = Field(
+        HubSection(), description="What goes to the Hugging Face Hub, and when."
+    )
 
     @field_validator("tune")
     @classmethod
