@@ -11,10 +11,13 @@ from shlex import quote
 from typing import Any
 
 from zoft import checkpoint
+from zoft.base_model import base_here
+from zoft.card import card
 from zoft.charts import write_loss_picture
 from zoft.errors import Diverged, Interrupted, RecipeError
 from zoft.footprint import CUDA_CONTEXT
 from zoft.memory import peak_memory_bytes
+from zoft.models.adapters import is_adapter
 from zoft.models.quiet import first_line
 from zoft.progress import clock
 from zoft.recipe.load import dump_recipe
@@ -58,7 +61,18 @@ def finish(trainer: Trainer, folder: RunFolder) -> None:
         planned_memory_bytes=trainer.planned_bytes
         - (CUDA_CONTEXT if trainer.device.type == "cuda" else 0),
     )
+    _add_card(trainer, folder)
     trainer.narrator.close()
+
+
+def _add_card(trainer: Trainer, folder: RunFolder) -> None:
+    """README.md beside the weights. What it says about the base needs no network."""
+    manifest, recipe = folder.manifest(), trainer.recipe
+    text = card(
+        recipe, dump_recipe(recipe), manifest, trainer.metrics.read(),
+        base_here(recipe, manifest.get("base", {})), adapter=is_adapter(folder.final),
+    )  # fmt: skip
+    checkpoint.replace_text(folder.final, "README.md", text)
 
 
 def _picture(trainer: Trainer, path: Path) -> None:
@@ -90,6 +104,7 @@ def tell_result(folder: RunFolder) -> None:
     where = quote(str(folder.path))
     print(f"next           zoft eval {where} {quote(str(folder.resolved))}")
     print(f"               zoft generate {where}")
+    print(f"               zoft push {where}")
 
 
 def already_finished(folder: RunFolder, recipe: Recipe) -> bool:
