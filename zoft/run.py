@@ -18,6 +18,7 @@ from zoft.checkpoint import stored_state
 from zoft.data.examples import Example
 from zoft.data.sets import prepare
 from zoft.errors import RecipeError
+from zoft.hub.push import pusher_for
 from zoft.interrupts import Stop, stop_on_signals
 from zoft.journal import Header
 from zoft.kernels.philox import LAYOUT
@@ -89,8 +90,10 @@ def train(
         memory_explained(recipe, variant) as explained,
         closing(narrator_for(recipe, lambda: peak_memory_bytes(device))) as narrator,
     ):
+        pusher = pusher_for(recipe, narrator.say, stop)
         saved = folder.newest_checkpoint(at) if resuming else None
         trainer, header = build(recipe, folder, saved, resuming, stop, narrator, explained)
+        trainer.after_checkpoint = pusher.at_checkpoint
         if resuming:
             journal = go_on(trainer, folder, header)
         else:
@@ -104,6 +107,7 @@ def train(
         ):
             trainer.fit(journal)
             finish(trainer, folder)
+        pusher.at_end(trainer.recipe, folder)
     tell_result(folder)
 
 
@@ -231,7 +235,7 @@ def build(
         "seed": recipe.seed,
         "base": {
             "name": recipe.model.name,
-            "revision": recipe.model.revision,
+            "revision": loaded.model.config._commit_hash or recipe.model.revision,
             "sha256": fingerprint(where),
         },
         "data": {"rows": len(train_set), "sha256": _digest(train_set)},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ class Trainer:
 
     `step` counts the steps behind the weights, `skipped` those of them that were not finite,
     `nonfinite` the latest such steps in a row, `scores` the eval events by step; `planned_bytes` is the
-    device memory that was expected.
+    device memory that was expected. `after_checkpoint` gets the folder of each new checkpoint.
     """
 
     recipe: Recipe
@@ -64,6 +64,7 @@ class Trainer:
     scores: dict[int, Event] = field(default_factory=dict)
     streamer: Streamer | None = None
     planned_bytes: int = 0
+    after_checkpoint: Callable[[Recipe, Path], None] | None = None
 
     def fit(self, journal: Journal) -> None:
         """Take the steps that are left. Raises Diverged, Interrupted."""
@@ -225,6 +226,8 @@ class Trainer:
         best = self.best_steps()[: settings.keep_best]
         kept = [checkpoint.checkpoint_folder(self.folder, step) for step in best]
         checkpoint.prune(self.folder, settings.keep_last, kept)
+        if self.after_checkpoint:
+            self.after_checkpoint(self.recipe, target)
 
     def write_model(self, folder: Path) -> None:
         """The model as it is now, as Hugging Face files."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import typer
 
-from zoft.cli import data, journal, machine, recipes, runs, share, talk, tuning
+from zoft.cli import data, hub, journal, machine, recipes, runs, share, talk, tuning
 from zoft.errors import EnvironmentProblem, ZoftError
 from zoft.interrupts import LeftAtOnce, leaving_at_once
 
@@ -42,9 +42,10 @@ app.command(short_help="Print what a model writes behind a prompt.")(talk.genera
 app.command(short_help="Talk to a model.")(talk.chat)
 app.command(short_help="Make one model of an adapter and its base.")(share.merge)
 app.command(short_help="Write a model as a GGUF file for llama.cpp.")(share.export)
+app.command(short_help="Push a run's result to the Hugging Face Hub.")(hub.push)
+app.command(short_help="Rebuild a run's weights from its journal.")(journal.replay)
 app.command(short_help="Print the JSON schema of recipes, or explain a key.")(recipes.schema)
 app.command(short_help="Say what this machine has, for a report.")(machine.doctor)
-app.command(short_help="Rebuild a run's weights from its journal.")(journal.replay)
 app.command(short_help="Print the versions of zoft and of what it stands on.")(machine.version)
 
 shipped = typer.Typer(

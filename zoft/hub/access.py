@@ -1,0 +1,51 @@
+"""What a push asks the Hub first: may it write there, and is the base model where others find it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from huggingface_hub import HfApi, get_token
+
+from zoft.base_model import Base, license_of
+from zoft.errors import EnvironmentProblem
+from zoft.hub.patience import LOGIN, Say, patiently
+from zoft.hub.upload import ensure_repo
+
+
+def require_write_access(
+    api: HfApi, repo_id: str, *, private: bool, say: Say, check: Callable[[], None]
+) -> str:
+    """The full name of the repository, which is there from now on: making it is the one sure test.
+
+    Raises EnvironmentProblem without a login, with one that is refused, and with one that may only read.
+    """
+    if get_token() is None:
+        raise EnvironmentProblem(f"cannot push to {repo_id}: you are not logged in: {LOGIN}")
+    who: dict[str, Any] = patiently(
+        api.whoami, "cannot ask the Hub who you are", say=say, check=check
+    )
+    token = who.get("auth", {}).get("accessToken", {})
+    if token.get("role") == "read":
+        raise EnvironmentProblem(
+            f"cannot push to {repo_id}: the token of {who.get('name')} may only read; make one that "
+            "may write"
+        )
+    return ensure_repo(api, repo_id, private=private, say=say, check=check)
+
+
+def looked_up(api: HfApi, base: Base, *, say: Say, check: Callable[[], None]) -> Base:
+    """With the commit that the revision stands for, and the license of the base's card.
+
+    Raises EnvironmentProblem if it is not on the Hub, or is an adapter.
+    """
+    name = base.name
+    assert name is not None
+    info = patiently(
+        lambda: api.model_info(name, revision=base.revision),
+        f"cannot find the base model {name} on the Hub", say=say, check=check,
+    )  # fmt: skip
+    if any(file.rfilename == "adapter_config.json" for file in info.siblings or []):
+        raise EnvironmentProblem(f"{name} is an adapter, not a base model")
+    card: Any = info.card_data
+    return Base(name, info.sha, license_of(card.to_dict()) if card else {})
