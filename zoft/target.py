@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from huggingface_hub import hf_hub_download, snapshot_download
+
 from zoft import checkpoint
 from zoft.errors import EnvironmentProblem
 from zoft.models.adapters import base_of, is_adapter
@@ -15,12 +17,26 @@ def named(target: str, model: ModelSection) -> tuple[ModelSection, str | None]:
     """The base model that `target` names, with the settings of `model`, and the folder of the adapter
     on it if it has one. Raises EnvironmentProblem."""
     where = weights_of(target)
+    if target != model.name and not Path(target).expanduser().exists():
+        where = _hub_adapter(target) or target
     if is_adapter(where):
         name, revision = base_of(where)
         return model.model_copy(update={"name": name, "revision": revision}), where
     own = target == model.name  # the recipe's own base, at the recipe's revision
     revision = model.revision if own else None
     return model.model_copy(update={"name": where, "revision": revision}), None
+
+
+def _hub_adapter(name: str) -> str | None:
+    """Where the files of an adapter on the Hub lie, fetched if need be; None for what is none.
+
+    Why a name could not be fetched is not said here: it is looked for as a model next.
+    """
+    try:
+        hf_hub_download(name, "adapter_config.json")
+        return snapshot_download(name, allow_patterns=["adapter_*.json", "adapter_*.safetensors"])
+    except Exception:  # not there, not an id, no network, no right: many classes
+        return None
 
 
 def weights_of(target: str) -> str:
