@@ -1,0 +1,73 @@
+"""Runs that push by themselves: asked first, not harmed by what goes wrong, silent about tokens."""
+
+from __future__ import annotations
+
+import pytest
+from faults import Fault
+from server import READ, WRITE
+from test_push import PUSHED
+
+LORA = ("tune.method=lora", "optimizer.lr=1e-2", "model.name=tester/base")
+
+
+@pytest.mark.parametrize("token", [None, "hf_bad", READ])
+def test_without_the_right_to_write_no_step_is_taken(client, runs, token):
+    hub = ("hub.push=end", "hub.repo_id=tester/early")
+    out = runs.folder / "early"
+    done = client.zoft(
+        "train", runs.folder / "recipe.yaml", "--output-dir", out, *LORA, *hub, token=token
+    )
+    assert done["code"] == 4
+    assert done["err"].startswith("error: cannot ")
+    assert done["err"].count("\n") == 1
+    assert not out.exists()
+
+
+def test_a_base_without_a_name_is_refused_before_the_run(client, runs):
+    hub = ("hub.push=end", "hub.repo_id=tester/early")
+    out = runs.folder / "early"
+    done = client.zoft("train", runs.folder / "recipe.yaml", "--output-dir", out, *hub)
+    assert (done["code"], out.exists()) == (2, False)
+    assert "add hub.base_model=USER/BASE" in done["err"]
+
+
+def test_checkpoints_and_the_end_are_pushed_and_the_token_stands_nowhere(hub, client, runs):
+    settings = ("hub.push=checkpoint", "hub.repo_id=tester/steps")
+    out = runs.folder / "steps"
+    recipe = runs.folder / "recipe.yaml"
+    done = client.zoft("train", recipe, "--output-dir", out, *LORA, *settings)
+    assert (done["code"], done["err"]) == (0, "")
+    assert f"pushes to {hub.api}/tester/steps (private)" in done["out"]
+    assert done["out"].count("\npushed ") == 3
+    _, five, ten, end = hub.store.repos["tester/steps"].commits
+    for commit, step in ((five, 5), (ten, 10), (end, 12)):
+        files = hub.store.files("tester/steps", commit)
+        assert files.keys() == PUSHED
+        assert f"{step} of 12".encode() in files["README.md"]
+        assert f"after {step} steps".encode() in files["README.md"]
+        folder = out / ("final" if step == 12 else f"checkpoint-{step:06d}")
+        name = "adapter_model.safetensors"
+        assert files[name] == (folder / name).read_bytes()
+    assert client.zoft("push", out, "tester/steps")["out"].startswith("nothing to push")
+    written = [path.read_bytes() for path in out.rglob("*") if path.is_file()]
+    sent = list(hub.store.files("tester/steps").values())
+    for content in (*written, *sent, done["out"].encode()):
+        assert WRITE.encode() not in content
+
+
+def test_a_failed_push_is_a_line_and_the_run_is_whole(hub, client, runs):
+    settings = ("hub.push=end", "hub.repo_id=tester/unlucky", "checkpoint.every=0")
+    out = runs.folder / "unlucky"
+    hub.faults.planned = {"tester/unlucky": Fault("503", 3, times=99)}
+    recipe = runs.folder / "recipe.yaml"
+    done = client.zoft("train", recipe, "--output-dir", out, *LORA, *settings)
+    hub.faults.planned = {}
+    assert (done["code"], done["err"]) == (0, "")
+    *_, last = done["out"].splitlines()
+    assert last == (
+        "not pushed, the run is whole: cannot push to tester/unlucky: the Hub answered 503 Service "
+        f"Unavailable. Later: zoft push {out / 'final'}"
+    )
+    assert hub.store.files("tester/unlucky") == {}
+    again = client.zoft("push", out)
+    assert again["out"].startswith("pushed         7 files, to ")
