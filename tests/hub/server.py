@@ -167,7 +167,15 @@ class Hub:
         if "README.md" in files:
             text = self.store.read(files["README.md"]).decode()
             card = ModelCard(text, ignore_metadata_errors=True).data.to_dict()
-        siblings = [{"rfilename": path} for path in files]
+        siblings = [
+            {
+                "rfilename": path,
+                "lfs": {"sha256": entry.sha256, "size": entry.size, "pointerSize": 130},
+            }
+            if entry.lfs and request.query_params.get("blobs")
+            else {"rfilename": path}
+            for path, entry in files.items()
+        ]
         private = self.store.repos[name].private
         return JSONResponse({
             "id": name, "modelId": name, "sha": commit, "private": private, "tags": [],

@@ -60,6 +60,7 @@ def test_nothing_but_the_allowlist_reaches_the_server(hub):
     sent = [path for method, path, _ in hub.log if method == "PUT"]
     assert sent
     assert {path.split("/")[4] for path in sent} <= known  # and no object but those of the commits
+    assert [path for path in sent if "/full/" in path][-1].endswith("/2")  # in parts
 
 
 @pytest.mark.usefixtures("pushed")
@@ -136,6 +137,15 @@ def test_eval_scores_a_repository_as_the_run_did(client, runs, name):
     events = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     loss = next(e["loss"] for e in events if e["event"] == "final")
     assert f"loss {loss:.4f}" in done["out"]
+
+
+def test_another_base_is_noted(hub, client, runs, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"other")
+    hub.store.add_folder("tester/other", tmp_path)
+    done = client.zoft("push", runs.full, "noted", "hub.base_model=tester/other@main")
+    assert done["out"].startswith("note: model.safetensors of tester/other is not the file that ")
+    assert b"base_model: tester/other\n" in hub.store.files("tester/noted")["README.md"]
 
 
 def test_a_dry_run_asks_no_server(hub, client, runs):

@@ -51,7 +51,8 @@ def push(
     with quiet_imports():
         from zoft.hub.push import push as run_push
 
-    changes = overrides or []
-    if repo_id is not None and "=" in repo_id:
-        repo_id, changes = None, [repo_id, *changes]
+    changes = list(overrides or [])
+    if repo_id and "=" in repo_id:  # REPO_ID was left out
+        changes.insert(0, repo_id)
+        repo_id = None
     run_push(run, repo_id, changes, public=public, revision=revision, what=what, dry_run=dry_run)

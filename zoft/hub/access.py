@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, get_token
@@ -10,7 +11,7 @@ from huggingface_hub import HfApi, get_token
 from zoft.base_model import Base, license_of
 from zoft.errors import EnvironmentProblem
 from zoft.hub.patience import LOGIN, Say, patiently
-from zoft.hub.upload import ensure_repo
+from zoft.hub.upload import digests, ensure_repo
 
 
 def require_write_access(
@@ -34,18 +35,26 @@ def require_write_access(
     return ensure_repo(api, repo_id, private=private, say=say, check=check)
 
 
-def looked_up(api: HfApi, base: Base, *, say: Say, check: Callable[[], None]) -> Base:
+def looked_up(
+    api: HfApi, base: Base, here: Path | None, *, say: Say, check: Callable[[], None]
+) -> Base:
     """With the commit that the revision stands for, and the license of the base's card.
 
-    Raises EnvironmentProblem if it is not on the Hub, or is an adapter.
+    Says so if its weights are other files than those in the folder `here`, which the run began with
+    (the tensors may be equal even so). Raises EnvironmentProblem if it is not on the Hub, or an adapter.
     """
     name = base.name
     assert name is not None
     info = patiently(
-        lambda: api.model_info(name, revision=base.revision),
+        lambda: api.model_info(name, revision=base.revision, files_metadata=here is not None),
         f"cannot find the base model {name} on the Hub", say=say, check=check,
     )  # fmt: skip
-    if any(file.rfilename == "adapter_config.json" for file in info.siblings or []):
+    files = {file.rfilename: file for file in info.siblings or []}
+    if "adapter_config.json" in files:
         raise EnvironmentProblem(f"{name} is an adapter, not a base model")
+    for weights in sorted(here.glob("*.safetensors")) if here else ():
+        lfs = files[weights.name].lfs if weights.name in files else None
+        if lfs and lfs.sha256 != digests(weights)[0]:
+            say(f"note: {weights.name} of {name} is not the file that this run began with")
     card: Any = info.card_data
     return Base(name, info.sha, license_of(card.to_dict()) if card else {})

@@ -43,6 +43,10 @@ _T = TypeVar("_T")
 Say = Callable[[str], None]
 
 
+def nothing() -> None:
+    """The check of a caller that Ctrl-C ends at once."""
+
+
 def patiently(action: Callable[[], _T], what: str, *, say: Say, check: Callable[[], None]) -> _T:
     """`action()`, again after each failure that may pass; it must be safe to repeat.
 

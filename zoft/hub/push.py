@@ -12,9 +12,10 @@ from zoft.base_model import base_of
 from zoft.errors import Interrupted, RecipeError, ZoftError
 from zoft.hub.access import looked_up, require_write_access
 from zoft.hub.contents import Files, What, contents, require_no_secret
-from zoft.hub.patience import Say, careful_client
+from zoft.hub.patience import Say, careful_client, nothing
 from zoft.hub.upload import Pushed, upload
-from zoft.interrupts import Stop, stop_on_signals
+from zoft.interrupts import Stop
+from zoft.models.convert import local_folder
 from zoft.models.quiet import first_line
 from zoft.recipe.load import load_recipe
 from zoft.recipe.schema import Recipe
@@ -45,13 +46,8 @@ def push(
         named = recipe.hub.repo_id or ""
         _tell_plan(contents(recipe, run, weights, what, base, named), recipe, revision, say)
         return
-    with (
-        stop_on_signals(f"; nothing is lost: zoft push {target} goes on") as stop,
-        careful_client(),
-    ):
-        pushed = push_run(
-            recipe, run, weights, what=what, revision=revision, say=say, check=stop.check
-        )
+    with careful_client():
+        pushed = push_run(recipe, run, weights, what=what, revision=revision, say=say)
     say(_told(pushed))
 
 
@@ -128,7 +124,7 @@ def push_run(
     weights: Path,
     *,
     say: Say,
-    check: Callable[[], None],
+    check: Callable[[], None] = nothing,
     what: What | None = None,
     revision: str | None = None,
 ) -> Pushed:
@@ -152,7 +148,9 @@ def _send(
 ) -> Pushed:
     """To a repository that is there and may be written."""
     api = HfApi()
-    base = looked_up(api, base_of(recipe, run.manifest().get("base", {})), say=say, check=check)
+    named = base_of(recipe, run.manifest().get("base", {}))
+    here = local_folder(recipe.model.name) if recipe.hub.base_model else None
+    base = looked_up(api, named, here, say=say, check=check)
     files = contents(recipe, run, weights, what, base, repo_id)
     require_no_secret(files, get_token())
     message = f"{run.path.resolve().name}: {weights.name}" + (f" ({what})" if what else "")

@@ -14,6 +14,7 @@ from zoft.errors import EnvironmentProblem
 from zoft.hub.patience import Say, patiently
 
 CHUNK = 1 << 20
+WORTH_SAYING = 20_000_000  # bytes: about a second and more
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,9 @@ def upload(
         changed = [name for name in files if not _same(there.get(name), hashes[name])]
         if not changed:
             return Pushed(repo_id, head, 0)
+        size = sum(_size(files[name]) for name in changed)
+        if size > WORTH_SAYING:
+            say(f"uploading {len(changed)} files, {size / 1e6:,.0f} MB ...")
         operations = [
             CommitOperationAdd(name, str(content) if isinstance(content, Path) else content)
             for name, content in files.items()
@@ -113,6 +117,10 @@ def digests(content: Path | bytes) -> tuple[str, str]:
             sha256.update(piece)
             blob.update(piece)
     return sha256.hexdigest(), blob.hexdigest()
+
+
+def _size(content: Path | bytes) -> int:
+    return content.stat().st_size if isinstance(content, Path) else len(content)
 
 
 def _same(there: RepoFile | None, hashes: tuple[str, str]) -> bool:
