@@ -74,8 +74,8 @@ def without_places(text: str, places: Sequence[Path]) -> str:
 
 def _cut(text: str) -> str:
     path = Path(text).expanduser() if text.startswith(("/", "~")) else None
-    try:
-        return path.name if path and path.exists() else text
+    try:  # "/" or "/data" may be a separator or a token, and tells nothing
+        return path.name if path and len(path.parts) > 2 and path.exists() else text
     except OSError:  # too long for a path: a text
         return text
 
