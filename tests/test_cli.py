@@ -47,6 +47,20 @@ def test_train_hands_everything_on(fake_train: Callable[..., Calls]) -> None:
     ]
 
 
+def test_push_hands_everything_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: Calls = []
+    module = ModuleType("zoft.hub.push")
+    module.push = lambda *args, **options: calls.append((args, options))  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "zoft.hub.push", module)
+    assert main(["push", "runs/a", "you/a", "--public", "--revision", "v1", "--what", "all"]) == 0
+    assert main(["push", "runs/a", "hub.base_model=you/b", "--dry-run"]) == 0
+    plain = {"public": False, "revision": None, "what": None, "dry_run": False}
+    assert calls == [
+        (("runs/a", "you/a", []), {**plain, "public": True, "revision": "v1", "what": "all"}),
+        (("runs/a", None, ["hub.base_model=you/b"]), {**plain, "dry_run": True}),
+    ]
+
+
 def test_eval_hands_everything_on(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     module = ModuleType("zoft.evaluate")
@@ -146,6 +160,7 @@ def test_usage_errors(
         "range",
         "merge",
         "export",
+        "push",
         "version",
         "recipes",
         "recipes ls",
