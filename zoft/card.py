@@ -54,7 +54,12 @@ def card(
         datasets=sorted({s.path for _, s in _sources(recipe) if not is_local(s.path)}) or None,
         library_name="peft" if adapter else "transformers",
         pipeline_tag="text-generation",
-        tags=["zoft", "zeroth-order", recipe.optimizer.name, *(["lora"] if adapter else [])],
+        tags=[
+            "zoft",
+            "zeroth-order",
+            recipe.optimizer.name,
+            *([recipe.tune.method] if adapter else []),
+        ],
         model_name=title,
         eval_results=_results(scores, step) or None,
         **license,
@@ -62,7 +67,8 @@ def card(
     shown = f"[{base.name}](https://huggingface.co/{base.name})" if base.name else "its base model"
     if base.name and base.revision:
         shown += f" at `{base.revision}`"
-    what = "A LoRA adapter for" if adapter else "All weights of"
+    method = "LoRA" if recipe.tune.method == "lora" else recipe.tune.method
+    what = f"A {method} adapter for" if adapter else "A tuned copy of"
     if journal_only:
         what = "The journal of a run that tuned"
     parts = [
@@ -178,7 +184,9 @@ def _facts(recipe: Recipe, manifest: Mapping[str, Any], step: int) -> str:
     machine = [manifest.get("device"), manifest.get("cpu"), f"threads: {manifest.get('threads')}"]
     rows = {
         "algorithm": ALGORITHMS.get(optimizer.name, optimizer.name),
-        "tuned": "all weights" if recipe.tune.method == "full" else f"LoRA, rank {recipe.tune.r}",
+        "tuned": {"full": "all weights", "lora": f"LoRA, rank {recipe.tune.r}"}.get(
+            recipe.tune.method, recipe.tune.method
+        ),
         "steps, batch": f"{step:,} of {recipe.train.steps:,}, {recipe.train.batch_size} rows",
         "rate, perturbation": f"{optimizer.lr} ({optimizer.schedule}), {optimizer.perturbation}",
         "seed": str(recipe.seed),
