@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from zoft import __version__
 from zoft.checkpoint import stored_state
+from zoft.continued import adapter_folder, continued
 from zoft.data.examples import Example
 from zoft.data.sets import prepare
 from zoft.errors import RecipeError
@@ -74,6 +75,7 @@ def train(
     resuming = resume != "none" and folder.exists
     if resuming:
         recipe = keep_choices(recipe, folder.previous())
+    recipe = continued(recipe, folder.start if resuming else None)
     recipe = resolve(with_defaults(recipe.model_copy(update={"output_dir": str(folder.path)})))
     if resuming:
         require_same(recipe, folder.previous())
@@ -83,7 +85,7 @@ def train(
     device = torch.device(recipe.device)
 
     def variant(*more: str) -> Recipe:
-        return resolve(with_defaults(load_recipe(source, [*overrides, *more])))
+        return resolve(with_defaults(continued(load_recipe(source, [*overrides, *more]))))
 
     with (
         stop_on_signals("; nothing is lost: go on with --resume auto") as stop,
@@ -168,6 +170,8 @@ def build(
     adapter = saved or (folder.start if resuming else None)
     if adapts:
         recipe = _with_targets(recipe, loaded.model)
+        if not adapter and recipe.tune.adapter:
+            adapter = adapter_folder(recipe.tune.adapter)
         if adapter:
             model = load_adapter(loaded.model, adapter, own)
         else:

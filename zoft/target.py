@@ -18,7 +18,7 @@ def named(target: str, model: ModelSection) -> tuple[ModelSection, str | None]:
     on it if it has one. Raises EnvironmentProblem."""
     where = weights_of(target)
     if target != model.name and not Path(target).expanduser().exists():
-        where = _hub_adapter(target) or target
+        where = hub_adapter(target) or target
     if is_adapter(where):
         name, revision = base_of(where)
         return model.model_copy(update={"name": name, "revision": revision}), where
@@ -27,7 +27,7 @@ def named(target: str, model: ModelSection) -> tuple[ModelSection, str | None]:
     return model.model_copy(update={"name": where, "revision": revision}), None
 
 
-def _hub_adapter(name: str) -> str | None:
+def hub_adapter(name: str) -> str | None:
     """Where the files of an adapter on the Hub lie, fetched if need be; None for what is none.
 
     Why a name could not be fetched is not said here: it is looked for as a model next.

@@ -71,3 +71,14 @@ def test_a_failed_push_is_a_line_and_the_run_is_whole(hub, client, runs):
     assert hub.store.files("tester/unlucky") == {}
     again = client.zoft("push", out)
     assert again["out"].startswith("pushed         7 files, to ")
+
+
+def test_tuning_goes_on_from_a_pushed_adapter(client, runs):
+    out = runs.folder / "more"
+    assert client.zoft("push", runs.lora, "again")["code"] == 0
+    settings = ("tune.adapter=tester/again", "train.steps=2", "checkpoint.every=0")
+    done = client.zoft("train", runs.folder / "recipe.yaml", "--output-dir", out, *LORA, *settings)
+    assert (done["code"], done["err"]) == (0, "")
+    name = "adapter_model.safetensors"
+    assert (out / "start" / name).read_bytes() == (runs.lora / "final" / name).read_bytes()
+    assert (out / "final" / name).read_bytes() != (runs.lora / "final" / name).read_bytes()

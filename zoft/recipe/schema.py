@@ -82,6 +82,13 @@ class TuneSection(Section):
         description="full, lora, ia3: only these blocks learn, first and last, counted from 0, e.g. "
         "[16, 23]. Empty: the whole model.",
     )
+    adapter: str | None = Field(
+        None,
+        min_length=1,
+        validate_default=True,
+        description="Go on tuning this adapter: a run, a checkpoint, a folder or a Hub id. It says r, "
+        "alpha, target_modules and virtual_tokens.",
+    )
     r: Counted = Field(8, description="LoRA: rank of the adapter.")
     alpha: Positive = Field(16.0, description="LoRA: the adapter is scaled by alpha / r.")
     target_modules: list[str] | Literal["auto", "all-linear"] = Field(
@@ -117,6 +124,13 @@ class TuneSection(Section):
         if layers and method in ("prefix", "prompt"):
             raise ValueError(f"virtual tokens stand in front of every block: not with {method}")
         return layers
+
+    @field_validator("adapter")
+    @classmethod
+    def _of_an_adapters_method(cls, adapter: str | None, info: ValidationInfo) -> str | None:
+        if adapter is not None and info.data.get("method") == "full":
+            raise ValueError("full tuning has no adapter: set tune.method, e.g. to lora")
+        return adapter
 
 
 class ObjectiveSection(Section):
