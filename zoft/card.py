@@ -10,9 +10,9 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from zoft.base_model import Base, is_local
-from zoft.recipe.data_section import DataSource
+from zoft.recipe.data_section import DataSource, listed
 from zoft.recipe.schema import Recipe
-from zoft.tracking import Event
+from zoft.tracking import SCORES, Event
 
 ALGORITHMS = {
     "r-adazo": "R-AdaZO ([arXiv 2502.01014](https://arxiv.org/abs/2502.01014))",
@@ -91,7 +91,7 @@ def card(
 
 @dataclass(frozen=True, slots=True)
 class _Score:
-    """A set that was scored: its name and source, before tuning (where it was) and after."""
+    """A set that was scored: its name and (first) source, before tuning (where it was) and after."""
 
     name: str
     source: DataSource
@@ -102,7 +102,7 @@ class _Score:
 def _sources(recipe: Recipe) -> list[tuple[str, DataSource]]:
     data = recipe.data
     named = (("train", data.train), ("eval", data.eval), ("test", data.test))
-    return [(name, source) for name, source in named if source is not None]
+    return [(name, source) for name, sources in named for source in listed(sources)]
 
 
 def _scores(
@@ -111,10 +111,10 @@ def _scores(
     evals = {e["step"]: e for e in events if e["event"] == "eval"}
     found = []
     if recipe.data.eval and (after := evals.get(step)):
-        found.append(_Score("eval", recipe.data.eval, evals.get(0), after))
+        found.append(_Score("eval", listed(recipe.data.eval)[0], evals.get(0), after))
     final = manifest.get("final") or {}
     if recipe.data.test and final.get("set") == "test" and final.get("step") == step:
-        found.append(_Score("test", recipe.data.test, None, final))
+        found.append(_Score("test", listed(recipe.data.test)[0], None, final))
     return found
 
 
@@ -132,7 +132,7 @@ def _results(scores: Sequence[_Score], step: int) -> list[EvalResult]:
             metric_value=round(event[metric], 4),
         )
         for score in scores
-        for metric in ("accuracy", "loss")
+        for metric in SCORES
         for when, event in ((f"after {step} steps", score.after), ("zero-shot", score.before))
         if event and event.get(metric) is not None
     ]

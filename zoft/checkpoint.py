@@ -67,18 +67,6 @@ def save(folder: Path, writer: Callable[[Path], None]) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def replace_text(folder: Path, name: str, text: str) -> None:
-    """Another text for one file of a complete folder, and for its entry in COMPLETE. Raises OSError."""
-    content = {name: text}
-    manifest = _manifest(folder)
-    size, digest = len(text.encode()), hashlib.sha256(text.encode()).hexdigest()
-    content[COMPLETE] = json.dumps({**manifest, name: {"size": size, "sha256": digest}}, indent=2)
-    for file, written in content.items():
-        partial = folder / f".{file}.partial"
-        partial.write_text(written if file == name else written + "\n", encoding="utf-8")
-        partial.replace(folder / file)
-
-
 def verify(folder: Path) -> bool:
     """Whether every file that COMPLETE names is there with its size and its sha256."""
     return manifest.intact(folder)

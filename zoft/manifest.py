@@ -29,6 +29,16 @@ def listed(folder: Path) -> dict[str, dict[str, Any]]:
     return content
 
 
+def replace_text(folder: Path, name: str, text: str) -> None:
+    """Another text for one file of a closed folder, and for its entry in the list. Raises OSError."""
+    entry = {"size": len(text.encode()), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+    content = json.dumps({**listed(folder), name: entry}, indent=2) + "\n"
+    for file, written in ((name, text), (COMPLETE, content)):
+        partial = folder / f".{file}.partial"
+        partial.write_text(written, encoding="utf-8")
+        partial.replace(folder / file)
+
+
 def sizes_match(folder: Path) -> bool:
     """Whether every listed file is there with its size. Nothing is read but the list."""
     try:

@@ -10,7 +10,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from zoft import checkpoint
+from zoft import checkpoint, manifest
 from zoft.base_model import base_here
 from zoft.card import card
 from zoft.charts import write_loss_picture
@@ -67,12 +67,12 @@ def finish(trainer: Trainer, folder: RunFolder) -> None:
 
 def _add_card(trainer: Trainer, folder: RunFolder) -> None:
     """README.md beside the weights. What it says about the base needs no network."""
-    manifest, recipe = folder.manifest(), trainer.recipe
+    run, recipe = folder.manifest(), trainer.recipe
     text = card(
-        recipe, dump_recipe(recipe), manifest, trainer.metrics.read(),
-        base_here(recipe, manifest.get("base", {})), adapter=is_adapter(folder.final),
+        recipe, dump_recipe(recipe), run, trainer.metrics.read(),
+        base_here(recipe, run.get("base", {})), adapter=is_adapter(folder.final),
     )  # fmt: skip
-    checkpoint.replace_text(folder.final, "README.md", text)
+    manifest.replace_text(folder.final, "README.md", text)
 
 
 def _picture(trainer: Trainer, path: Path) -> None:
@@ -109,9 +109,9 @@ def tell_result(folder: RunFolder) -> None:
 
 def already_finished(folder: RunFolder, recipe: Recipe) -> bool:
     """Whether nothing is left to do; then say what came out."""
-    manifest = folder.manifest()
-    final = manifest.get("final")
-    if manifest.get("status") != "finished" or not final or final["step"] < recipe.train.steps:
+    run = folder.manifest()
+    final = run.get("final")
+    if run.get("status") != "finished" or not final or final["step"] < recipe.train.steps:
         return False
     if recipe.data.test != folder.previous().data.test:
         return False  # another test set: score it

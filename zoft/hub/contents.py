@@ -7,8 +7,10 @@ import re
 from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
+from zoft.artefact import JOURNAL, write_artefact
 from zoft.base_model import Base
 from zoft.card import card
 from zoft.errors import EnvironmentProblem, RecipeError
@@ -98,8 +100,10 @@ def _config(path: Path, base: Base) -> bytes:
 
 
 def _journal(run: RunFolder, base: Base) -> Files:
-    """The journal and, where there is one, the adapter that the run began with."""
-    files: Files = {"journal.jsonl": shared_journal(run.journal.read_bytes(), base)}
+    """The journal as an artefact and, where there is one, the adapter that the run began with."""
+    with TemporaryDirectory() as place:
+        write_artefact(run.path, Path(place))
+        files: Files = {JOURNAL: shared_journal(Path(place, JOURNAL).read_bytes(), base)}
     if run.start.is_dir():
         files["start/adapter_model.safetensors"] = run.start / "adapter_model.safetensors"
         files["start/adapter_config.json"] = _config(run.start / "adapter_config.json", base)

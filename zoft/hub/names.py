@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from zoft.base_model import Base, is_local
+from zoft.recipe.data_section import DataSource, listed
 from zoft.recipe.load import dump_recipe
 from zoft.recipe.schema import HubSection, Recipe
 
@@ -22,17 +23,33 @@ def shared_recipe(recipe: Recipe, base: Base) -> str:
     model = recipe.model.model_copy(update={"name": base.name, "revision": base.revision})
     data = recipe.data
     sources = {
-        name: source.model_copy(update={"path": Path(source.path).name})
+        name: [_shared_source(source) for source in listed(getattr(data, name))]
         for name in ("train", "eval", "test")
-        if (source := getattr(data, name)) is not None and is_local(source.path)
+        if getattr(data, name) is not None
     }
+    tune = recipe.tune.model_copy(update={"adapter": _shared_adapter(recipe.tune.adapter)})
     changed = {
         "model": model,
-        "data": data.model_copy(update=sources),
+        "data": data.model_copy(update=_unlisted(sources)),
+        "tune": tune,
         "output_dir": f"runs/{Path(recipe.output_dir or 'run').name}",
         "hub": HubSection(),
     }
     return dump_recipe(Recipe.model_validate(_by_name(recipe.model_copy(update=changed))))
+
+
+def _shared_source(source: DataSource) -> DataSource:
+    local = is_local(source.path)
+    return source.model_copy(update={"path": Path(source.path).name}) if local else source
+
+
+def _unlisted(sources: dict[str, list[DataSource]]) -> dict[str, DataSource | list[DataSource]]:
+    return {name: found[0] if len(found) == 1 else found for name, found in sources.items()}
+
+
+def _shared_adapter(adapter: str | None) -> str | None:
+    """What a run began with, where others can have it; start/ holds it anyway."""
+    return None if adapter is None or is_local(adapter) else adapter
 
 
 def _by_name(recipe: Recipe) -> Any:
@@ -60,6 +77,9 @@ def shared_journal(content: bytes, base: Base) -> bytes:
     first, newline, rest = content.partition(b"\n")
     header = json.loads(first)
     named = {"name": base.name, "revision": base.revision}
+    tune = header.get("tune", {})
+    if tune.get("adapter"):
+        header["tune"] = {**tune, "adapter": _shared_adapter(tune["adapter"])}
     header = {**_mapped(header, _cut), "base": {**header["base"], **named}}
     return json.dumps(header, separators=(",", ":")).encode() + newline + rest
 
