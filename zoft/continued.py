@@ -19,8 +19,8 @@ def continued(recipe: Recipe, start: Path | None = None) -> Recipe:
     """The recipe with what `model.name` and `tune.adapter` stand for: folders, or Hub ids of models.
 
     The adapter's rank, scale, modules and virtual tokens become the recipe's. `start` is the adapter
-    that a resumed run began with, which may be gone from where it came from. Raises EnvironmentProblem for what is
-    not there, RecipeError for what contradicts the adapter.
+    that a resumed run began with, which may be gone from where it came from. Raises
+    EnvironmentProblem for what is not there, RecipeError for what contradicts the adapter.
     """
     model, tune = recipe.model, recipe.tune
     if RunFolder(Path(model.name)).exists:
