@@ -8,13 +8,12 @@ docs/journal-format.md describes it for those who write another reader.
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from pathlib import Path
 
 from zoft import manifest
 from zoft.errors import EnvironmentProblem
-from zoft.journal import Header, Journal, read
+from zoft.journal import Header, as_line, parse
 
 JOURNAL, START = "journal.jsonl", "start"
 _CONFIG = "adapter_config.json"
@@ -48,27 +47,35 @@ def expected(journal: Path, header: Header, steps: int, step: int) -> tuple[str,
     return "", {}
 
 
-def write_artefact(run: Path, folder: Path, base: tuple[str, str | None] | None = None) -> None:
-    """Write the artefact of the run (or of another artefact) at `run` to `folder`, which may exist.
+def shared_journal(journal: Path, base: tuple[str, str | None] | None = None) -> bytes:
+    """The journal as an artefact has it: with the result in its header, without a torn last line.
 
     `base` is the base model's Hub id and revision, where it shall be called otherwise than in the
-    run. Raises EnvironmentProblem, OSError.
+    run. Raises EnvironmentProblem.
     """
-    header, entries = read(journal_of(run))
-    _, files = expected(run / JOURNAL, header, len(entries), len(entries))
+    content = journal.read_bytes()
+    header, entries, good = parse(journal, content)
+    _, files = expected(journal, header, len(entries), len(entries))
     if base is not None:
         named = dict(zip(("name", "revision"), base, strict=True))
         header = {**header, "base": {**header["base"], **named}}
     if files:
         header = {**header, "result": {"step": len(entries), "files": files}}
+    return as_line(header) + content[content.index(b"\n") + 1 : good]
+
+
+def write_artefact(run: Path, folder: Path, base: tuple[str, str | None] | None = None) -> None:
+    """Write the artefact of the run (or of another artefact) at `run` to `folder`, which may exist.
+
+    `base` as in `shared_journal`. Raises EnvironmentProblem, OSError.
+    """
+    content = shared_journal(journal_of(run), base)
     folder.mkdir(parents=True, exist_ok=True)
     if (run / START).is_dir():
         _write_start(run / START, folder / START, base)
     partial = folder / f".{JOURNAL}.partial"
     try:
-        with Journal.create(partial, header, sync_seconds=math.inf) as journal:
-            for entry in entries:
-                journal.append(entry)
+        partial.write_bytes(content)
         partial.rename(folder / JOURNAL)  # last: a folder with a journal is a whole artefact
     finally:
         partial.unlink(missing_ok=True)

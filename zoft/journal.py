@@ -129,13 +129,18 @@ class Journal:
         self.close()
 
     def _write(self, line: dict[str, Any]) -> None:
-        text = json.dumps(nullable(line), allow_nan=False, separators=(",", ":")) + "\n"
+        text = as_line(line)
         try:
-            written = self._file.write(text.encode())
+            written = self._file.write(text)
         except OSError as error:
             raise EnvironmentProblem(f"the journal cannot be written: {error.strerror}") from error
-        if written != len(text.encode()):
+        if written != len(text):
             raise EnvironmentProblem("the journal cannot be written: no space left on device")
+
+
+def as_line(values: dict[str, Any]) -> bytes:
+    """A line of a journal: compact JSON, null for what is not finite."""
+    return (json.dumps(nullable(values), allow_nan=False, separators=(",", ":")) + "\n").encode()
 
 
 def parse(path: Path, content: bytes) -> tuple[Header, list[Entry], int]:
