@@ -65,14 +65,15 @@ def shared_journal(journal: Path, base: tuple[str, str | None] | None = None) ->
 
 
 def write_artefact(run: Path, folder: Path, base: tuple[str, str | None] | None = None) -> None:
-    """Write the artefact of the run (or of another artefact) at `run` to `folder`, which may exist.
+    """Write the artefact of `run` (its folder, its journal, another artefact) to `folder`.
 
     `base` as in `shared_journal`. Raises EnvironmentProblem, OSError.
     """
-    content = shared_journal(journal_of(run), base)
+    journal = journal_of(run)
+    content, start = shared_journal(journal, base), journal.parent / START
     folder.mkdir(parents=True, exist_ok=True)
-    if (run / START).is_dir():
-        _write_start(run / START, folder / START, base)
+    if start.is_dir():
+        _write_start(start, folder / START, base)
     partial = folder / f".{JOURNAL}.partial"
     try:
         partial.write_bytes(content)
