@@ -8,7 +8,7 @@ from pathlib import Path
 import small
 
 from zoft.base_model import Base, is_local
-from zoft.hub.names import shared_config, shared_journal, shared_recipe, without_places
+from zoft.hub.names import shared_config, shared_recipe, without_paths, without_places
 from zoft.recipe.load import load_recipe
 
 BASE = Base("you/base", "c0ffee")
@@ -46,7 +46,7 @@ def test_a_config_names_the_base_by_its_id(tmp_path):
 def test_a_journals_steps_are_its_own():
     header = {"format": "zoft-journal", "base": {"name": "/x/y", "revision": None, "sha256": "ab"}}
     lines = b'{"step":1,"lr":0.5}\n{"step":2'
-    shared = shared_journal(json.dumps(header).encode() + b"\n" + lines, BASE)
+    shared = without_paths(json.dumps(header).encode() + b"\n" + lines, BASE)
     first, _, rest = shared.partition(b"\n")
     assert rest == lines
     assert json.loads(first)["base"] == {"name": "you/base", "revision": "c0ffee", "sha256": "ab"}

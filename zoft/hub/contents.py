@@ -7,14 +7,13 @@ import re
 from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Literal
 
-from zoft.artefact import JOURNAL, write_artefact
+from zoft.artefact import JOURNAL, shared_journal
 from zoft.base_model import Base
 from zoft.card import card
 from zoft.errors import EnvironmentProblem, RecipeError
-from zoft.hub.names import shared_config, shared_journal, shared_recipe, without_places
+from zoft.hub.names import shared_config, shared_recipe, without_paths, without_places
 from zoft.models.adapters import is_adapter
 from zoft.recipe.schema import Recipe
 from zoft.run_folder import RunFolder
@@ -101,9 +100,7 @@ def _config(path: Path, base: Base) -> bytes:
 
 def _journal(run: RunFolder, base: Base) -> Files:
     """The journal as an artefact and, where there is one, the adapter that the run began with."""
-    with TemporaryDirectory() as place:
-        write_artefact(run.path, Path(place))
-        files: Files = {JOURNAL: shared_journal(Path(place, JOURNAL).read_bytes(), base)}
+    files: Files = {JOURNAL: without_paths(shared_journal(run.journal), base)}
     if run.start.is_dir():
         files["start/adapter_model.safetensors"] = run.start / "adapter_model.safetensors"
         files["start/adapter_config.json"] = _config(run.start / "adapter_config.json", base)

@@ -72,8 +72,8 @@ def shared_config(text: str, base: Base) -> str:
     return text if changed == config else json.dumps(changed, indent=2, sort_keys=True) + "\n"
 
 
-def shared_journal(content: bytes, base: Base) -> bytes:
-    """A journal whose header names the base by its Hub id; no other line is touched."""
+def without_paths(content: bytes, base: Base) -> bytes:
+    """An artefact's journal whose header names the base by its Hub id; no other line is touched."""
     first, newline, rest = content.partition(b"\n")
     header = json.loads(first)
     named = {"name": base.name, "revision": base.revision}
