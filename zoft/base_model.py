@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard
+from huggingface_hub import metadata_load
 
 from zoft.data.sources import looks_local
 from zoft.errors import RecipeError
@@ -69,7 +69,6 @@ def license_of(card: Mapping[str, Any]) -> dict[str, str]:
 def license_beside(folder: Path) -> dict[str, str]:
     """The license that the README.md of a model's folder names; nothing where there is none."""
     try:
-        found: Any = ModelCard.load(folder / "README.md", ignore_metadata_errors=True)
-    except (OSError, ValueError):
+        return license_of(metadata_load(folder / "README.md") or {})
+    except Exception:  # YAML's errors are of many kinds; a card that nobody can read names none
         return {}
-    return license_of(found.data.to_dict())

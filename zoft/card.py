@@ -180,6 +180,7 @@ def _loading(place: str, adapter: bool, journal_only: bool) -> str:
 
 def _facts(recipe: Recipe, manifest: Mapping[str, Any], step: int) -> str:
     optimizer, versions = recipe.optimizer, manifest.get("versions", {})
+    coded = recipe.model.quantization
     peak, seconds = manifest.get("peak_memory_bytes"), manifest.get("seconds")
     machine = [manifest.get("device"), manifest.get("cpu"), f"threads: {manifest.get('threads')}"]
     rows = {
@@ -190,7 +191,8 @@ def _facts(recipe: Recipe, manifest: Mapping[str, Any], step: int) -> str:
         "steps, batch": f"{step:,} of {recipe.train.steps:,}, {recipe.train.batch_size} rows",
         "rate, perturbation": f"{optimizer.lr} ({optimizer.schedule}), {optimizer.perturbation}",
         "seed": str(recipe.seed),
-        "types": f"weights {recipe.model.dtype}, computed in {recipe.model.compute_dtype}",
+        "types": f"weights {recipe.model.dtype}, computed in {recipe.model.compute_dtype}"
+        + ("" if coded == "none" else f", base in {coded}"),
         "hardware": ", ".join(str(part) for part in machine if part),
         "peak memory": f"{peak / 2**30:.2f} GiB" if peak else "",
         "wall time": f"{seconds:,.0f} s" if seconds and step == recipe.train.steps else "",
