@@ -46,14 +46,14 @@ def zoft(*arguments: str, token: str | None = None) -> dict[str, Any]:
     return {"code": code, "out": out.getvalue(), "err": err.getvalue()}
 
 
-def pushes(folder: str, repos: Sequence[str], token: str) -> dict[str, Any]:
+def pushes(folder: str, repos: Sequence[str], token: str, *overrides: str) -> dict[str, Any]:
     """Pushes of one run to many repositories at the same time: what each said, and why it failed."""
     os.environ["HF_TOKEN"] = token
     run = RunFolder(Path(folder))
 
     def one(repo: str) -> tuple[list[str], str | None]:
         said: list[str] = []
-        recipe = load_recipe(run.resolved, [f"hub.repo_id={repo}"])
+        recipe = load_recipe(run.resolved, [f"hub.repo_id={repo}", *overrides])
         try:
             push_run(recipe, run, run.final, say=said.append)
         except ZoftError as error:

@@ -25,10 +25,11 @@ CARD = "---\nlicense: apache-2.0\n---\n# A base\n"
 
 @dataclass
 class Client:
-    """Orders to a process of tests/hub/client.py."""
+    """Orders to a process of tests/hub/client.py; `home` is its HF_HOME."""
 
     orders: IO[str]
     answers: IO[str]
+    home: Path
 
     def __call__(self, name: str, *arguments: Any, **options: Any) -> Any:
         print(json.dumps([name, arguments, options]), file=self.orders, flush=True)
@@ -63,7 +64,7 @@ def client(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clien
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        yield Client(process.stdin, process.stdout)
+        yield Client(process.stdin, process.stdout, home)
         process.stdin.close()
 
 

@@ -64,6 +64,24 @@ def test_one_fault_of_any_kind_at_any_request_is_outlived(hub, client, runs):
     assert snapshot(runs.lora) == before
 
 
+def test_a_fault_in_any_part_of_a_large_file_is_outlived(hub, client, runs):
+    faults = {
+        f"tester/{kind}-part-{at:02}": Fault(kind, at)
+        for kind in ("500", "cut") for at in (8, 10, 11, 12)
+    }  # fmt: skip
+    seeded(hub, faults)
+    hub.faults.planned = faults
+    answers = client("pushes", str(runs.full), list(faults), WRITE, "hub.base_model=tester/base")
+    hub.faults.planned = {}
+    weights = (runs.full / "final" / "model.safetensors").read_bytes()
+    for name, fault in faults.items():
+        assert ("/upload/" in fault.hit[0]) == (fault.at < 11)
+        assert ("/complete/" in fault.hit[0]) == (fault.at == 11)
+        assert answers[name][1] is None
+        assert hub.store.files(name)["model.safetensors"] == weights
+        assert len(hub.store.repos[name].commits) == 3
+
+
 def test_a_push_that_fails_leaves_the_old_revision_and_can_be_repeated(hub, client, runs):
     faults = {
         f"tester/{kind}-from-{at:02}": Fault(kind, at, times=99)
