@@ -14,7 +14,7 @@ def push(
     repo_id: Annotated[
         str | None,
         typer.Argument(
-            metavar="[REPO_ID]",
+            metavar="REPO_ID",
             help="USER/NAME, or NAME in your own account; else hub.repo_id of the run's recipe.",
             show_default=False,
         ),
@@ -22,7 +22,7 @@ def push(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[hub.KEY=VALUE]",
+            metavar="hub.KEY=VALUE",
             help="hub.base_model=USER/BASE says what a local base is called on the Hub.",
             show_default=False,
         ),

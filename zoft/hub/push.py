@@ -42,9 +42,9 @@ def push(
     recipe = _recipe(run, overrides, repo_id, public)
     weights = at or Path(weights_of(str(run.path)))
     base = base_of(recipe, run.manifest().get("base", {}))
+    files = contents(recipe, run, weights, what, base, recipe.hub.repo_id or "")
     if dry_run:
-        named = recipe.hub.repo_id or ""
-        _tell_plan(contents(recipe, run, weights, what, base, named), recipe, revision, say)
+        _tell_plan(files, recipe, revision, say)
         return
     with careful_client():
         pushed = push_run(recipe, run, weights, what=what, revision=revision, say=say)
@@ -83,7 +83,8 @@ class Pusher:
             raise
         except Exception as error:  # whatever it is, the run matters more
             why = str(error) if isinstance(error, ZoftError) else first_line(error)
-            self.say(f"not pushed, the run is whole: {why}. Later: zoft push {weights}")
+            again = run.path if weights == run.final else weights
+            self.say(f"not pushed, the run is whole: {why}. Later: zoft push {again}")
         else:
             self.say(_told(pushed))
 
