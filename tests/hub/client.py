@@ -30,7 +30,7 @@ from zoft.recipe.load import load_recipe
 from zoft.run_folder import RunFolder
 
 patience.PAUSES = (0.05, 0.1, 0.2)
-patience.ANSWER_SECONDS = 1.5
+patience.ANSWER_SECONDS = 3.0
 ROWS = torch.arange(24).reshape(2, 12)
 
 

@@ -14,7 +14,7 @@ from store import Store
 # cut: the connection breaks before anything is done; lost: after it was done, before the answer is
 # through; hang: no answer for longer than the client waits; stale: somebody else commits first.
 Kind = Literal["500", "503", "429", "hang", "cut", "lost", "stale"]
-HANG_SECONDS = 3.0
+HANG_SECONDS = 6.0
 released = threading.Event()  # the server goes down: nobody waits any more
 
 

@@ -185,8 +185,8 @@ def test_public_and_a_branch(hub, client, runs):
         (["lora"], WRITE, 2, "where to? zoft push"),
         (["lora", "a/b/c"], WRITE, 2, "hub.repo_id"),
         (["lora", "tester/no", "seed=1"], WRITE, 2, "a push changes nothing but hub.*"),
-        (["lora", "tester/no", "--what", "model"], WRITE, 2, "holds an adapter"),
-        (["full", "tester/no"], WRITE, 2, "add hub.base_model=USER/BASE"),
+        (["lora", "tester/none", "--what", "model"], WRITE, 2, "holds an adapter"),
+        (["full", "tester/none"], WRITE, 2, "add hub.base_model=USER/BASE"),
         (
             ["full", "tester/no", "hub.base_model=tester/nix"],
             WRITE,
@@ -203,5 +203,8 @@ def test_what_cannot_be_pushed_is_one_line(hub, client, runs, arguments, token, 
     assert done["err"].count("\n") == 1
     assert answer in done["err"]
     assert "hf_" not in done["err"].replace("hf_hub", "")
-    if "tester/no" in hub.store.repos:  # asked for and not used
+    assert (
+        "tester/none" not in hub.store.repos
+    )  # what is wrong here is said before anything is made
+    if "tester/no" in hub.store.repos:  # made, and not used
         assert hub.store.files("tester/no") == {}

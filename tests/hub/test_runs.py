@@ -66,7 +66,7 @@ def test_a_failed_push_is_a_line_and_the_run_is_whole(hub, client, runs):
     *_, last = done["out"].splitlines()
     assert last == (
         "not pushed, the run is whole: cannot push to tester/unlucky: the Hub answered 503 Service "
-        f"Unavailable. Later: zoft push {out / 'final'}"
+        f"Unavailable. Later: zoft push {out}"
     )
     assert hub.store.files("tester/unlucky") == {}
     again = client.zoft("push", out)
