@@ -125,7 +125,8 @@ def test_what_was_chosen_stays() -> None:
     passes = once.optimizer.model_copy(update={"paired": False})  # the first look settles it
     # Where weights wait is settled by what is free when the run begins.
     model = once.model.model_copy(update={"residency": None})
-    later = {"tune": None, "optimizer": passes, "model": model, "memory": None}
+    # What an evaluation is judged by follows from the rows.
+    later = {"tune": None, "optimizer": passes, "model": model, "memory": None, "eval": None}
     assert "'auto'" not in repr(once.model_copy(update=later))
 
 

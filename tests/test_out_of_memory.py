@@ -125,11 +125,11 @@ def test_in_an_evaluation(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from zoft import trainer
+    from zoft import scoring
 
     recipe = small.write(tmp_path)
     with monkeypatch.context() as patched:
-        patched.setattr(trainer, "score", failing(trainer.score, 3, error))  # at 0, 5, then 10
+        patched.setattr(scoring, "score", failing(scoring.score, 3, error))  # at 0, 5, then 10
         assert main(["train", str(recipe)]) == 5
     assert "eval.batch_size=16" in said(capsys)
     goes_on(tmp_path, recipe, 10, undisturbed)

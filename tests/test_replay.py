@@ -55,7 +55,9 @@ def finished(tmp_path_factory):
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    own = ("COMPLETE", "recipe.yaml", "README.md", "optimizer.safetensors", "trainer.json")
+    """What both a run and a replay write: weights, their config, the tokenizer."""
+    own = {"COMPLETE", "recipe.yaml", "README.md", "optimizer.safetensors", "trainer.json"}
+    own |= {"metrics.jsonl", "loss.png"}
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in own}
 
 

@@ -75,7 +75,7 @@ def test_autos_become_what_the_run_chose_and_nothing_else_changes() -> None:
     # Not `auto`, so what the recipe says.
     assert (kept.seed, kept.optimizer.betas) == (6, (0.5, 0.9))
     model = kept.model.model_copy(update={"residency": None})
-    left = kept.model_copy(update={"memory": None, "offload": None, "model": model})
+    left = kept.model_copy(update={"memory": None, "offload": None, "eval": None, "model": model})
     assert "'auto'" not in repr(left)
 
 

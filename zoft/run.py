@@ -109,8 +109,8 @@ def train(
         ):
             trainer.fit(journal)
             finish(trainer, folder)
+        tell_result(folder)
         pusher.at_end(trainer.recipe, folder)
-    tell_result(folder)
 
 
 def _folder(recipe: Recipe, resume: str, output_dir: str | None) -> tuple[RunFolder, Path | None]:

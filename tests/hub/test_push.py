@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from server import READ, STRANGER, WRITE
 
 PUSHED = {
-    "README.md", "adapter_config.json", "adapter_model.safetensors", "metrics.jsonl", "recipe.yaml",
-    "tokenizer.json", "tokenizer_config.json",
+    "README.md", "adapter_config.json", "adapter_model.safetensors", "loss.png", "metrics.jsonl",
+    "recipe.yaml", "tokenizer.json", "tokenizer_config.json",
 }  # fmt: skip
 
 
@@ -26,7 +26,6 @@ def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
 @pytest.fixture(scope="module")
 def pushed(hub, client, runs):
     """The names under which both runs were pushed, and what the command said."""
-    (runs.lora / "loss.png").write_bytes(b"\x89PNG a plot")
     (runs.lora / "final" / "notes.txt").write_text("mine")  # nothing that zoft wrote
     before = snapshot(runs.folder)
     hub.log.clear()
@@ -51,7 +50,7 @@ def test_both_arrive_private_and_say_where(hub, pushed):
 @pytest.mark.usefixtures("pushed")
 def test_nothing_but_the_allowlist_reaches_the_server(hub):
     journal = {"journal.jsonl", "start/adapter_config.json", "start/adapter_model.safetensors"}
-    assert hub.store.files("tester/lora").keys() == {*PUSHED, "loss.png", *journal}
+    assert hub.store.files("tester/lora").keys() == {*PUSHED, *journal}
     weights = {"config.json", "generation_config.json", "model.safetensors"}
     adapter = {name for name in PUSHED if name.startswith("adapter")}
     assert hub.store.files("tester/full").keys() == (PUSHED - adapter) | weights

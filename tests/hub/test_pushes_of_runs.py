@@ -42,7 +42,7 @@ def test_checkpoints_and_the_end_are_pushed_and_the_token_stands_nowhere(hub, cl
     _, five, ten, end = hub.store.repos["tester/steps"].commits
     for commit, step in ((five, 5), (ten, 10), (end, 12)):
         files = hub.store.files("tester/steps", commit)
-        assert files.keys() == PUSHED
+        assert files.keys() == PUSHED - ({"loss.png"} if step < 12 else set())
         assert f"{step} of 12".encode() in files["README.md"]
         assert f"after {step} steps".encode() in files["README.md"]
         folder = out / ("final" if step == 12 else f"checkpoint-{step:06d}")
@@ -70,7 +70,7 @@ def test_a_failed_push_is_a_line_and_the_run_is_whole(hub, client, runs):
     )
     assert hub.store.files("tester/unlucky") == {}
     again = client.zoft("push", out)
-    assert again["out"].startswith("pushed         7 files, to ")
+    assert again["out"].startswith("pushed         8 files, to ")
 
 
 def test_tuning_goes_on_from_a_pushed_adapter(client, runs):
