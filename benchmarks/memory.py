@@ -34,7 +34,7 @@ from zoft.models.adapters import attach_adapter
 from zoft.models.convert import local_safetensors
 from zoft.models.load import load_model
 from zoft.objectives.objective import objective_for
-from zoft.recipe.schema import TuneSection
+from zoft.recipe.tune_section import TuneSection
 
 TYPES = {  # name -> overrides: weights, compute
     "float32": ["model.compute_dtype=float32"],

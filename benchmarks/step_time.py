@@ -33,7 +33,8 @@ from zoft.models.adapters import attach_adapter
 from zoft.models.convert import local_safetensors
 from zoft.models.load import load_model
 from zoft.objectives.objective import objective_for
-from zoft.recipe.schema import Recipe, TuneSection
+from zoft.recipe.schema import Recipe
+from zoft.recipe.tune_section import TuneSection
 
 VARIANTS = (DENSE, RANK1, replace(DENSE, paired=True), replace(RANK1, paired=True))
 ZOFT = {probes.name: probes for probes in VARIANTS}

@@ -27,7 +27,8 @@ from zoft.objectives.batch import Batch
 from zoft.objectives.objective import Objective, objective_for
 from zoft.recipe.data_section import listed, with_task
 from zoft.recipe.load import load_recipe
-from zoft.recipe.schema import Recipe, TuneSection
+from zoft.recipe.schema import Recipe
+from zoft.recipe.tune_section import TuneSection
 from zoft.zo.estimators import Estimator
 from zoft.zo.optimizers.radazo import RAdaZO, Rule
 from zoft.zo.optimizers.sweep import Resident, tuned_weights

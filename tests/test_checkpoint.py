@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from zoft import checkpoint
 from zoft.errors import EnvironmentProblem
 from zoft.models.adapters import attach_adapter
-from zoft.recipe.schema import TuneSection
+from zoft.recipe.tune_section import TuneSection
 from zoft.zo.optimizers.sweep import Resident, Tuned, tuned_weights
 
 IDS = torch.tensor([[0, 40, 50, 60, 70]])

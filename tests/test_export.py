@@ -18,7 +18,7 @@ from zoft.errors import RecipeError
 from zoft.models.adapters import attach_adapter
 from zoft.models.llama_cpp import interleaved, llama_cpp_name
 from zoft.models.llama_cpp_tokens import words_named
-from zoft.recipe.schema import TuneSection
+from zoft.recipe.tune_section import TuneSection
 
 ROPE = {"rope_type": "default", "rope_theta": 500.0}
 IDS = torch.tensor([[5, 40, 7, 99, 23, 200, 31]])

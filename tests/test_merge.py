@@ -18,7 +18,7 @@ from zoft.cli.main import main
 from zoft.errors import EnvironmentProblem, RecipeError
 from zoft.merge import merge
 from zoft.models.adapters import attach_adapter, load_adapter
-from zoft.recipe.schema import TuneSection
+from zoft.recipe.tune_section import TuneSection
 from zoft.run import train
 
 # peft 0.21 reads a property that transformers 5.23 renamed.

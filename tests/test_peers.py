@@ -111,7 +111,7 @@ def test_zo_adam_equals_its_dense_twin(peers, examples):
 @pytest.mark.parametrize("lora", [False, True])
 def test_adamw_lowers_the_loss(peers, examples, lora):
     from zoft.models.adapters import attach_adapter
-    from zoft.recipe.schema import TuneSection
+    from zoft.recipe.tune_section import TuneSection
 
     model = tiny.llama()
     frozen = flat(model)

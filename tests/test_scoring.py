@@ -16,7 +16,8 @@ from zoft.models.adapters import attach_adapter
 from zoft.models.generation import Decoding, completions
 from zoft.objectives.objective import objective_for
 from zoft.objectives.score import Score
-from zoft.recipe.schema import EvalSection, TuneSection
+from zoft.recipe.schema import EvalSection
+from zoft.recipe.tune_section import TuneSection
 from zoft.scoring import evaluate_set, needs_mask, require_fits, score
 from zoft.zo.probe import View
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from zoft.models.tuned import parameter_ids, tuned_parameters
-from zoft.recipe.schema import TuneSection
+from zoft.recipe.tune_section import TuneSection
 from zoft.zo.directions import Direction
 from zoft.zo.probe import View
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from zoft.errors import EnvironmentProblem, RecipeError
 from zoft.models.adapters import is_adapter
-from zoft.recipe.schema import Recipe, TuneSection
+from zoft.recipe.schema import Recipe
+from zoft.recipe.tune_section import TuneSection
 from zoft.run_folder import RunFolder
 from zoft.target import hub_adapter, weights_of
 

@@ -10,7 +10,8 @@ from zoft.footprint import CUDA_CONTEXT, libraries
 from zoft.machine import DTYPES
 from zoft.models.outline import build_outline, load_config
 from zoft.models.trace import trace_saved
-from zoft.recipe.schema import Recipe, TuneSection
+from zoft.recipe.schema import Recipe
+from zoft.recipe.tune_section import TuneSection
 from zoft.shape import Shape
 
 ASSUMED = (

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub import hf_hub_download
 
 from zoft import checkpoint
 from zoft.errors import EnvironmentProblem
 from zoft.models.adapters import base_of, is_adapter
+from zoft.models.convert import snapshot
 from zoft.recipe.schema import ModelSection, Recipe
 from zoft.run_folder import RunFolder
 
@@ -30,13 +31,14 @@ def named(target: str, model: ModelSection) -> tuple[ModelSection, str | None]:
 def hub_adapter(name: str) -> str | None:
     """Where the files of an adapter on the Hub lie, fetched if need be; None for what is none.
 
-    Why a name could not be fetched is not said here: it is looked for as a model next.
+    Why there is nothing under a name is not said here: it is looked for as a model next. Raises
+    EnvironmentProblem if an adapter cannot be fetched.
     """
     try:
         hf_hub_download(name, "adapter_config.json")
-        return snapshot_download(name, allow_patterns=["adapter_*.json", "adapter_*.safetensors"])
     except Exception:  # not there, not an id, no network, no right: many classes
         return None
+    return str(snapshot(name, None, ("adapter_*.json", "adapter_*.safetensors"), key=""))
 
 
 def weights_of(target: str) -> str:

@@ -13,7 +13,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedModel
 from zoft.checkpoint import write_model
 from zoft.errors import EnvironmentProblem, RecipeError
 from zoft.models.adapters import attach_adapter, base_of, is_adapter, load_adapter
-from zoft.recipe.schema import TuneSection
+from zoft.recipe.tune_section import TuneSection
 
 LORA = TuneSection(method="lora", r=4)
 IDS = torch.tensor([[0, 40, 50, 60, 70]])

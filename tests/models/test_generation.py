@@ -14,7 +14,8 @@ from zoft.errors import DataError, Interrupted
 from zoft.models.adapters import attach_adapter
 from zoft.models.generation import Decoding, Ids, completions, continued, require_room, text_of
 from zoft.models.load import load_model
-from zoft.recipe.schema import ModelSection, TuneSection
+from zoft.recipe.schema import ModelSection
+from zoft.recipe.tune_section import TuneSection
 from zoft.zo.probe import View
 
 CPU = torch.device("cpu")

@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 from zoft.errors import EnvironmentProblem
 from zoft.models.adapters import attach_adapter
 from zoft.models.outline import build_outline, load_config
-from zoft.recipe.schema import ModelSection, TuneSection
+from zoft.recipe.schema import ModelSection
+from zoft.recipe.tune_section import TuneSection
 
 
 @pytest.mark.parametrize("model", [tiny.llama(), tiny.opt(), tiny.gpt2(), tiny.qwen2()])

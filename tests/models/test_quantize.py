@@ -18,7 +18,8 @@ from zoft.models.adapters import attach_adapter
 from zoft.models.load import load_model
 from zoft.models.quantize import is_quantized, library_of, quantized_tensors
 from zoft.models.tuned import parameter_ids, tuned_parameters
-from zoft.recipe.schema import ModelSection, TuneSection
+from zoft.recipe.schema import ModelSection
+from zoft.recipe.tune_section import TuneSection
 from zoft.zo.directions import Direction
 from zoft.zo.probe import View
 

@@ -17,7 +17,7 @@ from zoft.errors import EnvironmentProblem, RecipeError
 from zoft.models.adapters import attach_adapter, of_adapter
 from zoft.models.prefix import begin_with_activations
 from zoft.models.targets import feedforward, target_endings
-from zoft.recipe.schema import TuneSection
+from zoft.recipe.tune_section import TuneSection
 
 ALL = TuneSection(method="lora", target_modules="all-linear")
 

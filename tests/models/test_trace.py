@@ -8,7 +8,7 @@ from transformers import Gemma2Config, PreTrainedModel
 
 from zoft.models.outline import build_outline
 from zoft.models.trace import trace_pass, trace_saved
-from zoft.recipe.schema import TuneSection
+from zoft.recipe.tune_section import TuneSection
 
 ROWS, LENGTH = 4, 32
 

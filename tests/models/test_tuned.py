@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from zoft.errors import RecipeError
 from zoft.models.adapters import attach_adapter, of_adapter
 from zoft.models.tuned import decays, parameter_ids, tuned_parameters
-from zoft.recipe.schema import TuneSection
+from zoft.recipe.tune_section import TuneSection
 
 BUILDERS = [tiny.opt, tiny.llama, tiny.gpt2, tiny.qwen2]
 

@@ -24,7 +24,7 @@ from zoft.offload.safetensors_files import stored_tensors
 from zoft.offload.stream import layouts_of
 from zoft.offload.streamer import Streamer
 from zoft.offload.weights import Streamed
-from zoft.recipe.schema import TuneSection
+from zoft.recipe.tune_section import TuneSection
 from zoft.zo.estimators import Estimator, Losses
 from zoft.zo.optimizers.mezo import MeZO
 from zoft.zo.optimizers.radazo import RAdaZO, Rule

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from zoft.errors import EnvironmentProblem
 from zoft.models.adapters import attach_adapter
 from zoft.offload.blocks import find_blocks, owned_parameters
-from zoft.recipe.schema import TuneSection
+from zoft.recipe.tune_section import TuneSection
 
 
 @pytest.mark.parametrize(

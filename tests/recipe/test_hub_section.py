@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from zoft.recipe.schema import HubSection
+from zoft.recipe.hub_section import HubSection
 
 
 @pytest.mark.parametrize(

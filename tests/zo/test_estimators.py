@@ -11,7 +11,7 @@ from torch import nn
 from twins import TimeFirst
 
 from zoft.models.tuned import parameter_ids, tuned_parameters
-from zoft.recipe.schema import TuneSection
+from zoft.recipe.tune_section import TuneSection
 from zoft.zo.diagnostics import (
     LOUD,
     examples_agree,

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 from twins import row_by_row, view_of
 
-from zoft.recipe.schema import TuneSection
+from zoft.recipe.tune_section import TuneSection
 from zoft.zo import head
 from zoft.zo.directions import Direction
 

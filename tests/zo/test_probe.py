@@ -14,7 +14,7 @@ from twins import moved, view_of
 
 from zoft.errors import RecipeError
 from zoft.models.adapters import attach_adapter
-from zoft.recipe.schema import TuneSection
+from zoft.recipe.tune_section import TuneSection
 from zoft.zo.directions import Direction
 from zoft.zo.rows import make_rows
 

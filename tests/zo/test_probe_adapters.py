@@ -12,7 +12,7 @@ from twins import moved, row_by_row, view_of
 
 from zoft.models.adapters import attach_adapter, virtual_tokens
 from zoft.models.prefix import begin_with_activations
-from zoft.recipe.schema import TuneSection
+from zoft.recipe.tune_section import TuneSection
 from zoft.zo.directions import Direction
 
 MODELS = {"opt": tiny.opt, "llama": tiny.llama, "gpt2": tiny.gpt2}

@@ -21,7 +21,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from twins import TimeFirst, moved, row_by_row, view_of
 
 from zoft.models.adapters import attach_adapter
-from zoft.recipe.schema import TuneSection
+from zoft.recipe.tune_section import TuneSection
 from zoft.zo.directions import Direction
 from zoft.zo.roads import find_norms
 from zoft.zo.rows import PRODUCT, MixedRows, make_rows

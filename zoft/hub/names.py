@@ -9,8 +9,9 @@ from typing import Any
 
 from zoft.base_model import Base, is_local
 from zoft.recipe.data_section import DataSource, listed
+from zoft.recipe.hub_section import HubSection
 from zoft.recipe.load import dump_recipe
-from zoft.recipe.schema import HubSection, Recipe
+from zoft.recipe.schema import Recipe
 
 BASE_KEYS = ("base_model_name_or_path", "_name_or_path", "name_or_path")
 

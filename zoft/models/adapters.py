@@ -28,7 +28,7 @@ from transformers.pytorch_utils import Conv1D
 from zoft.errors import EnvironmentProblem, RecipeError, lacks_memory
 from zoft.models.quiet import first_line
 from zoft.models.targets import feedforward, target_endings, target_names
-from zoft.recipe.schema import TuneSection
+from zoft.recipe.tune_section import TuneSection
 
 _CONFIG = "adapter_config.json"
 _PARTS = ("lora_", "ia3_", "prompt_encoder")  # of the names that peft gives its parameters

@@ -13,7 +13,8 @@ from zoft.models.adapters import attach_adapter
 from zoft.models.convert import local_folder
 from zoft.models.quiet import first_line, quiet
 from zoft.models.skeleton import model_on_meta
-from zoft.recipe.schema import ModelSection, TuneSection
+from zoft.recipe.schema import ModelSection
+from zoft.recipe.tune_section import TuneSection
 
 
 def load_config(section: ModelSection) -> PreTrainedConfig:

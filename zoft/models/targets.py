@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from zoft.errors import EnvironmentProblem, RecipeError
 from zoft.offload.blocks import find_blocks
-from zoft.recipe.schema import TuneSection
+from zoft.recipe.tune_section import TuneSection
 
 FAMILIES = {
     "lora": TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,

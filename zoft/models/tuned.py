@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from zoft.errors import RecipeError
 from zoft.models.adapters import of_adapter
 from zoft.models.targets import block_prefixes
-from zoft.recipe.schema import TuneSection
+from zoft.recipe.tune_section import TuneSection
 
 
 def tuned_parameters(model: nn.Module, tune: TuneSection) -> dict[str, nn.Parameter]:

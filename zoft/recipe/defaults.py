@@ -10,7 +10,8 @@ from zoft.recipe.optimizer_section import (
     moments_of,
     structure_and_scope,
 )
-from zoft.recipe.schema import Recipe, TuneSection
+from zoft.recipe.schema import Recipe
+from zoft.recipe.tune_section import TuneSection
 
 # (what learns, optimizer.name) -> lr. MeZO's and R-AdaZO's published grids for lora, for prefix and for
 # full tuning with mezo. Full r-adazo is ours, and bears a longer step where every example has a

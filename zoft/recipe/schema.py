@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from zoft.recipe.data_section import DataSection, with_task
+from zoft.recipe.hub_section import HubSection
 from zoft.recipe.optimizer_section import (
     MAX_TERMS,
     OptimizerSection,
@@ -24,15 +25,13 @@ from zoft.recipe.section import (
     Counted,
     DType,
     NotNegative,
-    Positive,
     Section,
     Size,
     Whole,
 )
+from zoft.recipe.tune_section import TuneSection
 
 GENERATED = ("f1", "exact_match")  # metrics for which the model writes answers
-NO_OPTIONS = ("prompt-completion", "messages", "text")  # formats whose rows are no choice
-HUB_NAME = r"[A-Za-z0-9][\w.-]*"  # one half of a Hub id
 
 
 class ModelSection(Section):
@@ -64,73 +63,6 @@ class ModelSection(Section):
     trust_remote_code: bool = Field(
         False, description="Run Python code that comes with the model. Only for authors you trust."
     )
-
-
-class TuneSection(Section):
-    method: Literal["full", "lora", "ia3", "prefix", "prompt"] = Field(
-        "full",
-        description="Which weights learn. full: the model's own; lora: low-rank matrices beside them; "
-        "ia3: factors of keys, values and feed-forward activations; prefix: keys and values of virtual "
-        "tokens in every block; prompt: embeddings of virtual tokens.",
-    )
-    only: Literal["all", "bias", "norm"] = Field(
-        "all",
-        description="full: of the model's weights, all, the biases alone (BitFit), or the norms alone.",
-    )
-    layers: Annotated[tuple[Whole, Whole], Field(strict=False)] | None = Field(
-        None,
-        description="full, lora, ia3: only these blocks learn, first and last, counted from 0, e.g. "
-        "[16, 23]. Empty: the whole model.",
-    )
-    adapter: str | None = Field(
-        None,
-        min_length=1,
-        validate_default=True,
-        description="Go on tuning this adapter: a run, a checkpoint, a folder or a Hub id. It says r, "
-        "alpha, target_modules and virtual_tokens.",
-    )
-    r: Counted = Field(8, description="LoRA: rank of the adapter.")
-    alpha: Positive = Field(16.0, description="LoRA: the adapter is scaled by alpha / r.")
-    target_modules: list[str] | Literal["auto", "all-linear"] = Field(
-        "auto",
-        description="lora, ia3: name endings of the modules that get an adapter. auto: peft's choice "
-        "for the model family, else (lora) q_proj and v_proj; all-linear: every linear module but the "
-        "head.",
-    )
-    virtual_tokens: Counted = Field(
-        5, description="prefix, prompt: tokens that stand in front of every example."
-    )
-    include: list[str] = Field(
-        ["*"], description="Tune the parameters whose name matches one of these globs ..."
-    )
-    exclude: list[str] = Field([], description="... and none of these.")
-
-    @field_validator("only")
-    @classmethod
-    def _of_the_models_own(cls, only: str, info: ValidationInfo) -> str:
-        method = info.data.get("method", "full")
-        if only != "all" and method != "full":
-            raise ValueError(f"{only} chooses among the model's own weights, not of {method}")
-        return only
-
-    @field_validator("layers")
-    @classmethod
-    def _a_range_of_blocks(
-        cls, layers: tuple[int, int] | None, info: ValidationInfo
-    ) -> tuple[int, int] | None:
-        method = info.data.get("method", "full")
-        if layers and layers[0] > layers[1]:
-            raise ValueError(f"the first block, {layers[0]}, comes after the last, {layers[1]}")
-        if layers and method in ("prefix", "prompt"):
-            raise ValueError(f"virtual tokens stand in front of every block: not with {method}")
-        return layers
-
-    @field_validator("adapter")
-    @classmethod
-    def _of_an_adapters_method(cls, adapter: str | None, info: ValidationInfo) -> str | None:
-        if adapter is not None and info.data.get("method") == "full":
-            raise ValueError("full tuning has no adapter: set tune.method, e.g. to lora")
-        return adapter
 
 
 class ObjectiveSection(Section):
@@ -224,34 +156,6 @@ class LoggingSection(Section):
     )
 
 
-class HubSection(Section):
-    repo_id: str | None = Field(
-        None,
-        pattern=rf"^({HUB_NAME}/)?{HUB_NAME}$",
-        description="Where `zoft push` puts the run: USER/NAME, or NAME for your own account.",
-    )
-    private: bool = Field(True, description="Whether a repository that a push makes is private.")
-    push: Literal["never", "end", "checkpoint"] = Field(
-        "never",
-        validate_default=True,
-        description="Push at the end of the run, or at every checkpoint as well. The right to write "
-        "is checked before the run starts; a push that fails does not harm it.",
-    )
-    base_model: str | None = Field(
-        None,
-        pattern=rf"^({HUB_NAME}/)?{HUB_NAME}(@[\w./-]+)?$",
-        description="What the base model is called on the Hub, USER/NAME or USER/NAME@REVISION, where "
-        "model.name is a folder or a file.",
-    )
-
-    @field_validator("push")
-    @classmethod
-    def _somewhere(cls, push: str, info: ValidationInfo) -> str:
-        if push != "never" and info.data.get("repo_id") is None:
-            raise ValueError(f"{push} needs hub.repo_id")
-        return push
-
-
 class Recipe(Section):
     version: Literal[1] = Field(1, description="Version of this schema.")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
@@ -310,9 +214,10 @@ class Recipe(Section):
     @classmethod
     def _has_what_it_scores(cls, section: EvalSection, info: ValidationInfo) -> EvalSection:
         data = info.data.get("data")
-        if data and section.metric == "accuracy" and data.format in NO_OPTIONS:
-            raise ValueError(f"metric accuracy needs rows with options, not {data.format}")
-        if data and section.metric in GENERATED and data.format == "text":
+        form = with_task(data).format if data else "auto"
+        if section.metric == "accuracy" and form not in ("auto", "classification"):
+            raise ValueError(f"metric accuracy needs rows with options, not {form}")
+        if section.metric in GENERATED and form == "text":
             raise ValueError(f"metric {section.metric} needs rows with a prompt, not text")
         return section
 
