@@ -48,62 +48,62 @@ app.command(short_help="Print the JSON schema of recipes, or explain a key.")(re
 app.command(short_help="Say what this machine has, for a report.")(machine.doctor)
 app.command(short_help="Print the versions of zoft and of what it stands on.")(machine.version)
 
-shipped = typer.Typer(
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    help="""Example: zoft recipes cp quickstart mine.yaml
+
+def _group(name: str, summary: str, text: str) -> typer.Typer:
+    """Verbs behind a word of their own; alone, it prints its help."""
+    made = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help=text, short_help=summary)
+    app.add_typer(made, name=name)
+    GROUPS.append(name)
+    return made
+
+
+GROUPS: list[str] = []
+shipped = _group(
+    "recipes",
+    "List, show or copy the packaged recipes.",
+    """Example: zoft recipes cp quickstart mine.yaml
 
     The recipes that are shipped with zoft. `zoft train` takes their names as well as files.
     """,
-    short_help="List, show or copy the packaged recipes.",
 )
 shipped.command(short_help="List the packaged recipes.")(recipes.ls)
 shipped.command(short_help="Print a packaged recipe.")(recipes.show)
 shipped.command(short_help="Copy a packaged recipe, to change it.")(recipes.cp)
-app.add_typer(shipped, name="recipes")
 
-rows = typer.Typer(
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    help="""Example: zoft data preview quickstart
+rows = _group(
+    "data",
+    "Show what a recipe's rows become; list the packaged prompts.",
+    """Example: zoft data preview quickstart
 
     The data of a recipe, as the model will read it.
     """,
-    short_help="Show what a recipe's rows become; list the packaged prompts.",
 )
 rows.command(short_help="Show what the model will read, and what it learns of it.")(data.preview)
 rows.command(short_help="List the prompts that have a name.")(data.templates)
-app.add_typer(rows, name="data")
 
-watched = typer.Typer(
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    help="""Example: zoft runs ls
+watched = _group(
+    "runs",
+    "List, show or compare runs.",
+    """Example: zoft runs ls
 
     What was run, how far it came and what came out, from the runs' folders alone.
     """,
-    short_help="List, show or compare runs.",
 )
 watched.command(short_help="List the runs of a folder.")(runs.ls)
 watched.command(short_help="Say what a run is and what came out.")(runs.show)
 watched.command(short_help="Put runs side by side.")(runs.compare)
-app.add_typer(watched, name="runs")
 
-journals = typer.Typer(
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    help="""Example: zoft journal stats runs/quickstart
+journals = _group(
+    "journal",
+    "Show, verify or sum up a run's journal.",
+    """Example: zoft journal stats runs/quickstart
 
     The journal of a run: a line of numbers for each step, from which its weights follow.
     """,
-    short_help="Show, verify or sum up a run's journal.",
 )
 journals.command(short_help="Print the header and the ends, or one step.")(journal.show)
 journals.command(short_help="Look for gaps and damage.")(journal.verify)
 journals.command(short_help="Print numbers over all steps.")(journal.stats)
-app.add_typer(journals, name="journal")
-
-GROUPS = ("recipes", "data", "runs", "journal")  # alone, each prints its help
 
 
 def main(argv: Sequence[str] | None = None) -> int:
