@@ -13,14 +13,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from huggingface_hub import HfApi
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from zoft.base_model import base_of
 from zoft.checkpoint import require_space
 from zoft.data.examples import Example, length
-from zoft.data.sets import SETS, in_words, prepare
+from zoft.data.sets import SETS, in_words, prepare, silent
 from zoft.data.sources import load_rows
 from zoft.errors import EnvironmentProblem, ZoftError
 from zoft.footprint import footprint
+from zoft.hub.access import require_login
+from zoft.hub.patience import careful_client, nothing
 from zoft.machine import resolve
 from zoft.models.adapters import is_adapter
 from zoft.models.convert import cache_folder, local_folder, local_safetensors
@@ -110,6 +114,9 @@ def validate(source: str, overrides: Sequence[str] = ()) -> None:
             ok(_memory(recipe, shape))
         with report.check("disk") as ok:
             ok(_disk(recipe, shape))
+    if recipe.hub.push != "never":
+        with report.check("hub") as ok:
+            ok(_hub(recipe))
     if report.problems:
         problems = sorted(report.problems, key=lambda problem: problem.exit_code)
         raise type(problems[0])("\n".join(map(str, problems)))
@@ -231,3 +238,13 @@ def _disk(recipe: Recipe, shape: Shape) -> str:
         require_space(cache_folder(), converted)
     free = shutil.disk_usage(_existing(folder)).free
     return f"{needed / 1e9:.2f} GB for the result and checkpoints, {free / 1e9:.2f} GB are free"
+
+
+def _hub(recipe: Recipe) -> str:
+    """What a push needs, as far as it can be asked without making a repository."""
+    repo_id = recipe.hub.repo_id
+    assert repo_id is not None
+    base_of(recipe, {})
+    with careful_client():
+        require_login(HfApi(), repo_id, say=silent, check=nothing)
+    return f"logged in with a token that may write; {repo_id} is asked for when a run begins"

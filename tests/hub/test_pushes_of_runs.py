@@ -23,6 +23,16 @@ def test_without_the_right_to_write_no_step_is_taken(client, runs, token):
     assert not out.exists()
 
 
+@pytest.mark.parametrize(("token", "code"), [(READ, 4), (WRITE, 0)])
+def test_a_check_beforehand_asks_and_makes_nothing(hub, client, runs, token, code):
+    settings = ("hub.push=end", "hub.repo_id=tester/asked", f"output_dir={runs.folder / 'asked'}")
+    done = client.zoft("validate", runs.folder / "recipe.yaml", *LORA, *settings, token=token)
+    assert done["code"] == code, done
+    assert ("hub         ok, logged in" in done["out"]) == (code == 0)
+    assert ("may only read" in done["err"]) == (code == 4)
+    assert "tester/asked" not in hub.store.repos
+
+
 def test_a_base_without_a_name_is_refused_before_the_run(client, runs):
     hub = ("hub.push=end", "hub.repo_id=tester/early")
     out = runs.folder / "early"

@@ -24,7 +24,7 @@ def test_names_of_the_hub(values: dict[str, object]) -> None:
     ("values", "key"),
     [
         ({"repo_id": "a/b/c"}, "repo_id"),
-        ({"repo_id": "/tmp/x"}, "repo_id"),
+        ({"repo_id": "/data/x"}, "repo_id"),
         ({"base_model": "./folder"}, "base_model"),
         ({"base_model": "model.gguf@"}, "base_model"),
         ({"push": "end"}, "push"),

@@ -14,13 +14,9 @@ from zoft.hub.patience import LOGIN, Say, patiently
 from zoft.hub.upload import digests, ensure_repo
 
 
-def require_write_access(
-    api: HfApi, repo_id: str, *, private: bool, say: Say, check: Callable[[], None]
-) -> str:
-    """The full name of the repository, which is there from now on: making it is the one sure test.
-
-    Raises EnvironmentProblem without a login, with one that is refused, and with one that may only read.
-    """
+def require_login(api: HfApi, repo_id: str, *, say: Say, check: Callable[[], None]) -> None:
+    """Ask who we are; nothing is made. Raises EnvironmentProblem without a login, with one that is
+    refused, and with one that may only read."""
     if get_token() is None:
         raise EnvironmentProblem(f"cannot push to {repo_id}: you are not logged in: {LOGIN}")
     who: dict[str, Any] = patiently(
@@ -32,6 +28,16 @@ def require_write_access(
             f"cannot push to {repo_id}: the token of {who.get('name')} may only read; make one that "
             "may write"
         )
+
+
+def require_write_access(
+    api: HfApi, repo_id: str, *, private: bool, say: Say, check: Callable[[], None]
+) -> str:
+    """The full name of the repository, which is there from now on: making it is the one sure test.
+
+    Raises EnvironmentProblem.
+    """
+    require_login(api, repo_id, say=say, check=check)
     return ensure_repo(api, repo_id, private=private, say=say, check=check)
 
 
