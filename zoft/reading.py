@@ -13,6 +13,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from zoft.data.examples import Example, length
+from zoft.errors import EnvironmentProblem
 from zoft.machine import DTYPES
 from zoft.memory import keep_freed_memory
 from zoft.models.adapters import load_adapter
@@ -42,9 +43,12 @@ def find(target: str, model: ModelSection, say: Callable[[str], None] = print) -
     Raises EnvironmentProblem.
     """
     base, adapter = named(target, model)
-    folder = local_safetensors(
-        base.name, base.revision, trust_remote_code=base.trust_remote_code, say=say
-    )
+    try:
+        folder = local_safetensors(
+            base.name, base.revision, trust_remote_code=base.trust_remote_code, say=say
+        )
+    except EnvironmentProblem as error:  # it was named on the command line, not in a recipe
+        raise EnvironmentProblem(str(error).removeprefix("model.name: ")) from error
     return Found(base, folder, adapter, load_tokenizer(folder, base))
 
 
