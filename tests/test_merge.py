@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -197,3 +198,16 @@ def test_the_adapter_itself_loads_with_peft(finished):
     with torch.inference_mode():
         difference = model(IDS).logits - together(finished / "model", finished / "run/final")
     assert difference.abs().max() == 0
+
+
+def test_rounding_of_the_passes_is_told_from_a_wrong_model(finished, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("zoft.merge.apart", lambda *_: 2e-4)  # as in a deep model
+    assert main(["merge", str(finished / "run"), str(tmp_path / "out")]) == 0
+    out = capsys.readouterr().out
+    exact = re.search(r"and (\S+) in float64: the rest is rounding", out)
+    assert exact is not None
+    assert 0 < float(exact[1]) < 1e-5  # the merged weights' own rounding
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    expected = together(finished / "model", finished / "run/final")
+    with torch.inference_mode():
+        assert (model(IDS).logits - expected).abs().max() <= 1e-4
