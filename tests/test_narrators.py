@@ -1,31 +1,15 @@
 from __future__ import annotations
 
 import io
-from typing import Any
 
 import pytest
+from events import train_event
 from rich.console import Console
 from test_run_folder import recipe
 
 from zoft.narrators import Lines, LiveNarrator, PlainNarrator, narrator_for
 from zoft.progress import SMOOTH, Progress
 from zoft.tracking import Event
-
-
-def train_event(step: int, **changes: Any) -> Event:
-    event = {
-        "event": "train",
-        "step": step,
-        "loss": 0.5,
-        "loss_plus": [0.61],
-        "loss_minus": [0.55],
-        "projected_grad": [12.125],
-        "lr": 1e-4,
-        "skipped": 0,
-        "seconds": 0.8,
-        "tokens": 80,
-    }
-    return event | changes
 
 
 def eval_event(step: int, accuracy: float) -> Event:

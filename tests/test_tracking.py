@@ -6,29 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from events import train_event
 from hypothesis import given
 from hypothesis import strategies as st
 
 from zoft.errors import EnvironmentProblem
-from zoft.tracking import Event, Metrics, headline, in_short, in_words, scalars
+from zoft.tracking import Metrics, headline, in_short, in_words, scalars
 
 VALUES = st.floats(allow_nan=False, allow_infinity=False) | st.integers() | st.text()
-
-
-def train_event(step: int, **changes: Any) -> Event:
-    event = {
-        "event": "train",
-        "step": step,
-        "loss": 0.5,
-        "loss_plus": [0.61],
-        "loss_minus": [0.55],
-        "projected_grad": [12.125],
-        "lr": 1e-4,
-        "skipped": 0,
-        "seconds": 0.8,
-        "tokens": 99,
-    }
-    return event | changes
 
 
 @given(
