@@ -20,13 +20,13 @@ from zoft import checkpoint
 from zoft.data.examples import length
 from zoft.data.order import Order
 from zoft.data.sets import prepare
-from zoft.machine import resolve
 from zoft.models.adapters import attach_adapter
 from zoft.models.convert import local_safetensors
 from zoft.models.load import load_model, load_tokenizer
 from zoft.objectives.objective import objective_for
 from zoft.recipe.defaults import with_defaults
 from zoft.recipe.load import load_recipe
+from zoft.resolution import resolve
 from zoft.scoring import score
 from zoft.tracking import Metrics, in_words
 from zoft.zo.probe import View

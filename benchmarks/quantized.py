@@ -22,7 +22,7 @@ from machine import Log, arguments, report
 from subject import batch_of, recipe_of, rows_of
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, TorchAoConfig
 
-from zoft.memory import hand_back_freed_memory
+from zoft.host_memory import hand_back_freed_memory
 from zoft.models.adapters import attach_adapter
 from zoft.models.convert import local_safetensors
 from zoft.models.load import load_model

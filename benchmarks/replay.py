@@ -19,9 +19,9 @@ from machine import arguments, report
 from subject import Probes, Step, batch_of, journal, recipe_of, rows_of, warm
 
 from zoft.artefact import write_artefact
+from zoft.host_memory import keep_freed_memory
 from zoft.journal import read
 from zoft.machine import DTYPES
-from zoft.memory import keep_freed_memory
 from zoft.models.convert import local_safetensors
 from zoft.models.load import load_model
 from zoft.objectives.objective import objective_for

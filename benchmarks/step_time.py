@@ -27,8 +27,8 @@ from subject import DENSE, RANK1, RATE, Step, batch_of, journal, recipe_of, rows
 from zoft.data.examples import Choice, length
 from zoft.data.examples import Sequence as Text
 from zoft.data.order import Order
+from zoft.host_memory import keep_freed_memory
 from zoft.journal import Journal
-from zoft.memory import keep_freed_memory
 from zoft.models.adapters import attach_adapter
 from zoft.models.convert import local_safetensors
 from zoft.models.load import load_model

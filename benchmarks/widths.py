@@ -19,7 +19,7 @@ from machine import Log, arguments, ratios, report, spread
 from peers import inference
 from subject import DENSE, RANK1, Step, journal, random_batch, toy
 
-from zoft.memory import keep_freed_memory
+from zoft.host_memory import keep_freed_memory
 from zoft.objectives.objective import objective_for
 
 WIDTHS, DIRECTIONS, BATCHES = (256, 512, 1024, 2048), (1, 2, 4, 8, 16), (1, 4, 16, 64)

@@ -8,10 +8,10 @@ import tiny
 
 from zoft.alternatives import Alternative, alternatives, places, smallest
 from zoft.footprint import footprint
-from zoft.machine import resolve
 from zoft.recipe.defaults import with_defaults
 from zoft.recipe.load import load_recipe
 from zoft.recipe.schema import Recipe
+from zoft.resolution import resolve
 from zoft.shape import shape_of
 
 PLENTY = 2**40

@@ -8,11 +8,12 @@ import torch
 
 from zoft import machine
 from zoft.errors import EnvironmentProblem
-from zoft.machine import DTYPES, PERTURBATION, make_repeatable, resolve
+from zoft.machine import DTYPES, make_repeatable
 from zoft.models import quantize
 from zoft.recipe.defaults import with_defaults
 from zoft.recipe.schema import Recipe
 from zoft.recipe.section import DType
+from zoft.resolution import PERTURBATION, resolve
 
 
 def recipe(**sections: Any) -> Recipe:

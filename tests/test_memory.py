@@ -9,11 +9,12 @@ import small
 import torch
 
 from zoft.errors import OutOfMemory
-from zoft.machine import resolve
-from zoft.memory import memory_explained, peak_memory_bytes, requested_bytes
+from zoft.machine import peak_memory_bytes
+from zoft.memory import memory_explained, requested_bytes
 from zoft.recipe.defaults import with_defaults
 from zoft.recipe.load import load_recipe
 from zoft.recipe.schema import Recipe
+from zoft.resolution import resolve
 
 
 def recipe(**sections: Any) -> Recipe:

@@ -12,10 +12,10 @@ import small
 from zoft import rate_range
 from zoft.cli.main import main
 from zoft.errors import RecipeError
-from zoft.machine import resolve
 from zoft.rate_range import HEAD, TOLERANCE, advise, row, steps_walked, update_size
 from zoft.recipe.defaults import with_defaults
 from zoft.recipe.load import load_recipe
+from zoft.resolution import resolve
 from zoft.zo.ladder import Rung, radius
 
 

@@ -7,11 +7,12 @@ import pytest
 import tiny
 from test_shape import recipe
 
-from zoft import residency
+from zoft import host_memory
 from zoft.errors import OutOfMemory
 from zoft.footprint import footprint
+from zoft.host_memory import free_host_bytes
 from zoft.recipe.schema import MemorySection, Recipe
-from zoft.residency import budgets, choose, free_host_bytes, settled, spread
+from zoft.residency import budgets, choose, settled, spread
 from zoft.shape import Shape, shape_of
 
 PLENTY = 2**40
@@ -124,9 +125,9 @@ def test_a_control_group_of_version_2_limits(tmp_path: Path) -> None:
             "memory.stat": "anon 5\ninactive_file 200\n",
         },
     )
-    assert list(residency._left(limited)) == [500]
+    assert list(host_memory._left(limited)) == [500]
     free = group(tmp_path / "b", {"memory.max": "max\n", "memory.current": "700\n"})
-    assert list(residency._left(free)) == []
+    assert list(host_memory._left(free)) == []
 
 
 def test_a_control_group_of_version_1_limits(tmp_path: Path) -> None:
@@ -138,4 +139,4 @@ def test_a_control_group_of_version_1_limits(tmp_path: Path) -> None:
             "memory.stat": "inactive_file 1\ntotal_inactive_file 100\n",
         },
     )
-    assert list(residency._left(limited)) == [400]
+    assert list(host_memory._left(limited)) == [400]

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from zoft.data.examples import Choice, Sequence
-from zoft.machine import resolve
 from zoft.models.trace import Pass
 from zoft.recipe.defaults import with_defaults
 from zoft.recipe.schema import Recipe
+from zoft.resolution import resolve
 from zoft.shape import Shape, Texts, shape_of, texts_of
 
 

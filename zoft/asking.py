@@ -10,10 +10,10 @@ from transformers import PreTrainedTokenizerBase
 from zoft.data.files import one_line
 from zoft.data.tokens import Ids, Tokens
 from zoft.errors import DataError, RecipeError
-from zoft.machine import resolve
 from zoft.recipe.data_section import DataSection, DataSource
 from zoft.recipe.defaults import with_defaults
 from zoft.recipe.schema import EvalSection, ModelSection, Recipe, TrainSection
+from zoft.resolution import resolve
 from zoft.target import recipe_of
 
 Turn = dict[str, str]  # {"role": "user", "content": "..."}

@@ -11,9 +11,10 @@ from rich.console import Console
 
 from zoft.asking import Turn, as_tokens, recipe_for, spelled
 from zoft.errors import DataError, RecipeError
+from zoft.host_memory import hand_back_freed_memory
 from zoft.interrupts import LeftAtOnce, stop_on_signals
 from zoft.machine import make_repeatable
-from zoft.memory import hand_back_freed_memory, memory_explained
+from zoft.memory import memory_explained
 from zoft.models.generation import Decoding, Ids, continued, require_room, text_of
 from zoft.reading import Found, find, opened
 from zoft.zo.probe import View

@@ -22,8 +22,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from zoft import manifest
-from zoft.errors import EnvironmentProblem
-from zoft.models.quiet import first_line, quiet
+from zoft.errors import EnvironmentProblem, first_line
+from zoft.models.quiet import quiet
 from zoft.models.save import save_tensor_by_tensor
 from zoft.offload.blocks import is_placeholder
 from zoft.offload.safetensors_files import Stored, Writer, tensors_in

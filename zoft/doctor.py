@@ -21,10 +21,10 @@ from pathlib import Path
 import torch
 
 from zoft import __version__
+from zoft.errors import first_line
+from zoft.host_memory import free_host_bytes, gib
 from zoft.machine import fast_dtype
 from zoft.models.convert import cache_folder
-from zoft.models.quiet import first_line
-from zoft.residency import free_host_bytes, gib
 
 PACKAGES = (
     "torch", "numba", "triton", "transformers", "tokenizers", "peft", "accelerate", "datasets",

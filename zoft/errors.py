@@ -63,3 +63,8 @@ def lacks_memory(error: BaseException) -> bool:
     if isinstance(error, RuntimeError):  # torch's own class is one, its CPU allocator has none
         return bool(re.search("out of memory|allocate memory", str(error)))
     return isinstance(error, MemoryError)
+
+
+def first_line(error: BaseException) -> str:
+    """What went wrong, in one line: the first that the library wrote, or the error's name."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))

@@ -9,13 +9,15 @@ import torch
 
 from zoft.data.sets import prepare
 from zoft.errors import RecipeError
+from zoft.host_memory import hand_back_freed_memory
 from zoft.interrupts import stop_on_signals
-from zoft.machine import make_repeatable, resolve
-from zoft.memory import hand_back_freed_memory, memory_explained, peak_memory_bytes
+from zoft.machine import make_repeatable, peak_memory_bytes
+from zoft.memory import memory_explained
 from zoft.objectives.objective import objective_for
 from zoft.reading import find, opened
 from zoft.recipe.defaults import with_defaults
 from zoft.recipe.load import load_recipe
+from zoft.resolution import resolve
 from zoft.scoring import evaluate_set, needs_mask, require_fits
 from zoft.tracking import in_words
 

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedModel
 
 from zoft.checkpoint import require_space
-from zoft.errors import EnvironmentProblem, RecipeError, ZoftError
+from zoft.errors import EnvironmentProblem, RecipeError, ZoftError, first_line
 from zoft.interrupts import Stop, stop_on_signals
 from zoft.merge import (
     Merged,
@@ -29,7 +29,7 @@ from zoft.models.convert import local_safetensors
 from zoft.models.llama_cpp import Kind, llama_cpp_name, why_not_written, write_gguf
 from zoft.models.load import load_model, load_tokenizer
 from zoft.models.outline import load_config
-from zoft.models.quiet import first_line, quiet
+from zoft.models.quiet import quiet
 from zoft.recipe.schema import ModelSection
 from zoft.target import weights_of
 

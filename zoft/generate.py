@@ -10,9 +10,10 @@ import torch
 from zoft.asking import as_tokens, is_chat, recipe_for, spelled
 from zoft.data.examples import Sequence as Text
 from zoft.errors import RecipeError
+from zoft.host_memory import hand_back_freed_memory
 from zoft.interrupts import stop_on_signals
 from zoft.machine import make_repeatable
-from zoft.memory import hand_back_freed_memory, memory_explained
+from zoft.memory import memory_explained
 from zoft.models.generation import Decoding, completions, require_room
 from zoft.objectives.objective import objective_for
 from zoft.reading import find, opened

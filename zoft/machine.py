@@ -1,43 +1,26 @@
-"""The automatic choices that need the machine: device, compute type, perturbation. Made once."""
+"""The device and the types it computes in."""
 
 from __future__ import annotations
 
 import os
+import re
+import resource
+import sys
 from pathlib import Path
 from typing import Literal
 
 import torch
 
 from zoft.errors import EnvironmentProblem
-from zoft.models.quantize import library_of
-from zoft.recipe.schema import Recipe
 
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-# METHODS section 2: a probe must stand out of the forward pass's rounding noise.
-PERTURBATION = {"float32": 1e-3, "float16": 1e-3, "bfloat16": 3e-3}
 
 
-def resolve(recipe: Recipe) -> Recipe:
-    """Fill in the `auto`s of `device`, `model.compute_dtype` and `optimizer.perturbation`.
-
-    Raises EnvironmentProblem for a device or a library (model.quantization) that is not there.
-    """
-    library_of(recipe.model.quantization)
-    device = _device(recipe.device)
-    model, optimizer = recipe.model, recipe.optimizer
-    if model.compute_dtype == "auto":
-        model = model.model_copy(update={"compute_dtype": fast_dtype(device)})
-    if optimizer.perturbation == "auto":
-        perturbation = PERTURBATION[model.compute_dtype]
-        optimizer = optimizer.model_copy(update={"perturbation": perturbation})
-    return recipe.model_copy(update={"device": device, "model": model, "optimizer": optimizer})
-
-
-def _device(name: str) -> str:
+def choose_device(name: str) -> str:
     if name == "auto":
         return "cuda:0" if torch.cuda.is_available() else "cpu"
     if name == "cpu":
@@ -77,3 +60,16 @@ def make_repeatable(device: torch.device) -> None:
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The process's largest resident size so far; on a GPU, the largest allocation on the card."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    # getrusage begins with what the process that started this one had: a second best.
+    status = Path("/proc/self/status")
+    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
+    if found:
+        return int(found[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import re
-import resource
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -17,53 +13,10 @@ from zoft.alternatives import Variant, alternatives
 from zoft.data.examples import Example
 from zoft.errors import OutOfMemory, ZoftError, lacks_memory
 from zoft.footprint import footprint
+from zoft.host_memory import free_host_bytes, gib, resident_bytes
 from zoft.recipe.schema import Recipe
-from zoft.residency import budgets, free_host_bytes, gib, resident_bytes
+from zoft.residency import budgets
 from zoft.shape import shape_of
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """The process's largest resident size so far; on a GPU, the largest allocation on the card."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    # getrusage begins with what the process that started this one had: a second best.
-    status = Path("/proc/self/status")
-    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
-    if found:
-        return int(found[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep what is freed instead of handing it back to the kernel after every operation.
-
-    An activation of some megabytes is otherwise unmapped when it is dropped and faulted in again, page
-    by page, by the next one: a paired pass of a 135M model took a tenth longer for that. What a pass
-    frees is what the next one takes, so the peak stays as it is.
-    """
-    _mallopt(mmap_threshold=1 << 30, trim_threshold=(1 << 31) - 1)
-
-
-def hand_back_freed_memory() -> None:
-    """Let glibc map what is not small on its own, and hand it back to the kernel when it is freed.
-
-    For loading: a tensor as it is read (or while its codes are made) is larger than what is kept of
-    it, and between tensors that stay, what it leaves is not used again. Quantising a bfloat16 model of
-    0.5B weights left twice of what it kept behind.
-    """
-    _mallopt(mmap_threshold=1 << 18, trim_threshold=1 << 18)
-
-
-def _mallopt(*, mmap_threshold: int, trim_threshold: int) -> None:
-    """Bytes. Nothing where there is no glibc."""
-    if sys.platform != "linux":
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
-    if mallopt is not None:
-        m_trim_threshold, m_mmap_threshold = -1, -3
-        mallopt(m_mmap_threshold, mmap_threshold)
-        mallopt(m_trim_threshold, trim_threshold)
 
 
 @dataclass

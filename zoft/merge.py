@@ -18,17 +18,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from zoft.checkpoint import require_space, write_model
 from zoft.data.examples import Choice, Example
 from zoft.data.sets import prepare
-from zoft.errors import EnvironmentProblem, OutOfMemory, RecipeError, ZoftError
+from zoft.errors import EnvironmentProblem, OutOfMemory, RecipeError, ZoftError, first_line
+from zoft.host_memory import free_host_bytes, gib
 from zoft.interrupts import stop_on_signals
 from zoft.machine import DTYPES
 from zoft.models.adapters import base_of, is_adapter, load_adapter
 from zoft.models.convert import local_safetensors
 from zoft.models.load import load_model, load_tokenizer
-from zoft.models.quiet import first_line
 from zoft.offload.safetensors_files import stored_tensors
 from zoft.recipe.data_section import listed
 from zoft.recipe.schema import ModelSection, Recipe
-from zoft.residency import free_host_bytes, gib
 from zoft.run_folder import run_of
 from zoft.target import weights_of
 

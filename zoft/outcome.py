@@ -14,15 +14,14 @@ from zoft import checkpoint, manifest
 from zoft.base_model import base_here
 from zoft.card import card
 from zoft.charts import write_loss_picture
-from zoft.errors import Diverged, Interrupted, RecipeError
+from zoft.errors import Diverged, Interrupted, RecipeError, first_line
 from zoft.footprint import CUDA_CONTEXT
-from zoft.memory import peak_memory_bytes
+from zoft.host_memory import gib
+from zoft.machine import peak_memory_bytes
 from zoft.models.adapters import is_adapter
-from zoft.models.quiet import first_line
 from zoft.progress import clock
 from zoft.recipe.load import dump_recipe
 from zoft.recipe.schema import Recipe
-from zoft.residency import gib
 from zoft.run_folder import RunFolder
 from zoft.run_record import read_run
 from zoft.tracking import in_words

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from zoft.footprint import Footprint, Item
+from zoft.host_memory import gib
 from zoft.planning import Plan, Streaming
-from zoft.residency import gib
 
 WIDTH = 80
 

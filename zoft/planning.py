@@ -14,14 +14,12 @@ from zoft.calibrate import Seconds, bandwidth, calibrate, passes
 from zoft.data.examples import Example
 from zoft.data.sets import prepare
 from zoft.diffusion import Diffusion, diffusion
-from zoft.errors import EnvironmentProblem, OutOfMemory, ZoftError
+from zoft.errors import EnvironmentProblem, OutOfMemory, ZoftError, first_line
 from zoft.first_order import FirstOrder, first_order
 from zoft.footprint import Footprint, Residency, footprint
-from zoft.machine import resolve
 from zoft.models.convert import local_folder
 from zoft.models.load import load_tokenizer
 from zoft.models.outline import load_config
-from zoft.models.quiet import first_line
 from zoft.offload.operations import Op
 from zoft.offload.schedule import Road, Schedule
 from zoft.offload.simulator import simulate
@@ -29,6 +27,7 @@ from zoft.recipe.defaults import with_defaults
 from zoft.recipe.load import load_recipe
 from zoft.recipe.schema import Recipe
 from zoft.residency import budgets, choose
+from zoft.resolution import resolve
 from zoft.shape import Shape, shape_of
 
 UNLIMITED = 2**62  # bytes of a device that is not here and has no budget

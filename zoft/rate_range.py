@@ -33,7 +33,6 @@ from tempfile import TemporaryDirectory
 from zoft.errors import EnvironmentProblem, RecipeError
 from zoft.first_look import choose_passes
 from zoft.interrupts import stop_on_signals
-from zoft.machine import resolve
 from zoft.memory import memory_explained
 from zoft.models.convert import cache_folder
 from zoft.narrators import PlainNarrator
@@ -42,6 +41,7 @@ from zoft.range_plot import plot_range
 from zoft.recipe.defaults import with_defaults
 from zoft.recipe.load import load_recipe
 from zoft.recipe.schema import Recipe
+from zoft.resolution import resolve
 from zoft.run import build
 from zoft.run_folder import RunFolder
 from zoft.trainer import Trainer

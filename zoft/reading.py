@@ -14,8 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from zoft.data.examples import Example, length
 from zoft.errors import EnvironmentProblem
+from zoft.host_memory import keep_freed_memory
 from zoft.machine import DTYPES
-from zoft.memory import keep_freed_memory
 from zoft.models.adapters import load_adapter
 from zoft.models.convert import cache_folder, local_safetensors
 from zoft.models.load import load_model, load_tokenizer, require_causal

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from zoft.artefact import START
 from zoft.errors import EnvironmentProblem
+from zoft.host_memory import free_host_bytes, gib
 from zoft.journal import Header, missing_entries
 from zoft.kernels.philox import LAYOUT
 from zoft.machine import DTYPES
@@ -29,7 +30,7 @@ from zoft.parts import kept_by, optimizer_for
 from zoft.recipe.load import load_recipe
 from zoft.recipe.optimizer_section import OptimizerSection
 from zoft.recipe.schema import ModelSection
-from zoft.residency import MARGIN, free_host_bytes, gib
+from zoft.residency import MARGIN
 from zoft.run_folder import RunFolder
 from zoft.zo.optimizers.mezo import MeZO
 from zoft.zo.optimizers.radazo import RAdaZO

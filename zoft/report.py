@@ -11,6 +11,7 @@ from statistics import median
 from typing import Any
 
 from zoft.charts import course, losses, write_loss_picture
+from zoft.host_memory import gib
 from zoft.journal_statistics import read_statistics
 from zoft.progress import clock, rms
 from zoft.report_style import STYLE
@@ -157,9 +158,9 @@ def _costs(run: RunRecord) -> Rows:
         if events := run.of(kind):
             rows.append((f"{len(events)} {what}", clock(sum(e["seconds"] for e in events))))
     if run.peak_memory_bytes:
-        rows.append(("peak memory", gibibytes(run.peak_memory_bytes)))
+        rows.append(("peak memory", gib(run.peak_memory_bytes)))
     if planned := run.manifest.get("planned_memory_bytes"):
-        rows.append(("peak memory as planned", gibibytes(planned)))
+        rows.append(("peak memory as planned", gib(planned)))
     return rows
 
 
@@ -206,7 +207,3 @@ def _value(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key}: {item}" for key, item in value.items()) or "none"
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def gibibytes(size: float) -> str:
-    return f"{size / 2**30:.2f} GiB"

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from zoft.errors import OutOfMemory
 from zoft.footprint import CUDA_CONTEXT, Footprint, Residency, footprint
+from zoft.host_memory import free_host_bytes, gib
 from zoft.recipe.schema import Recipe
 from zoft.shape import Shape
 
@@ -98,10 +97,6 @@ def spread(number: int, blocks: int) -> tuple[int, ...]:
     return tuple(i for i in range(blocks) if (i + 1) * number // blocks > i * number // blocks)
 
 
-def gib(size: float) -> str:
-    return f"{size / 2**30:.2f} GiB"
-
-
 def _sizes(found: Footprint, cpu: bool) -> str:
     return gib(found.device) if cpu else f"{gib(found.device)} there, {gib(found.host)} on the host"
 
@@ -130,57 +125,3 @@ def budgets(recipe: Recipe) -> tuple[int, int]:
 def _least(*given: object, auto: int) -> int:
     sizes = [size for size in given if isinstance(size, int)]
     return min(sizes, default=auto)
-
-
-def free_host_bytes() -> int:
-    """What this process could hold: what is free on the machine and in each control group (v1 or v2)
-    that it is in, whichever is least, and what it holds already."""
-    available = _value(Path("/proc/meminfo"), "MemAvailable:") * 1024
-    return min([available, *_group_limits()]) + resident_bytes()
-
-
-def resident_bytes() -> int:
-    """What this process holds now."""
-    return _value(Path("/proc/self/status"), "VmRSS:") * 1024
-
-
-def _group_limits() -> Iterator[int]:
-    """Bytes that are left of the limit of every control group above this process."""
-    root = Path("/sys/fs/cgroup")
-    for line in _text(Path("/proc/self/cgroup")).splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers not in ("", "memory"):
-            continue
-        top = root / controllers
-        group = top / path.strip("/")
-        while True:
-            yield from _left(group)
-            if group == top or top not in group.parents:
-                break
-            group = group.parent
-
-
-def _left(group: Path) -> Iterator[int]:
-    for limit, usage, cache in (
-        ("memory.max", "memory.current", "inactive_file"),
-        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-    ):
-        most, used = (_text(group / name).strip() for name in (limit, usage))
-        if most.isdecimal() and used.isdecimal():  # "max": none
-            # The page cache makes room when it is asked to.
-            yield int(most) - int(used) + _value(group / "memory.stat", cache)
-
-
-def _value(file: Path, name: str) -> int:
-    """The number behind `name` in a file of names and numbers; 0 if it is not there."""
-    for line in _text(file).splitlines():
-        if line.split(" ", 1)[0] == name or line.startswith(name):
-            return int(line.split()[1])
-    return 0
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return ""

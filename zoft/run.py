@@ -19,18 +19,13 @@ from zoft.continued import adapter_folder, continued
 from zoft.data.examples import Example
 from zoft.data.sets import prepare
 from zoft.errors import RecipeError
+from zoft.host_memory import hand_back_freed_memory, keep_freed_memory
 from zoft.hub.push import pusher_for
 from zoft.interrupts import Stop, stop_on_signals
 from zoft.journal import Header
 from zoft.kernels.philox import LAYOUT
-from zoft.machine import DTYPES, make_repeatable, resolve
-from zoft.memory import (
-    Explained,
-    hand_back_freed_memory,
-    keep_freed_memory,
-    memory_explained,
-    peak_memory_bytes,
-)
+from zoft.machine import DTYPES, make_repeatable, peak_memory_bytes
+from zoft.memory import Explained, memory_explained
 from zoft.models.adapters import attach_adapter, load_adapter
 from zoft.models.convert import local_safetensors
 from zoft.models.load import fingerprint, load_model, load_tokenizer, require_causal
@@ -47,6 +42,7 @@ from zoft.recipe.load import load_recipe, recipe_text
 from zoft.recipe.schema import Recipe
 from zoft.report import reported
 from zoft.residency import budgets, choose, settled
+from zoft.resolution import resolve
 from zoft.resume import begin, go_on
 from zoft.run_folder import RunFolder, keep_choices, require_empty, require_same, run_of
 from zoft.scoring import needs_mask, require_fits, with_metric

@@ -11,8 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from zoft.errors import RecipeError
+from zoft.host_memory import gib
 from zoft.progress import clock
-from zoft.report import gibibytes, write_report
+from zoft.report import write_report
 from zoft.run_record import RunRecord, find_runs, leaves, read_run
 from zoft.tracking import Event, headline, in_short, in_words
 
@@ -70,7 +71,7 @@ def show_run(path: Path) -> None:
     rows += [("test", in_words(e)) for e in run.of("final") if e.get("set") == "test"]
     rows += [("forward passes", f"{run.forward_passes:,}"), ("wall time", clock(run.seconds))]
     if run.peak_memory_bytes:
-        rows.append(("peak memory", gibibytes(run.peak_memory_bytes)))
+        rows.append(("peak memory", gib(run.peak_memory_bytes)))
     rows.append(("on the disk", _size(run.size())))
     rows += [("checkpoint", saved.name) for saved in sorted(path.glob("checkpoint-*"), key=_number)]
     rows += [("result", str(path / "final"))] if (path / "final").is_dir() else []
@@ -107,7 +108,7 @@ def compare_runs(paths: Sequence[Path]) -> None:
         ("last", [_short(run.last) for run in runs]),
         ("last loss", [_loss(run.last) for run in runs]),
         ("time", [clock(run.seconds) for run in runs]),
-        ("peak memory", [gibibytes(run.peak_memory_bytes or 0) for run in runs]),
+        ("peak memory", [gib(run.peak_memory_bytes or 0) for run in runs]),
     ]
     for name, values in rows:
         table.add_row(name, *values)

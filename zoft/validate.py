@@ -21,16 +21,16 @@ from zoft.checkpoint import require_space
 from zoft.data.examples import Example, length
 from zoft.data.sets import SETS, in_words, prepare, silent
 from zoft.data.sources import load_rows
-from zoft.errors import EnvironmentProblem, ZoftError
+from zoft.errors import EnvironmentProblem, ZoftError, first_line
 from zoft.footprint import footprint
+from zoft.host_memory import gib
 from zoft.hub.access import require_login
 from zoft.hub.patience import careful_client, nothing
-from zoft.machine import resolve
 from zoft.models.adapters import is_adapter
 from zoft.models.convert import cache_folder, local_folder, local_safetensors
 from zoft.models.load import load_tokenizer
 from zoft.models.outline import load_config
-from zoft.models.quiet import first_line, quiet
+from zoft.models.quiet import quiet
 from zoft.objectives.objective import objective_for
 from zoft.offload.safetensors_files import WEIGHTS, WEIGHTS_INDEX, stored_tensors
 from zoft.planning import resolved
@@ -38,7 +38,8 @@ from zoft.recipe.data_section import listed
 from zoft.recipe.defaults import with_defaults
 from zoft.recipe.load import load_recipe
 from zoft.recipe.schema import ModelSection, Recipe
-from zoft.residency import budgets, choose, gib
+from zoft.residency import budgets, choose
+from zoft.resolution import resolve
 from zoft.run_folder import RunFolder, require_empty
 from zoft.scoring import require_fits
 from zoft.shape import Shape, shape_of

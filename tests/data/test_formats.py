@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import tiny
 
-from zoft.data.detect import detect
+from zoft.data.columns import detect
 from zoft.data.encoding import Draw, Encoded, encode
 from zoft.data.examples import Choice, Sequence
 from zoft.data.sources import Rows

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from string import Formatter
 from typing import Any
 
 from zoft.data.files import Row, one_line
-from zoft.errors import DataError
+from zoft.errors import DataError, RecipeError
 from zoft.recipe import template as templates
-from zoft.recipe.data_section import DataSection
+from zoft.recipe.data_section import DataSection, Format
 
 Numbered = list[tuple[int, Row]]  # rows with their number in the source, from 1
 
@@ -23,6 +24,39 @@ ROLES_OF = {
     "messages": ("messages",),
     "text": ("text",),
 }
+
+LOOKED_AT = 100  # rows, to tell the format
+# The first whose roles are all there. An alpaca row may have a `text` as well, a chat anything.
+KNOWN: tuple[tuple[Format, tuple[str, ...]], ...] = (
+    ("messages", ("messages",)),
+    ("sharegpt", ("conversations",)),
+    ("prompt-completion", ("prompt", "completion")),
+    ("alpaca", ("instruction", "output")),
+    ("classification", ("text", "label")),
+    ("text", ("text",)),
+)
+
+
+def detect(rows: Iterable[Row], section: DataSection) -> Format:
+    """The format of rows. Raises DataError if none fits, RecipeError if it lacks its template."""
+    first = list(islice(rows, LOOKED_AT))
+    found = list(dict.fromkeys(k for row in first for k, value in row.items() if value is not None))
+    for form, roles in KNOWN:
+        columns = [section.columns.get(role, role) for role in roles]
+        if not all(name in found for name in columns):
+            continue
+        if form == "classification":
+            raise RecipeError(
+                f"data.format: the columns {' and '.join(columns)} look like classification, which "
+                'needs data.template, e.g. "{text} It was", and data.labels, e.g. '
+                "{0: terrible, 1: great}; or name data.format text"
+            )
+        return form
+    choices = "; ".join(f"{form}: {', '.join(roles)}" for form, roles in KNOWN)
+    raise DataError(
+        f"no data.format fits the columns found: {', '.join(found) or 'none'}; expected are those of "
+        f"one format ({choices}); data.columns renames; row 1: {shown(first[0])}"
+    )
 
 
 def render(template: str, section: DataSection, number: int, row: Row) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from zoft.data.detect import detect
+from zoft.data.columns import detect
 from zoft.data.encoding import Counts, Draw, Encoded, encode
 from zoft.data.files import Check, never
 from zoft.data.shares import mixed

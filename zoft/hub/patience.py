@@ -30,8 +30,7 @@ from huggingface_hub.utils.tqdm import (
     enable_progress_bars,
 )
 
-from zoft.errors import EnvironmentProblem, ZoftError
-from zoft.models.quiet import first_line
+from zoft.errors import EnvironmentProblem, ZoftError, first_line
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds between attempts
 LONGEST_PAUSE = 120.0  # seconds that a server may ask us to wait

@@ -9,14 +9,13 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants, get_token
 
 from zoft.base_model import base_of
-from zoft.errors import Interrupted, RecipeError, ZoftError
+from zoft.errors import Interrupted, RecipeError, ZoftError, first_line
 from zoft.hub.access import looked_up, require_write_access
 from zoft.hub.contents import Files, What, contents, require_no_secret
 from zoft.hub.patience import Say, careful_client, nothing
 from zoft.hub.upload import Pushed, upload
 from zoft.interrupts import Stop
 from zoft.models.convert import local_folder
-from zoft.models.quiet import first_line
 from zoft.recipe.load import load_recipe
 from zoft.recipe.schema import Recipe
 from zoft.run_folder import RunFolder, run_of

@@ -25,8 +25,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from zoft.errors import EnvironmentProblem, RecipeError, lacks_memory
-from zoft.models.quiet import first_line
+from zoft.errors import EnvironmentProblem, RecipeError, first_line, lacks_memory
 from zoft.models.targets import feedforward, target_endings, target_names
 from zoft.recipe.tune_section import TuneSection
 

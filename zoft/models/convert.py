@@ -33,8 +33,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-from zoft.errors import EnvironmentProblem
-from zoft.models.quiet import first_line, quiet
+from zoft.errors import EnvironmentProblem, first_line
+from zoft.models.quiet import quiet
 from zoft.offload.safetensors_files import WEIGHTS, WEIGHTS_INDEX
 
 _BIN = "pytorch_model.bin"

@@ -18,9 +18,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from zoft.errors import EnvironmentProblem, ZoftError, lacks_memory
+from zoft.errors import EnvironmentProblem, ZoftError, first_line, lacks_memory
 from zoft.models.quantize import is_quantized, load_quantized, quantized_tensors
-from zoft.models.quiet import first_line, quiet
+from zoft.models.quiet import quiet
 from zoft.models.skeleton import build_skeleton
 from zoft.offload.blocks import Block, find_blocks, owned_parameters, placeholder
 from zoft.offload.safetensors_files import Reader, Stored, stored_tensors

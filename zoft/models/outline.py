@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 
-from zoft.errors import EnvironmentProblem
+from zoft.errors import EnvironmentProblem, first_line
 from zoft.models.adapters import attach_adapter
 from zoft.models.convert import local_folder
-from zoft.models.quiet import first_line, quiet
+from zoft.models.quiet import quiet
 from zoft.models.skeleton import model_on_meta
 from zoft.recipe.schema import ModelSection
 from zoft.recipe.tune_section import TuneSection

@@ -9,9 +9,8 @@ import torch
 from peft import PeftModel
 from peft.tuners.cartridge.utils import initialize_kv_prefix_from_past_key_values
 
-from zoft.errors import RecipeError, ZoftError, lacks_memory
+from zoft.errors import RecipeError, ZoftError, first_line, lacks_memory
 from zoft.models.adapters import virtual_tokens
-from zoft.models.quiet import first_line
 
 
 @torch.no_grad()

@@ -23,8 +23,3 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-
-
-def first_line(error: BaseException) -> str:
-    """What went wrong, in one line: the first that the library wrote, or the error's name."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
