@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from test_shape import recipe
 from torch import nn
 
+from recipes import of_tiny_llama as recipe
 from zoft import calibrate
 from zoft.calibrate import bandwidth, passes
 from zoft.models.outline import load_config

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import tiny
-from test_shape import recipe
 
+from recipes import of_tiny_llama as recipe
 from zoft.first_order import first_order
 from zoft.footprint import libraries
 from zoft.shape import shape_of

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import tiny
-from test_shape import recipe
 
+from recipes import of_tiny_llama as recipe
 from zoft.footprint import ALIGN, LIBRARIES, QUANTIZERS, Footprint, Item, footprint, libraries
 from zoft.recipe.schema import Recipe
 from zoft.shape import Shape, shape_of

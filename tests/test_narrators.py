@@ -5,8 +5,8 @@ import io
 import pytest
 from events import train_event
 from rich.console import Console
-from test_run_folder import recipe
 
+from recipes import recipe
 from zoft.narrators import Lines, LiveNarrator, PlainNarrator, narrator_for
 from zoft.progress import SMOOTH, Progress
 from zoft.tracking import Event

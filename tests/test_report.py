@@ -6,53 +6,16 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
-from test_run_folder import chosen
+from written import finished_run as a_run
 
 from zoft import report as reports
 from zoft.journal_statistics import read_statistics
-from zoft.recipe.load import dump_recipe
 from zoft.report import report, reported, write_report
 from zoft.run_record import read_run
-from zoft.tracking import Metrics
 
 VOID = {"meta", "link", "circle", "path", "polyline", "br"}
-
-
-def a_run(folder: Path, steps: int = 40, **recipe: Any) -> Path:
-    """A finished run of many kinds of events; its name and its label words are hostile."""
-    run = folder / "a<b>&'run' $x 跑"
-    run.mkdir(parents=True)
-    data = {"labels": {"0": "<script>alert(1)</script>", "1": "good"}, "format": "classification"}
-    settings = {"train": {"steps": steps}, "data": {**data, "template": "{text}"}, **recipe}
-    (run / "resolved.yaml").write_text(dump_recipe(chosen(**settings)))
-    metrics = Metrics(run / "metrics.jsonl")
-    lines = ['{"format":"zoft-journal"}']
-    for step in range(steps + 1):
-        if step:
-            c = None if step == 7 else [(-1) ** step * step / 4, 2.0]
-            metrics.write(
-                "train", step, loss=None if step == 7 else 1.2 - step / 60, loss_plus=[1.0],
-                loss_minus=[1.1], projected_grad=c or [None, None], lr=2e-4 / step, skipped=0,
-                seconds=0.5, tokens=100, padding=0.1,
-            )  # fmt: skip
-            lines.append(json.dumps({"step": step, "projected_grad": c or [None, None]}))
-        if step % 10 == 0:
-            accuracy = 0.5 + step / 200
-            metrics.write(
-                "eval", step, accuracy=accuracy, loss=1 - step / 100, rows=20, seconds=1.0
-            )
-    metrics.write("final", steps, set="test", accuracy=0.71, loss=0.6, rows=9, seconds=1.0)
-    (run / "journal.jsonl").write_text("\n".join(lines) + "\n")
-    manifest = {
-        "status": "finished", "step": steps, "seconds": 73.0, "peak_memory_bytes": 3 * 2**30,
-        "planned_memory_bytes": 2**31, "versions": {"zoft": "0.1.0"}, "device": "cpu",
-        "noise": {"projected_grad": 30.0, "noise": 2.0}, "command": ["zoft", "train", "<x>"],
-    }  # fmt: skip
-    (run / "run.json").write_text(json.dumps(manifest))
-    return run
 
 
 class Tags(HTMLParser):

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import tiny
-from test_shape import recipe
 
+from recipes import of_tiny_llama as recipe
 from zoft import host_memory
 from zoft.errors import OutOfMemory
 from zoft.footprint import footprint

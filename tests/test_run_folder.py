@@ -6,33 +6,10 @@ from typing import Any
 
 import pytest
 
+from recipes import chosen, recipe
 from zoft import checkpoint
 from zoft.errors import EnvironmentProblem, RecipeError
-from zoft.recipe.defaults import with_defaults
-from zoft.recipe.schema import Recipe
 from zoft.run_folder import RunFolder, keep_choices, require_empty, require_same, run_of
-
-MINIMAL: dict[str, Any] = {
-    "model": {"name": "m"},
-    "data": {"train": {"path": "t.jsonl"}, "format": "text"},
-    "output_dir": "runs/a",
-}
-
-
-def recipe(**sections: Any) -> Recipe:
-    """A recipe; keys of a section are merged into the minimal ones."""
-    merged = dict(MINIMAL)
-    for name, value in sections.items():
-        both = isinstance(value, dict) and name in MINIMAL
-        merged[name] = {**MINIMAL[name], **value} if both else value
-    return Recipe.model_validate(merged)
-
-
-def chosen(**sections: Any) -> Recipe:
-    """As `resolved.yaml` holds it: every `auto` decided."""
-    model = {"compute_dtype": "bfloat16", "residency": "device", **sections.pop("model", {})}
-    optimizer = {"perturbation": 3e-3, "paired": True, **sections.pop("optimizer", {})}
-    return with_defaults(recipe(device="cpu", model=model, optimizer=optimizer, **sections))
 
 
 def a_beginning(path: Path) -> RunFolder:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from test_report import a_run
+from written import finished_run as a_run
 
 from zoft import runs as tables
 from zoft.cli.main import main

@@ -9,20 +9,13 @@ import tiny
 import torch
 from torch import nn
 
+from recipes import of_tiny_llama as recipe
 from zoft.data.examples import Choice, Sequence
 from zoft.models.trace import Pass
 from zoft.recipe.defaults import with_defaults
 from zoft.recipe.schema import Recipe
 from zoft.resolution import resolve
 from zoft.shape import Shape, Texts, shape_of, texts_of
-
-
-def recipe(folder: Path, **sections: Any) -> Recipe:
-    tiny.llama().config.save_pretrained(folder)
-    model = {"name": str(folder), "compute_dtype": "float32", **sections.pop("model", {})}
-    data = {"train": {"path": "none.jsonl"}, "format": "text", "max_length": 24}
-    values = {"device": "cpu", "model": model, "data": data, **sections}
-    return resolve(with_defaults(Recipe.model_validate(values)))
 
 
 def test_the_models_weights_each_once_with_its_block_and_kind(tmp_path: Path) -> None:

@@ -14,31 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_run_folder import chosen
+from written import take
+from written import tracked_run as a_run
 
-from zoft.recipe.load import dump_recipe
 from zoft.tracker_process import send
 from zoft.tracker_state import State, place, read_state
 from zoft.tracking import Metrics, scalars
 
 Found = dict[str, dict[int, float]]  # name -> step -> value
-
-
-def a_run(folder: Path, steps: int = 4) -> Path:
-    run = folder / "mine"
-    run.mkdir(parents=True)
-    place(run).mkdir()
-    (run / "resolved.yaml").write_text(dump_recipe(chosen(logging={"project": "trials"})))
-    (run / "run.json").write_text(json.dumps({"trackers": {"wandb": "abcd1234"}}))
-    metrics = Metrics(run / "metrics.jsonl")
-    metrics.write("eval", 0, accuracy=0.5, loss=0.75, rows=20, seconds=0.25)
-    for step in range(1, steps + 1):
-        take(metrics, step)
-    return run
-
-
-def take(metrics: Metrics, step: int) -> None:
-    metrics.write("train", step, loss=1 / step, projected_grad=[3.0, -4.0], lr=1e-4, skipped=0)
 
 
 def expected(run: Path) -> Found:

@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from test_tracker_process import a_run, take
+from written import take
+from written import tracked_run as a_run
 
 from zoft import trackers
 from zoft.errors import EnvironmentProblem

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from faults import Fault, Kind
+from pushed import PUSHED, snapshot
 from server import WRITE
-from test_push import PUSHED, snapshot
 
 REQUESTS = (
     "repos/create", "auth-check/write", "{name}", "revision/main", "tree/", "validate-yaml",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 from faults import Fault
+from pushed import PUSHED
 from server import READ, WRITE
-from test_push import PUSHED
 
 LORA = ("tune.method=lora", "optimizer.lr=1e-2", "model.name=tester/base")
 
