@@ -25,7 +25,7 @@ from queue import Queue
 from curves import Run, best, curves, reached, table
 from machine import HERE, report
 
-from zoft.evaluate import evaluate
+from zoft.inference.evaluate import evaluate
 
 MEZO_RATES = (1e-7, 1e-6, 1e-5, 3e-5, 1e-4)
 MEZO = ("optimizer.name=mezo", "optimizer.structure=dense")

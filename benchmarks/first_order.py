@@ -16,20 +16,20 @@ import torch
 from peers import AdamW, gradients
 from subject import CPU, batch_of
 
-from zoft import checkpoint
 from zoft.data.examples import length
 from zoft.data.order import Order
 from zoft.data.sets import prepare
+from zoft.engine.objectives.objective import objective_for
+from zoft.engine.probe.view import View
+from zoft.inference.scoring import score
 from zoft.models.adapters import attach_adapter
-from zoft.models.convert import local_safetensors
 from zoft.models.load import load_model, load_tokenizer
-from zoft.objectives.objective import objective_for
+from zoft.models.storage.fetch import local_safetensors
+from zoft.planning.resolve import resolve
 from zoft.recipe.defaults import with_defaults
 from zoft.recipe.load import load_recipe
-from zoft.resolution import resolve
-from zoft.scoring import score
-from zoft.tracking import Metrics, in_words
-from zoft.zo.probe import View
+from zoft.runs import checkpoint
+from zoft.runs.metrics import Metrics, in_words
 
 
 def main() -> None:

@@ -26,10 +26,10 @@ from peers import MezoProcedure
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from zoft.kernels import reference
-from zoft.kernels.dispatch import kernels_for
-from zoft.kernels.philox import PURPOSE_U, PURPOSE_V
-from zoft.kernels.terms import Adam, Rounding, make_terms
+from zoft.engine.kernels import reference
+from zoft.engine.kernels.dispatch import kernels_for
+from zoft.engine.kernels.numerics.exact_sum import Adam, Rounding, make_terms
+from zoft.system.philox import PURPOSE_U, PURPOSE_V
 
 EPSILON, RATE = 1e-3, 1e-6
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -128,8 +128,8 @@ def plain(model: LlamaForCausalLM, ids: Tensor) -> float:
 
 def zoft_step(model: LlamaForCausalLM, ids: Tensor, *, rank1: bool, paired: bool) -> Step:
     """Both probes and MeZO's update by zoft. All that this file knows of `zo` is in here."""
-    from zoft.zo.estimators import Estimator, Losses
-    from zoft.zo.probe import View
+    from zoft.engine.estimator import Estimator, Losses
+    from zoft.engine.probe.view import View
 
     tuned = dict(model.named_parameters())
     numbers = {name: i for i, name in enumerate(tuned)}
@@ -324,7 +324,7 @@ def peak(step: Step, device: torch.device) -> int:
 
 def check(device: torch.device) -> None:
     """Every kernel on the device against the reference on the CPU, bit for bit."""
-    from zoft.kernels import triton
+    from zoft.engine.kernels.triton import sweeps as triton
 
     bad = 0
     for name, run in parities().items():

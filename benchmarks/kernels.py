@@ -17,9 +17,9 @@ import torch
 from machine import Log, arguments, ratios, report, spread
 from torch import Tensor
 
-from zoft.kernels import cpu
-from zoft.kernels.philox import PURPOSE_U, PURPOSE_V
-from zoft.kernels.terms import Adam, Rounding, make_terms
+from zoft.engine.kernels.cpu import sweeps as cpu
+from zoft.engine.kernels.numerics.exact_sum import Adam, Rounding, make_terms
+from zoft.system.philox import PURPOSE_U, PURPOSE_V
 
 ROWS, COLUMNS = 49152, 576
 VECTORS, EXAMPLES = 768, 16

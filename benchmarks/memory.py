@@ -28,13 +28,13 @@ from machine import Log, arguments, report
 from peers import AdamW, MezoProcedure, ZoAdam, gradients, mezo_loss, mezo_rows
 from subject import DENSE, RANK1, RATE, batch_of, recipe_of, rows_of, warm
 
-import zoft.evaluate
-import zoft.run
+import zoft.inference.evaluate
+import zoft.training.run
+from zoft.engine.objectives.objective import objective_for
 from zoft.models.adapters import attach_adapter
-from zoft.models.convert import local_safetensors
 from zoft.models.load import load_model
-from zoft.objectives.objective import objective_for
-from zoft.recipe.tune_section import TuneSection
+from zoft.models.storage.fetch import local_safetensors
+from zoft.recipe.sections.tune import TuneSection
 
 TYPES = {  # name -> overrides: weights, compute
     "float32": ["model.compute_dtype=float32"],
@@ -136,16 +136,16 @@ def _child(what: str, recipe: str, steps: int, changes: list[str]) -> None:
             warm(compute, replace(probes, paired=paired))
     warm(compute, DENSE, moments="full")
     load = _and_reset(load_model)
-    zoft.run.load_model = zoft.evaluate.load_model = load  # type: ignore[attr-defined]
+    zoft.training.run.load_model = zoft.inference.evaluate.load_model = load  # type: ignore[attr-defined]
     if what.startswith("evaluating"):
-        zoft.evaluate.evaluate(recipe_of(recipe).model.name, recipe, changes)
+        zoft.inference.evaluate.evaluate(recipe_of(recipe).model.name, recipe, changes)
     elif what in PEERS:
         _peer(what, recipe, steps, load, getattr(torch, compute))
     else:
         with tempfile.TemporaryDirectory() as folder:
             changes += ["~checkpoint", "~data.eval", f"train.steps={steps}"]
             changes = [x for x in changes if not x.startswith("data.eval.")]
-            zoft.run.train(recipe, changes, output_dir=f"{folder}/run")
+            zoft.training.run.train(recipe, changes, output_dir=f"{folder}/run")
     print(json.dumps([max(*peaks, _peak()), _peak()]))
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from zoft.data.examples import Choice
-from zoft.objectives.batch import Batch
+from zoft.engine.objectives.batch import Batch
 
 MULTIPLE = 8  # MeZO's collators pad to a multiple of it
 

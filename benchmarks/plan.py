@@ -27,11 +27,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from zoft.footprint import Footprint, footprint
-from zoft.planning import read_examples, resolved
+from zoft.planning.footprint import Footprint, footprint
+from zoft.planning.placement import budgets, choose
+from zoft.planning.plan import read_examples, resolved
+from zoft.planning.workload import shape_of
 from zoft.recipe.load import load_recipe
-from zoft.residency import budgets, choose
-from zoft.shape import shape_of
 
 WORDS = 50272  # of the vocabulary
 RECIPE = """\

@@ -15,11 +15,11 @@ from typing import Any
 from transformers import LlamaConfig, OPTConfig, PreTrainedConfig
 
 from zoft.errors import OutOfMemory
-from zoft.footprint import Footprint, footprint
-from zoft.planning import resolved
+from zoft.planning.footprint import Footprint, footprint
+from zoft.planning.placement import choose
+from zoft.planning.plan import resolved
+from zoft.planning.workload import Shape, shape_of
 from zoft.recipe.schema import Recipe
-from zoft.residency import choose
-from zoft.shape import Shape, shape_of
 
 GB = 10**9  # ZO2 and the makers of cards count in these
 HOST = 2**62  # the tables say what the host needs instead of limiting it

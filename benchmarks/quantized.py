@@ -22,17 +22,17 @@ from machine import Log, arguments, report
 from subject import batch_of, recipe_of, rows_of
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, TorchAoConfig
 
-from zoft.host_memory import hand_back_freed_memory
+from zoft.engine.diagnostics import measure_noise
+from zoft.engine.estimator import Estimator
+from zoft.engine.objectives.objective import objective_for
+from zoft.engine.probe.view import View
 from zoft.models.adapters import attach_adapter
-from zoft.models.convert import local_safetensors
 from zoft.models.load import load_model
-from zoft.models.quiet import quiet
-from zoft.models.tuned import parameter_ids, tuned_parameters
-from zoft.objectives.objective import objective_for
+from zoft.models.storage.fetch import local_safetensors
+from zoft.models.trainable import parameter_ids, tuned_parameters
 from zoft.recipe.schema import Recipe
-from zoft.zo.diagnostics import measure_noise
-from zoft.zo.estimators import Estimator
-from zoft.zo.probe import View
+from zoft.system.host_memory import hand_back_freed_memory
+from zoft.system.silence import quiet
 
 OURS = ("none", "int8", "nf4")
 ACTIVATIONS_TOO = ("int8, activations by row (torchao)", "LLM.int8 (bitsandbytes)")

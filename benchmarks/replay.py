@@ -18,14 +18,14 @@ from tempfile import TemporaryDirectory
 from machine import arguments, report
 from subject import Probes, Step, batch_of, journal, recipe_of, rows_of, warm
 
-from zoft.artefact import write_artefact
-from zoft.host_memory import keep_freed_memory
-from zoft.journal import read
-from zoft.machine import DTYPES
-from zoft.models.convert import local_safetensors
+from zoft.engine.objectives.objective import objective_for
 from zoft.models.load import load_model
-from zoft.objectives.objective import objective_for
-from zoft.replay import replay
+from zoft.models.storage.fetch import local_safetensors
+from zoft.runs.artefact import write_artefact
+from zoft.runs.journal import read
+from zoft.sharing.replay import replay
+from zoft.system.device import DTYPES
+from zoft.system.host_memory import keep_freed_memory
 
 SHARED = Probes(rank1=True, paired=True)
 EACH = Probes(rank1=True, per_example=True, paired=True)

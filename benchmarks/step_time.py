@@ -27,14 +27,14 @@ from subject import DENSE, RANK1, RATE, Step, batch_of, journal, recipe_of, rows
 from zoft.data.examples import Choice, length
 from zoft.data.examples import Sequence as Text
 from zoft.data.order import Order
-from zoft.host_memory import keep_freed_memory
-from zoft.journal import Journal
+from zoft.engine.objectives.objective import objective_for
 from zoft.models.adapters import attach_adapter
-from zoft.models.convert import local_safetensors
 from zoft.models.load import load_model
-from zoft.objectives.objective import objective_for
+from zoft.models.storage.fetch import local_safetensors
 from zoft.recipe.schema import Recipe
-from zoft.recipe.tune_section import TuneSection
+from zoft.recipe.sections.tune import TuneSection
+from zoft.runs.journal import Journal
+from zoft.system.host_memory import keep_freed_memory
 
 VARIANTS = (DENSE, RANK1, replace(DENSE, paired=True), replace(RANK1, paired=True))
 ZOFT = {probes.name: probes for probes in VARIANTS}

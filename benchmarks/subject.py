@@ -19,20 +19,20 @@ from zoft.data.encoding import encode
 from zoft.data.examples import Choice
 from zoft.data.examples import Sequence as Text
 from zoft.data.sources import load_rows
-from zoft.journal import Entry, Journal
-from zoft.models.convert import local_safetensors
+from zoft.engine.estimator import Estimator
+from zoft.engine.objectives.batch import Batch
+from zoft.engine.objectives.objective import Objective, objective_for
+from zoft.engine.optimizers.radazo import RAdaZO, Rule
+from zoft.engine.optimizers.update import Resident, tuned_weights
+from zoft.engine.probe.view import View
 from zoft.models.load import load_tokenizer
-from zoft.models.tuned import parameter_ids, tuned_parameters
-from zoft.objectives.batch import Batch
-from zoft.objectives.objective import Objective, objective_for
-from zoft.recipe.data_section import listed, with_task
+from zoft.models.storage.fetch import local_safetensors
+from zoft.models.trainable import parameter_ids, tuned_parameters
 from zoft.recipe.load import load_recipe
 from zoft.recipe.schema import Recipe
-from zoft.recipe.tune_section import TuneSection
-from zoft.zo.estimators import Estimator
-from zoft.zo.optimizers.radazo import RAdaZO, Rule
-from zoft.zo.optimizers.sweep import Resident, tuned_weights
-from zoft.zo.probe import View
+from zoft.recipe.sections.data import listed, with_task
+from zoft.recipe.sections.tune import TuneSection
+from zoft.runs.journal import Entry, Journal
 
 RATE = 1e-9  # nothing is learnt here, and nothing may go astray
 PERTURBATION = {"float32": 1e-3, "bfloat16": 3e-3}

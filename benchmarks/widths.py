@@ -19,8 +19,8 @@ from machine import Log, arguments, ratios, report, spread
 from peers import inference
 from subject import DENSE, RANK1, Step, journal, random_batch, toy
 
-from zoft.host_memory import keep_freed_memory
-from zoft.objectives.objective import objective_for
+from zoft.engine.objectives.objective import objective_for
+from zoft.system.host_memory import keep_freed_memory
 
 WIDTHS, DIRECTIONS, BATCHES = (256, 512, 1024, 2048), (1, 2, 4, 8, 16), (1, 4, 16, 64)
 LAYERS, VOCABULARY, TOKENS = 4, 8192, 48

@@ -5,5 +5,5 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/env.sh test
 .venv/bin/python scripts/demo.py
-exec .venv/bin/python -m pytest -m "campaign or browser" -s tests/test_report.py tests/test_campaign.py \
-    tests/offload/test_interleavings.py "$@"
+exec .venv/bin/python -m pytest -m "campaign or browser" -s tests/runs/report/test_page.py tests/training/test_campaign.py \
+    tests/engine/offload/test_interleavings.py "$@"

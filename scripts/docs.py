@@ -10,8 +10,8 @@ import json
 import sys
 from pathlib import Path
 
-from zoft.recipe.json_schema import editor_schema
-from zoft.recipe.reference import Entry, entries
+from zoft.recipe.docs.json_schema import editor_schema
+from zoft.recipe.docs.reference import Entry, entries
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 INTRODUCTION = """\

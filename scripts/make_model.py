@@ -26,11 +26,11 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
-from zoft.checkpoint import require_space
 from zoft.errors import ZoftError
-from zoft.models.quiet import quiet
-from zoft.models.save import save_tensor_by_tensor
-from zoft.models.skeleton import model_on_meta
+from zoft.models.empty_weights import model_on_meta
+from zoft.models.storage.save import save_tensor_by_tensor
+from zoft.runs.checkpoint import require_space
+from zoft.system.silence import quiet
 
 SHARD_BYTES = 4_000_000_000
 PIECE = 1 << 22  # numbers drawn from one generator, so that threads change nothing

@@ -1,14 +1,10 @@
-"""Before any test: `import tiny` works from every folder, and no test can reach the network."""
+"""Before any test: none can reach the network, and workers share the cores."""
 
 from __future__ import annotations
 
 import os
-import sys
-from pathlib import Path
 
 from hypothesis import HealthCheck, settings
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 # Read once, when huggingface_hub is imported: a test that asks for the Hub fails at once.
 os.environ["HF_HUB_OFFLINE"] = "1"

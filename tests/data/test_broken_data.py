@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
-import tiny
+from support import tiny
 
 from zoft.cli.main import main
 

@@ -3,9 +3,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import tiny
 from hypothesis import given
 from hypothesis import strategies as st
+from support import tiny
 from tokenizers import processors
 
 from zoft.data.encoding import Counts, Encoded, encode, shortened
@@ -13,7 +13,7 @@ from zoft.data.examples import Choice, Example, Sequence, length
 from zoft.data.sources import Rows
 from zoft.data.tokens import Tokens
 from zoft.errors import DataError
-from zoft.recipe.data_section import DataSection
+from zoft.recipe.sections.data import DataSection
 
 TOKENIZER = tiny.tokenizer()
 CHAT = tiny.tokenizer(chat_template=tiny.CHAT_TEMPLATE)

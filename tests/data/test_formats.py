@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import tiny
+from support import tiny
 
 from zoft.data.columns import detect
 from zoft.data.encoding import Draw, Encoded, encode
 from zoft.data.examples import Choice, Sequence
 from zoft.data.sources import Rows
 from zoft.errors import DataError, RecipeError
-from zoft.recipe.data_section import DataSection, with_task
-from zoft.recipe.tasks import TASKS
-from zoft.recipe.template import problem_of, render
+from zoft.recipe.sections.data import DataSection, with_task
+from zoft.recipe.sections.tasks import TASKS
+from zoft.recipe.sections.template import problem_of, render
 
 TOKENIZER = tiny.tokenizer()
 CHAT = tiny.tokenizer(chat_template=tiny.CHAT_TEMPLATE)

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 from hypothesis import given
 from hypothesis import strategies as st
+from support import tiny
 
 from zoft.data.examples import Sequence
+from zoft.data.mixing import apportioned, taken
 from zoft.data.sets import prepare
-from zoft.data.shares import apportioned, taken
 from zoft.errors import DataError, Interrupted
 from zoft.recipe.defaults import with_defaults
 from zoft.recipe.schema import Recipe

@@ -7,7 +7,7 @@ import pytest
 
 from zoft.data.sources import Rows, fingerprint, load_rows
 from zoft.errors import DataError, EnvironmentProblem
-from zoft.recipe.data_section import DataSource
+from zoft.recipe.sections.data import DataSource
 
 ROWS = [{"text": "a fine, fine film", "label": 1}, {"text": "zäh\u2028\nund\tlang", "label": 0}]
 

@@ -5,15 +5,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
+from support import tiny
 from torch import Tensor
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedModel
 
-from zoft.checkpoint import write_model
 from zoft.errors import EnvironmentProblem, RecipeError
 from zoft.models.adapters import attach_adapter, base_of, is_adapter, load_adapter
-from zoft.recipe.tune_section import TuneSection
+from zoft.recipe.sections.tune import TuneSection
+from zoft.runs.checkpoint import write_model
 
 LORA = TuneSection(method="lora", r=4)
 IDS = torch.tensor([[0, 40, 50, 60, 70]])

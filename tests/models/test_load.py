@@ -5,9 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from safetensors.torch import load_file, save_file
+from support import tiny
 from transformers import BertConfig, BertLMHeadModel, PreTrainedModel
 
 from zoft.errors import EnvironmentProblem

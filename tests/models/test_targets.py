@@ -3,8 +3,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-import tiny
 from peft import LoraConfig, PeftModel, get_peft_model
+from support import tiny
 from transformers import (
     MambaConfig,
     MambaForCausalLM,
@@ -17,7 +17,7 @@ from zoft.errors import EnvironmentProblem, RecipeError
 from zoft.models.adapters import attach_adapter, of_adapter
 from zoft.models.prefix import begin_with_activations
 from zoft.models.targets import feedforward, target_endings
-from zoft.recipe.tune_section import TuneSection
+from zoft.recipe.sections.tune import TuneSection
 
 ALL = TuneSection(method="lora", target_modules="all-linear")
 

@@ -6,8 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from zoft.recipe.defaults import with_defaults
-from zoft.recipe.keys import fields, holds_text
-from zoft.recipe.problems import explain
+from zoft.recipe.fields import fields, holds_text
+from zoft.recipe.messages import explain
 from zoft.recipe.schema import Recipe
 
 MINIMAL: dict[str, Any] = {

@@ -22,7 +22,7 @@ def preview(
     Show what the model will read, with what it learns marked, and what became of the rows.
     """
     with quiet_imports():
-        from zoft.preview import preview as show
+        from zoft.data.preview import preview as show
 
     show(recipe, overrides or [], number=number)
 
@@ -32,7 +32,7 @@ def templates() -> None:
 
     List the tasks whose prompt, label words and columns data.template takes by name.
     """
-    from zoft.recipe.tasks import TASKS
+    from zoft.recipe.sections.tasks import TASKS
 
     for name, task in TASKS.items():
         typer.echo(f"{name:8}  {task.summary}")

@@ -49,7 +49,7 @@ def push(
     Push a run's result to the Hugging Face Hub: weights, tokenizer, model card, recipe, metrics.
     """
     with quiet_imports():
-        from zoft.hub.push import push as run_push
+        from zoft.sharing.hub.push import push as run_push
 
     changes = list(overrides or [])
     if repo_id and "=" in repo_id:  # REPO_ID was left out

@@ -45,7 +45,7 @@ def replay(
     checked before, the result's sha256 afterwards.
     """
     with quiet_imports():
-        from zoft.replay import replay as run_replay
+        from zoft.sharing.replay import replay as run_replay
 
     run_replay(source, at=at, out=out, base=base)
 
@@ -61,7 +61,7 @@ def show(
 
     What the run tuned and how, and its first and last steps.
     """
-    from zoft import journal_report
+    from zoft.runs import journal_report
 
     journal_report.show(target, step, typer.echo)
 
@@ -71,7 +71,7 @@ def verify(target: Target) -> None:
 
     Look for gaps, damage, and results that are not the journal's. (Only a replay recomputes them.)
     """
-    from zoft import journal_report
+    from zoft.runs import journal_report
 
     journal_report.verify(target, typer.echo)
 
@@ -81,6 +81,6 @@ def stats(target: Target) -> None:
 
     Steps, bytes, slopes, losses and seconds in numbers.
     """
-    from zoft import journal_report
+    from zoft.runs import journal_report
 
     journal_report.stats(target, typer.echo)

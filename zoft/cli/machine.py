@@ -17,7 +17,7 @@ def doctor() -> None:
     Hub's login; then the versions, to paste into a report.
     """
     with quiet_imports():
-        from zoft.doctor import doctor as run_doctor
+        from zoft.planning.doctor import doctor as run_doctor
 
     run_doctor()
 

@@ -14,7 +14,7 @@ import typer
 
 from zoft.cli import data, hub, journal, machine, recipes, runs, share, talk, tuning
 from zoft.errors import EnvironmentProblem, ZoftError
-from zoft.interrupts import LeftAtOnce, leaving_at_once
+from zoft.system.signals import LeftAtOnce, leaving_at_once
 
 app = typer.Typer(
     name="zoft",

@@ -74,11 +74,11 @@ def schema(
     if field is None:
         import json
 
-        from zoft.recipe.json_schema import editor_schema
+        from zoft.recipe.docs.json_schema import editor_schema
 
         typer.echo(json.dumps(editor_schema(), indent=2))
     else:
-        from zoft.recipe.explain import explain_field
+        from zoft.recipe.docs.explain import explain_field
 
         typer.echo(explain_field(field))
 
@@ -91,7 +91,7 @@ def validate(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     """
     require_valid(recipe, overrides)
     with quiet_imports():
-        from zoft.validate import validate as run_validate
+        from zoft.training.validate import validate as run_validate
 
     run_validate(recipe, overrides or [])
 

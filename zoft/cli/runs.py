@@ -19,7 +19,7 @@ def ls(
 
     List the runs of a folder, the newest first, with their best score beside the zero-shot one.
     """
-    from zoft.runs import list_runs
+    from zoft.runs.report.table import list_runs
 
     list_runs(folder)
 
@@ -29,7 +29,7 @@ def show(run: RunArgument) -> None:
 
     Say what a run is, what came out and where it lies. Draws report.html if it is missing.
     """
-    from zoft.runs import show_run
+    from zoft.runs.report.table import show_run
 
     show_run(run)
 
@@ -43,6 +43,6 @@ def compare(
 
     Print the settings in which runs differ, and their scores, time and memory side by side.
     """
-    from zoft.runs import compare_runs
+    from zoft.runs.report.table import compare_runs
 
     compare_runs(runs)

@@ -24,7 +24,7 @@ def merge(
     Add an adapter to its base model. The files are read back and must give the logits of both.
     """
     with quiet_imports():
-        from zoft.merge import merge as run_merge
+        from zoft.sharing.merge import merge as run_merge
 
     run_merge(target, out, dtype)
 
@@ -50,6 +50,6 @@ def export(
     """
     del to  # the only one there is
     with quiet_imports():
-        from zoft.export import export as run_export
+        from zoft.sharing.export import export as run_export
 
     run_export(target, out, kind)

@@ -50,8 +50,8 @@ def generate(
     """
     prompts = list(prompt or _lines_of_stdin())
     with quiet_imports():
-        from zoft.generate import generate as run_generate
-        from zoft.models.generation import Decoding
+        from zoft.inference.generate import generate as run_generate
+        from zoft.inference.generation import Decoding
 
     decoding = Decoding(max_new_tokens, temperature=temperature, seed=seed)
     written = run_generate(target, prompts, decoding, raw=raw)
@@ -74,8 +74,8 @@ def chat(
     Talk to a model that has a chat template. /reset forgets, /exit leaves, Ctrl-C stops an answer.
     """
     with quiet_imports():
-        from zoft.chat import chat as run_chat
-        from zoft.models.generation import Decoding
+        from zoft.inference.chat import chat as run_chat
+        from zoft.inference.generation import Decoding
 
     run_chat(target, Decoding(max_new_tokens, temperature=temperature, seed=seed))
 

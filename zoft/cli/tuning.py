@@ -32,7 +32,7 @@ def train(
     """
     require_valid(recipe, overrides)
     with quiet_imports():
-        from zoft.run import train as run_train
+        from zoft.training.run import train as run_train
 
     run_train(recipe, overrides or [], resume=resume, output_dir=output_dir)
 
@@ -51,7 +51,7 @@ def evaluate(
     """
     require_valid(recipe, overrides)
     with quiet_imports():
-        from zoft.evaluate import evaluate as run_evaluate
+        from zoft.inference.evaluate import evaluate as run_evaluate
 
     run_evaluate(target, recipe, overrides or [])
 
@@ -68,7 +68,7 @@ def plan(
     """
     require_valid(recipe, overrides)
     with quiet_imports():
-        from zoft.plan import plan as run_plan
+        from zoft.planning.tables import plan as run_plan
 
     run_plan(recipe, overrides or [], as_json=json)
 
@@ -86,6 +86,6 @@ def range_test(
     and optimizer.lr. No step is taken, and no run folder is made.
     """
     with quiet_imports():
-        from zoft.rate_range import range_test as run_range_test
+        from zoft.training.range_test import range_test as run_range_test
 
     run_range_test(recipe, overrides or [], plot=plot)

@@ -11,7 +11,7 @@ from zoft.data.examples import Example, Sequence
 from zoft.data.files import Row, one_line
 from zoft.data.tokens import Tokens, shared
 from zoft.errors import DataError
-from zoft.recipe.data_section import DataSection
+from zoft.recipe.sections.data import DataSection
 
 CHAT_ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
 SHAREGPT_ROLES = {

@@ -10,8 +10,8 @@ from typing import Any
 
 from zoft.data.files import Row, one_line
 from zoft.errors import DataError, RecipeError
-from zoft.recipe import template as templates
-from zoft.recipe.data_section import DataSection, Format
+from zoft.recipe.sections import template as templates
+from zoft.recipe.sections.data import DataSection, Format
 
 Numbered = list[tuple[int, Row]]  # rows with their number in the source, from 1
 

@@ -14,8 +14,8 @@ from zoft.data.files import EVERY, Check, never
 from zoft.data.sources import Rows
 from zoft.data.tokens import Tokens
 from zoft.errors import DataError
-from zoft.kernels.philox import PURPOSE_TEMPLATE, draw64
-from zoft.recipe.data_section import DataSection
+from zoft.recipe.sections.data import DataSection
+from zoft.system.philox import PURPOSE_TEMPLATE, draw64
 
 # Tokenized at once: enough to be fast, little enough to stop within a second.
 CHUNK = EVERY  # rows

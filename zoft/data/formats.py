@@ -22,7 +22,7 @@ from zoft.data.columns import (
 from zoft.data.examples import Choice, Example, Sequence
 from zoft.data.tokens import Ids, Tokens, shared
 from zoft.errors import DataError
-from zoft.recipe.data_section import DataSection
+from zoft.recipe.sections.data import DataSection
 
 # The prompt that Stanford's Alpaca was tuned with; its first paragraph is the system's.
 ALPACA = (

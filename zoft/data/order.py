@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from zoft.kernels.philox import PURPOSE_ORDER, draw64
+from zoft.system.philox import PURPOSE_ORDER, draw64
 
 Rows = npt.NDArray[np.int64]
 

@@ -9,11 +9,11 @@ from transformers import PreTrainedTokenizerBase
 from zoft.data.columns import detect
 from zoft.data.encoding import Counts, Draw, Encoded, encode
 from zoft.data.files import Check, never
-from zoft.data.shares import mixed
+from zoft.data.mixing import mixed
 from zoft.data.sources import Rows, load_rows
 from zoft.errors import DataError, RecipeError
-from zoft.recipe.data_section import DataSource, Sources, listed
 from zoft.recipe.schema import Recipe
+from zoft.recipe.sections.data import DataSource, Sources, listed
 
 SETS = ("train", "eval", "test")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from zoft.data.files import EVERY, READERS, Check, Row, never, one_line, read_file
 from zoft.errors import DataError, EnvironmentProblem
-from zoft.recipe.data_section import DataSource
+from zoft.recipe.sections.data import DataSource
 
 
 @dataclass(frozen=True)

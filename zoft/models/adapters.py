@@ -27,7 +27,7 @@ from transformers.pytorch_utils import Conv1D
 
 from zoft.errors import EnvironmentProblem, RecipeError, first_line, lacks_memory
 from zoft.models.targets import feedforward, target_endings, target_names
-from zoft.recipe.tune_section import TuneSection
+from zoft.recipe.sections.tune import TuneSection
 
 _CONFIG = "adapter_config.json"
 _PARTS = ("lora_", "ia3_", "prompt_encoder")  # of the names that peft gives its parameters

@@ -19,12 +19,12 @@ from transformers import (
 )
 
 from zoft.errors import EnvironmentProblem, ZoftError, first_line, lacks_memory
-from zoft.models.quantize import is_quantized, load_quantized, quantized_tensors
-from zoft.models.quiet import quiet
-from zoft.models.skeleton import build_skeleton
-from zoft.offload.blocks import Block, find_blocks, owned_parameters, placeholder
-from zoft.offload.safetensors_files import Reader, Stored, stored_tensors
+from zoft.models.blocks import Block, find_blocks, owned_parameters, placeholder
+from zoft.models.empty_weights import build_skeleton
+from zoft.models.quantization import is_quantized, load_quantized, quantized_tensors
+from zoft.models.storage.safetensors import Reader, Stored, stored_tensors
 from zoft.recipe.schema import ModelSection
+from zoft.system.silence import quiet
 
 
 def load_tokenizer(location: Path | str, section: ModelSection) -> PreTrainedTokenizerBase:

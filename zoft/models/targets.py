@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from zoft.errors import EnvironmentProblem, RecipeError
-from zoft.offload.blocks import find_blocks
-from zoft.recipe.tune_section import TuneSection
+from zoft.models.blocks import find_blocks
+from zoft.recipe.sections.tune import TuneSection
 
 FAMILIES = {
     "lora": TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from zoft.recipe.data_section import with_task
-from zoft.recipe.optimizer_section import (
+from zoft.recipe.schema import Recipe
+from zoft.recipe.sections.data import with_task
+from zoft.recipe.sections.optimizer import (
     SCALAR_WINDOW,
     WINDOW,
     OptimizerSection,
     moments_of,
     structure_and_scope,
 )
-from zoft.recipe.schema import Recipe
-from zoft.recipe.tune_section import TuneSection
+from zoft.recipe.sections.tune import TuneSection
 
 # (what learns, optimizer.name) -> lr. MeZO's and R-AdaZO's published grids for lora, for prefix and for
 # full tuning with mezo. Full r-adazo is ours, and bears a longer step where every example has a

@@ -17,12 +17,12 @@ from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
 from zoft.errors import RecipeError
 from zoft.recipe import packaged
-from zoft.recipe.env import escaped, expand
-from zoft.recipe.keys import Key
+from zoft.recipe.environment import escaped, expand
+from zoft.recipe.fields import Key
+from zoft.recipe.messages import explain
 from zoft.recipe.overrides import Values, apply
-from zoft.recipe.problems import explain
 from zoft.recipe.schema import Recipe
-from zoft.recipe.yaml_text import MAX_BYTES, NotYaml, read
+from zoft.recipe.yaml import MAX_BYTES, NotYaml, read
 
 MAX_PROBLEMS = 50  # lines; whoever has more has another file in mind
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from zoft.recipe.keys import Key, holds_text, holds_texts
-from zoft.recipe.yaml_text import NotYaml, read
+from zoft.recipe.fields import Key, holds_text, holds_texts
+from zoft.recipe.yaml import NotYaml, read
 
 Values = dict[Any, Any]
 

@@ -11,16 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from zoft.recipe.data_section import DataSection, with_task
-from zoft.recipe.hub_section import HubSection
-from zoft.recipe.optimizer_section import (
-    MAX_TERMS,
-    OptimizerSection,
-    moments_of,
-    structure_and_scope,
-    summed_steps,
-)
-from zoft.recipe.section import (
+from zoft.recipe.sections.base import (
     Auto,
     Counted,
     DType,
@@ -29,7 +20,16 @@ from zoft.recipe.section import (
     Size,
     Whole,
 )
-from zoft.recipe.tune_section import TuneSection
+from zoft.recipe.sections.data import DataSection, with_task
+from zoft.recipe.sections.hub import HubSection
+from zoft.recipe.sections.optimizer import (
+    MAX_TERMS,
+    OptimizerSection,
+    moments_of,
+    structure_and_scope,
+    summed_steps,
+)
+from zoft.recipe.sections.tune import TuneSection
 
 GENERATED = ("f1", "exact_match")  # metrics for which the model writes answers
 

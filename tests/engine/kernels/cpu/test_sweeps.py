@@ -1,0 +1,144 @@
+"""The compiled sweeps against their literal twins: equal bits, whatever the shape and dtype."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from zoft.engine.kernels import reference
+from zoft.engine.kernels.cpu import sweeps as cpu
+from zoft.engine.kernels.numerics.exact_sum import Adam, Rounding, Terms, make_terms
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+ADDRESS = {"seed": 2**32 - 3, "step": 17, "param": 0xDEADBEEF, "k": 5}
+
+
+def weights(n: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    # Magnitudes from float16's subnormal range to well above 1.
+    scale = torch.exp2(torch.randint(-30, 6, (n,), generator=generator).float())
+    return (torch.randn(n, generator=generator) * scale).to(dtype)
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.view({2: torch.int16, 4: torch.int32}[tensor.element_size()])
+
+
+def terms(gaussian: bool, count: int, step: int = 3) -> Terms:
+    coefficients = [(-1) ** i * 1e-3 / (1 + i) for i in range(count)]
+    return make_terms(7, gaussian, [(step, k) for k in range(count)], coefficients)
+
+
+@pytest.mark.parametrize("gaussian", [False, True])
+@pytest.mark.parametrize("stored", DTYPES)
+@pytest.mark.parametrize("out", DTYPES)
+@pytest.mark.parametrize(("n", "offset"), [(1, 0), (255, 8190), (20_000, 2**40 + 77)])
+def test_perturb_equals_reference(gaussian, stored, out, n, offset):
+    weight = weights(n, stored)
+    fast, slow = torch.empty(n, dtype=out), torch.empty(n, dtype=out)
+    arguments = {"offset": offset, **ADDRESS, "scale": 3e-3, "gaussian": gaussian}
+    cpu.perturb(fast, weight, **arguments)
+    reference.perturb(slow, weight, **arguments)
+    assert torch.equal(bits(fast), bits(slow))
+
+
+@pytest.mark.parametrize("gaussian", [False, True])
+@settings(max_examples=30, deadline=None)
+@given(columns=st.integers(1, 700), rows=st.lists(st.integers(0, 40), max_size=9))
+def test_perturb_rows_is_a_slice_of_perturb(gaussian, columns, rows):
+    weight = weights(41 * columns, torch.float32).view(41, columns)
+    whole, some = torch.empty_like(weight), torch.empty(len(rows), columns)
+    index = torch.tensor(rows, dtype=torch.int64)
+    cpu.perturb(whole, weight, **ADDRESS, scale=1e-2, gaussian=gaussian)
+    cpu.perturb_rows(some, weight, index, **ADDRESS, scale=1e-2, gaussian=gaussian)
+    assert torch.equal(some, whole[index])
+    reference.perturb_rows(some, weight, index, **ADDRESS, scale=1e-2, gaussian=gaussian)
+    assert torch.equal(some, whole[index])
+
+
+@settings(max_examples=30, deadline=None)
+@given(cuts=st.lists(st.integers(0, 30_000), max_size=4), threads=st.sampled_from([1, 2, 3]))
+def test_any_cut_and_any_number_of_threads_give_the_same_direction(cuts, threads):
+    weight = torch.zeros(30_000)
+    whole, parts = torch.empty_like(weight), torch.empty_like(weight)
+    cpu.perturb(whole, weight, **ADDRESS, scale=1.0, gaussian=False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        bounds = [0, *sorted(cuts), 30_000]
+        for a, b in itertools.pairwise(bounds):
+            part = {**ADDRESS, "scale": 1.0, "gaussian": False, "offset": a}
+            cpu.perturb(parts[a:b], weight[a:b], **part)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(whole, parts)
+    assert set(whole.unique().tolist()) == {-1.0, 1.0}
+
+
+@pytest.mark.parametrize("gaussian", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [1, 600, 140_001])
+def test_updates_equal_reference(gaussian, dtype, n):
+    adam = Adam(beta1=0.9, beta2=0.99, lr=1e-3, correction=0.0297, eps=1e-8)
+    common = {"param": 11, "decay": 1 - 1e-4, "rounding": Rounding(7, 3)}
+    window = [terms(gaussian, 2, step) for step in (1, 2, 3)]
+    results = []
+    for kernels in (cpu, reference):
+        a, b, c = (weights(n, dtype) for _ in range(3))
+        m, v = weights(n, torch.float32, 1) * 1e-4, weights(n, torch.float32, 2).abs() * 1e-6
+        kernels.add_directions(a, terms(gaussian, 5), **common)
+        kernels.radazo_full(b, m, v, terms(gaussian, 2), adam, **common)
+        kernels.radazo_window(c, window, adam, **common)
+        results.append([a, b, c, m, v])
+    for fast, slow in zip(*results, strict=True):
+        assert torch.equal(bits(fast), bits(slow))
+
+
+@pytest.mark.parametrize("gaussian", [False, True])
+def test_the_order_of_the_sum_does_not_matter(gaussian):
+    addresses = [(1 + i // 3, i % 3) for i in range(300)]
+    coefficients = [1e-4 * (-1.3) ** (i % 17) for i in range(300)]
+    order = torch.randperm(300, generator=torch.Generator().manual_seed(0)).tolist()
+    results = []
+    for permutation in (range(300), order):
+        weight = weights(5_000, torch.float32)
+        shuffled = make_terms(
+            7, gaussian, [addresses[i] for i in permutation], [coefficients[i] for i in permutation]
+        )
+        cpu.add_directions(weight, shuffled, param=1, decay=1.0, rounding=Rounding(7, 1))
+        results.append(weight)
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_stochastic_rounding_is_unbiased_and_leaves_the_representable_alone(dtype):
+    n, target = 400_000, 1.0 + 0.3 * torch.finfo(dtype).eps
+    weight = torch.ones(n, dtype=dtype)
+    still = weights(n, dtype)
+    still[:3] = torch.tensor([float("nan"), float("inf"), -float("inf")])
+    before = still.clone()
+    # One sign for every element: a decay factor moves 1.0 by 0.3 of the distance to its neighbour.
+    nothing = make_terms(7, False, [(1, 0)], [0.0])
+    cpu.add_directions(weight, nothing, param=1, decay=target, rounding=Rounding(7, 1))
+    cpu.add_directions(still, nothing, param=1, decay=1.0, rounding=Rounding(7, 1))
+    share = (weight.float() > 1).float().mean().item()
+    assert share == pytest.approx(0.3, abs=0.005)  # 4 standard deviations are 0.003
+    assert torch.equal(still[1:], before[1:])
+    assert still[0].isnan()
+
+
+@pytest.mark.parametrize("row", [-1, 5])
+def test_a_row_that_is_not_there_is_refused(row):
+    with pytest.raises(IndexError, match="matrix of 5"):
+        cpu.perturb_rows(torch.empty(1, 4), torch.zeros(5, 4), torch.tensor([row]), **ADDRESS,
+                         scale=1.0, gaussian=False)  # fmt: skip
+
+
+def test_a_dtype_that_cannot_be_tuned_is_refused():
+    with pytest.raises(TypeError, match="float64"):
+        cpu.perturb(torch.empty(3), torch.zeros(3, dtype=torch.float64), **ADDRESS, scale=1.0,
+                    gaussian=False)  # fmt: skip

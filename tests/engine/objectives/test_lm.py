@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from support import tiny
+from transformers import PreTrainedModel
+
+from zoft.data.examples import Sequence
+from zoft.engine.objectives import lm
+from zoft.engine.objectives.objective import objective_for
+from zoft.engine.objectives.score import Score
+from zoft.engine.probe.head import Head
+from zoft.engine.probe.view import View
+
+ROWS = [
+    Sequence((0, 30, 31, 32, 33, 34, 1), (4, 5, 6)),
+    Sequence((0, 90, 91, 1), (1, 2, 3)),
+    Sequence((0, 71, 72, 73, 74), (2, 4)),  # a gap: two turns of a chat
+]
+
+
+@pytest.fixture(scope="module")
+def view() -> View:
+    return view_of(sharp(tiny.llama()))
+
+
+def sharp(model: PreTrainedModel) -> PreTrainedModel:
+    """With logits of about +-4; a fresh tiny model finds all tokens equally likely."""
+    model.get_output_embeddings().weight.mul_(30)
+    return model
+
+
+def view_of(model: PreTrainedModel) -> View:
+    return View(model, {}, {}, torch.float32, torch.tensor([[1, 2, 3, 4]]))
+
+
+def scored(view: View, rows: list[Sequence]) -> Score:
+    with view.plain():
+        return objective_for("lm").score(view, lm.collate(rows, lm.width(rows)), masked=False)
+
+
+@pytest.mark.parametrize("build", [tiny.llama, tiny.opt, tiny.gpt2, tiny.qwen2])
+def test_the_loss_of_transformers(build: Callable[[], PreTrainedModel]) -> None:
+    model = sharp(build())
+    batch = lm.collate(ROWS, lm.width(ROWS))
+    labels = torch.full_like(batch.input_ids, -100)
+    for i, row in enumerate(ROWS):
+        for p in row.supervised:
+            labels[i, p] = row.ids[p]
+    with torch.no_grad():
+        theirs = model(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask(), labels=labels
+        ).loss.item()
+    ours = scored(view_of(model), ROWS)
+    assert ours.mean == pytest.approx(theirs, rel=1e-5)
+    assert (ours.weight, ours.hits, ours.accuracy) == (8.0, None, None)
+
+
+def test_only_supervised_positions_count(view: View) -> None:
+    whole = scored(view, ROWS)
+    single = [scored(view, [Sequence(row.ids, (p,))]) for row in ROWS for p in row.supervised]
+    assert whole.loss == pytest.approx(sum(x.loss for x in single), rel=1e-5)
+    assert whole.weight == len(single)
+    # What follows the last supervised token is neither a target nor seen by one.
+    short, long = Sequence((0, 9, 8, 7), (2,)), Sequence((0, 9, 8, 99), (2,))
+    assert scored(view, [short]) == scored(view, [long])
+
+
+def test_only_supervised_positions_go_through_the_head(
+    view: View, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch, seen = lm.collate(ROWS, 9), []
+    inner = Head._losses
+
+    def losses(self: Head, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        seen.append(hidden.shape)
+        return inner(self, hidden, targets)
+
+    monkeypatch.setattr(Head, "_losses", losses)
+    with view.plain():
+        assert view.logits(batch.input_ids, batch.positions).shape == (8, tiny.VOCABULARY)
+        lm.losses(view, batch, None)
+    assert seen == [(8, 48)]
+
+
+def test_losses_stand_by_example(view: View) -> None:
+    batch = lm.collate(ROWS, lm.width(ROWS))
+    with view.plain():
+        found, hits = lm.losses(view, batch, None)
+        single = [lm.losses(view, lm.collate([row], 7), None)[0].sums[0] for row in ROWS]
+    assert hits is None
+    assert found.weights.tolist() == [3.0, 3.0, 2.0]
+    assert found.sums.dtype == torch.float64
+    torch.testing.assert_close(found.sums[0], torch.cat(single), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_loss_is_float32_whatever_the_logits_are(dtype: torch.dtype) -> None:
+    view = View(sharp(tiny.llama(dtype=dtype)), {}, {}, dtype, torch.tensor([[1, 2, 3, 4]]))
+    batch = lm.collate(ROWS, lm.width(ROWS))
+    with view.plain():
+        logits = view.logits(batch.input_ids, batch.positions)
+        losses = view.token_losses(batch.input_ids, batch.positions, batch.targets)
+    assert (logits.dtype, losses.dtype) == (dtype, torch.float32)
+    exact = -logits.double().log_softmax(dim=-1).gather(1, batch.targets[:, None])[:, 0]
+    torch.testing.assert_close(losses.double(), exact, rtol=0, atol=5e-6)

@@ -1,0 +1,252 @@
+"""The queues as threads. Work that sleeps at random, fails, is interrupted, or is dropped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from random import Random
+
+import pytest
+import torch
+from support.offload.clocks import Item, Look, Wait
+from support.offload.interleaving import Machine, at, plainly
+from support.offload.programs import ROADS, Driver, Writeback, program, trace
+
+from zoft.engine.offload.executor import Executor
+from zoft.engine.offload.operations import Event, Op
+from zoft.engine.offload.schedule import Road, Schedule
+
+LOAD = Op("h2d", "upload", 0, records=("h2d", 1))
+USE = Op("compute", "enter", 0, waits=(("h2d", 1),), records=("compute", 1))
+BOTH = pytest.mark.parametrize("deferred", [False, True], ids=["inline", "deferred"])
+EVERY_ROAD = pytest.mark.parametrize("road", ROADS, ids=lambda road: f"{road[0]}-{road[1]}")
+
+
+def nothing() -> None:
+    """Work that is done at once."""
+
+
+@contextmanager
+def executor(deferred: bool = False) -> Iterator[Executor]:
+    """Closed whatever happens."""
+    made = Executor(deferred=deferred)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def play(
+    made: Executor, machine: Machine, items: Sequence[Item], random: Random, fails: int = -1
+) -> None:
+    """Submit a trace whose works nap in the middle, wait where it waits, and at the end for all.
+
+    Item number `fails` raises OSError when it is worked off.
+    """
+
+    def work(op: Op, breaks: bool) -> Callable[[], object]:
+        naps = [random.choice((0, 0, 0, 1e-4, 1e-3)) for _ in range(3)]
+
+        def run() -> None:
+            for nap, _ in zip(naps, machine.work(op), strict=False):
+                time.sleep(nap)
+                if breaks:
+                    raise OSError("no such luck")
+
+        return run
+
+    for number, item in enumerate(items):
+        match item:
+            case Op():
+                made.submit(item, work(item, number == fails))
+            case Wait(event):
+                made.wait(event)
+            case Look(buffer):
+                machine.look(buffer)
+    for item in items:
+        if isinstance(item, Op) and item.records:
+            made.wait(item.records)
+
+
+@BOTH
+@EVERY_ROAD
+def test_threads_give_the_bytes_of_a_plain_run(
+    road: tuple[Road, Writeback], deferred: bool
+) -> None:
+    for seed in range(4):
+        random, machine = Random(seed), Machine()
+        items = trace(program(random, *road))
+        with executor(deferred) as made:
+            play(made, machine, items, random)
+        assert (machine.seen, machine.looked) == plainly(items)
+
+
+def test_two_at_once_do_not_meet() -> None:
+    items = trace(program(Random(7), "staged", "device"))
+    machines = [Machine(), Machine()]
+
+    def run(seed: int) -> None:
+        with executor(deferred=True) as made:
+            play(made, machines[seed], items, Random(seed))
+
+    threads = [threading.Thread(target=run, args=(seed,)) for seed in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [(machine.seen, machine.looked) for machine in machines] == [plainly(items)] * 2
+
+
+@BOTH
+@EVERY_ROAD
+def test_an_error_in_any_operation_is_raised_and_leaves_nothing_held(
+    road: tuple[Road, Writeback], deferred: bool
+) -> None:
+    """Afterwards a pass from whole homes is right. (What was on its way home is not there.)"""
+
+    def planned() -> tuple[Driver, list[Item]]:
+        driver = Driver(Schedule(range(4), 2, *road))
+        actions = ["pass", "publish", "pass"] if road[1] else ["pass", "pass"]
+        return driver, [item for action in actions for item in driver.do((action, 0))]  # type: ignore[arg-type]
+
+    for fails in range(len(planned()[1])):
+        driver, items = planned()
+        machine, random = Machine(), Random(fails)
+        with executor(deferred) as made:
+            with pytest.raises(OSError, match="no such luck") as caught:
+                play(made, machine, items, random, fails)
+            with pytest.raises(OSError, match="no such luck"):  # again, until it is cleared
+                made.submit(LOAD, nothing)
+            assert made.clear() is caught.value
+            assert made.clear() is None
+            driver.forget()
+            machine.seen = 0
+            # Whoever holds the homes rebuilds them, each at the version that the schedule knows.
+            versions = {b: home.version for b, home in driver.schedule._homes.items()}
+            machine.buffers = {("home", b): at(b, version) for b, version in versions.items()}
+            again = list(driver.do(("pass", 0)))
+            play(made, machine, again, random)
+        assert machine.seen == plainly(again)[0]
+
+
+def test_what_waits_for_an_error_is_dropped_without_being_done() -> None:
+    done: list[str] = []
+    release = threading.Event()
+
+    def fail() -> None:
+        release.wait()
+        raise OSError("no such luck")
+
+    with executor(deferred=True) as made:
+        made.submit(LOAD, fail)
+        made.submit(USE, lambda: done.append("used"))
+        release.set()
+        with pytest.raises(OSError, match="no such luck"):
+            made.wait(("compute", 1))
+    assert done == []
+
+
+class Waiting(Executor):
+    """Says when somebody stands still for an event."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stands_still = threading.Event()
+
+    def _await(self, events: Sequence[Event]) -> None:
+        if events:
+            self.stands_still.set()
+        super()._await(events)
+
+
+@pytest.fixture
+def heeds_ctrl_c() -> Iterator[None]:
+    """A job that a shell puts into the background begins with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeds_ctrl_c")
+@pytest.mark.parametrize(
+    "stand_still",
+    [lambda made: made.wait(("h2d", 1)), lambda made: made.submit(USE, nothing)],
+    ids=["wait", "inline compute"],
+)
+def test_ctrl_c_ends_a_wait_that_would_last(stand_still: Callable[[Executor], None]) -> None:
+    made, over = Waiting(), threading.Event()
+
+    def work() -> None:
+        made.stands_still.wait()
+        time.sleep(0.05)  # Python may lose a lock that it is just taking
+        os.kill(os.getpid(), signal.SIGINT)
+        over.wait()
+
+    made.submit(LOAD, work)
+    with pytest.raises(KeyboardInterrupt):
+        stand_still(made)
+    over.set()
+    made.clear()
+    made.submit(LOAD, nothing)
+    made.wait(("h2d", 1))
+    made.close()
+
+
+def test_the_time_that_computing_stands_still_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, clock = Waiting(), [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+
+    def take(seconds: float) -> None:
+        made.stands_still.wait()
+        clock[0] += seconds
+
+    made.submit(LOAD, lambda: take(5.0))
+    made.submit(USE, lambda: take(20.0))
+    assert made.waited == 5.0  # and not while it computed
+    made.wait(("compute", 1))
+    assert made.waited == 5.0
+    made.close()
+
+
+@BOTH
+def test_close_drops_what_is_queued_and_ends_every_thread(deferred: bool) -> None:
+    before = set(threading.enumerate())
+    done: list[int] = []
+    started = threading.Event()
+
+    def slow() -> None:
+        started.set()
+        time.sleep(0.02)
+
+    made = Executor(deferred=deferred)
+    for n, queue in enumerate(("disk", "h2d", "d2h", "host")):
+        made.submit(Op(queue, "read", n), slow)  # type: ignore[arg-type]
+        made.submit(Op(queue, "read", n), slow)  # type: ignore[arg-type]
+    made.submit(Op("d2h", "download", 9, waits=(("disk", 5),)), lambda: done.append(9))
+    assert started.wait(10)
+    assert {t.name for t in set(threading.enumerate()) - before} == {
+        "zoft-disk", "zoft-h2d", "zoft-d2h", "zoft-host",
+    }  # fmt: skip
+    made.close()
+    assert set(threading.enumerate()) <= before
+    assert done == []
+    made.close()  # twice is no harm
+
+
+def test_threads_that_move_bytes_leave_the_cores_to_what_computes() -> None:
+    before, seen = torch.get_num_threads(), {}
+    torch.set_num_threads(3)
+    try:
+        with executor() as made:
+            for queue in ("host", "disk", "h2d"):
+                op = Op(queue, "read", 0, records=(queue, 1))  # type: ignore[arg-type]
+                made.submit(op, lambda queue=queue: seen.update({queue: torch.get_num_threads()}))
+                made.wait((queue, 1))  # type: ignore[arg-type]
+        assert seen == {"disk": 1, "host": 3, "h2d": 1}
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)

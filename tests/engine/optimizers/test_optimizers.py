@@ -1,0 +1,362 @@
+"""The update rules against dense twins (tests/reference.py), and what they promise."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from support import reference
+from torch import nn
+
+from zoft.engine.estimator import _float32
+from zoft.engine.kernels import reference as kernels
+from zoft.engine.optimizers.measurement import Measurement
+from zoft.engine.optimizers.mezo import MeZO
+from zoft.engine.optimizers.radazo import RAdaZO, Rule
+from zoft.engine.optimizers.update import Resident, tuned_weights
+from zoft.engine.probe.directions import Direction
+from zoft.models.storage.safetensors import tensors_in
+from zoft.models.trainable import parameter_ids
+from zoft.system.philox import PURPOSE_U, PURPOSE_V
+
+SEED = 9
+SHAPES = {"a": (40, 30), "b": (7,), "c": (3, 5, 11)}
+
+
+def weights(dtype=torch.float32, decaying=frozenset()):
+    generator = torch.Generator().manual_seed(1)
+    parameters = {
+        name: nn.Parameter(torch.randn(shape, generator=generator).to(dtype), requires_grad=False)
+        for name, shape in SHAPES.items()
+    }
+    return Resident(tuned_weights(parameters, parameter_ids(parameters), set(decaying)))
+
+
+def rule(moments="full", **changes):
+    base = {
+        "betas": (0.9, 0.99), "eps": 1e-8, "bias_correction": "v", "moments": moments,
+        "window": 44, "fold_momentum": False, "weight_decay": 0.0,
+    }  # fmt: skip
+    return Rule(**{**base, **changes})
+
+
+def measurements(steps, directions=1, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(steps, directions, generator=generator) * 20
+    return [
+        Measurement(t, (0.0,), (0.0,), _float32(row))
+        for t, row in enumerate(values.tolist(), start=1)
+    ]
+
+
+def materialised(tuned, step, k, rank1, gaussian=False):
+    """z as it is stored, the outer product of two factors for a rank-1 direction of a matrix."""
+    shape = tuned.data.shape
+    if not rank1 or len(shape) != 2:
+        return Direction(SEED, step, k, gaussian).values(tuned.data, tuned.param)
+    out = torch.empty(sum(shape), dtype=torch.int8)
+    table = [[tuned.param, PURPOSE_U, shape[0], 0], [tuned.param, PURPOSE_V, shape[1], shape[0]]]
+    kernels.signs(out, torch.tensor(table), seed=SEED, step=step, ks=torch.tensor([k]))
+    return reference.outer(*out.split(list(shape)))
+
+
+def gradients(tuned, found, gaussian=False, rank1=False):
+    """The estimated gradient of every step for one parameter, dense, in float64."""
+    result = []
+    for m in found:
+        zs = [materialised(tuned, m.step, k, rank1, gaussian) for k in range(len(m.projected_grad))]
+        result.append(reference.gradient(list(m.projected_grad), zs))
+    return result
+
+
+def run(optimizer, found, lr=1e-2):
+    for m in found:
+        optimizer.update(m, lr)
+    return [w.data.clone() for w in optimizer.weights]
+
+
+def assert_moves_alike(results, expected, start):
+    """Equal but for the rounding of coefficients (2**-13), relative to how far the weights moved.
+
+    Where m is next to zero the quotient m / sqrt(v) magnifies it, hence a bound on the worst too.
+    """
+    for ours, theirs, before in zip(results, expected, start, strict=True):
+        moved = (theirs - before).pow(2).mean().sqrt()
+        assert (ours - theirs).pow(2).mean().sqrt() < 3e-4 * moved
+        assert (ours - theirs).abs().max() < 5e-3 * moved
+
+
+@pytest.mark.parametrize("gaussian", [False, True])
+@pytest.mark.parametrize("directions", [1, 3])
+def test_mezo_equals_its_twin(gaussian, directions):
+    found = measurements(6, directions)
+    optimizer = MeZO(weights(decaying={"a"}), seed=SEED, gaussian=gaussian, weight_decay=0.1)
+    expected = [
+        reference.mezo(w.data, gradients(w, found, gaussian), 1e-3, 0.1 if w.decays else 0.0)
+        for w in optimizer.weights
+    ]
+    before = [w.data.clone() for w in optimizer.weights]
+    results = run(optimizer, found, 1e-3)
+    for ours, theirs, start in zip(results, expected, before, strict=True):
+        moved = (theirs - start).abs().max()
+        torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=float(moved) * 2e-4)
+
+
+@pytest.mark.parametrize("gaussian", [False, True])
+@pytest.mark.parametrize("moments", ["full", "window"])
+@pytest.mark.parametrize("correction", ["v", "none", "adam"])
+@pytest.mark.parametrize("directions", [1, 3])
+def test_radazo_equals_its_twin(gaussian, moments, correction, directions):
+    found = measurements(12, directions)
+    window = 5 if moments == "window" else None
+    settings_ = rule(moments, window=window or 1, bias_correction=correction)
+    optimizer = RAdaZO(weights(), settings_, seed=SEED, gaussian=gaussian)
+    expected = [
+        reference.radazo(
+            w.data, gradients(w, found, gaussian), 1e-2, (0.9, 0.99), correction=correction,
+            window=window,
+        )
+        for w in optimizer.weights
+    ]  # fmt: skip
+    start = [w.data.clone() for w in optimizer.weights]
+    assert_moves_alike(run(optimizer, found), expected, start)
+
+
+def test_scalar_equals_its_twin():
+    found = measurements(30)
+    optimizer = RAdaZO(weights(), rule("scalar", window=300), seed=SEED, gaussian=False)
+    expected = [
+        reference.radazo_scalar(w.data, gradients(w, found), 1e-2, (0.9, 0.99))
+        for w in optimizer.weights
+    ]
+    start = [w.data.clone() for w in optimizer.weights]
+    assert_moves_alike(run(optimizer, found), expected, start)
+
+
+# A step of one direction, of 3, and of 3 directions for each of 4 examples.
+RANK1_COUNTS = [1, 3, 12]
+
+
+@pytest.mark.parametrize("directions", RANK1_COUNTS)
+def test_mezo_of_rank_one_equals_its_twin(directions):
+    found = measurements(6, directions)
+    optimizer = MeZO(
+        weights(decaying={"a"}), seed=SEED, gaussian=False, weight_decay=0.1, rank1=True
+    )
+    expected = [
+        reference.mezo(w.data, gradients(w, found, rank1=True), 1e-3, 0.1 if w.decays else 0.0)
+        for w in optimizer.weights
+    ]
+    before = [w.data.clone() for w in optimizer.weights]
+    results = run(optimizer, found, 1e-3)
+    for ours, theirs, start in zip(results, expected, before, strict=True):
+        moved = (theirs - start).abs().max()
+        torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=float(moved) * 3e-4)
+
+
+@pytest.mark.parametrize("moments", ["full", "window"])
+@pytest.mark.parametrize("correction", ["v", "none", "adam"])
+@pytest.mark.parametrize("directions", RANK1_COUNTS)
+def test_radazo_of_rank_one_equals_its_twin(moments, correction, directions):
+    found = measurements(12, directions)
+    window = 5 if moments == "window" else None
+    settings_ = rule(moments, window=window or 1, bias_correction=correction)
+    optimizer = RAdaZO(weights(), settings_, seed=SEED, gaussian=False, rank1=True)
+    expected = [
+        reference.radazo(
+            w.data, gradients(w, found, rank1=True), 1e-2, (0.9, 0.99), correction=correction,
+            window=window,
+        )
+        for w in optimizer.weights
+    ]  # fmt: skip
+    start = [w.data.clone() for w in optimizer.weights]
+    assert_moves_alike(run(optimizer, found), expected, start)
+
+
+@pytest.mark.parametrize("folded", [False, True])
+@pytest.mark.parametrize("directions", RANK1_COUNTS)
+def test_scalar_of_rank_one_equals_its_twin(folded, directions):
+    found = measurements(30, directions)
+    settings_ = rule("scalar", window=150, fold_momentum=folded)
+    optimizer = RAdaZO(weights(), settings_, seed=SEED, gaussian=False, rank1=True)
+    squares = [sum(c * c for c in m.projected_grad) / directions**2 for m in found]
+    lr, betas = (1e-2 * math.sqrt(1.9 / 0.1), (0.0, 0.99)) if folded else (1e-2, (0.9, 0.99))
+    expected = [
+        reference.radazo_scalar(w.data, gradients(w, found, rank1=True), lr, betas, squares)
+        for w in optimizer.weights
+    ]
+    start = [w.data.clone() for w in optimizer.weights]
+    assert_moves_alike(run(optimizer, found), expected, start)
+
+
+def test_what_a_rank_one_sum_squares_to_follows_from_the_scalars():
+    """mean(g**2) over a matrix is sum c_k**2 / K**2 up to O(1 / sqrt(d)), as scalar moments assume."""
+    [w] = tuned_weights(
+        {"w": nn.Parameter(torch.zeros(300, 500), requires_grad=False)}, {"w": 1}, set()
+    )
+    [found] = measurements(1, directions=64)
+    [g] = gradients(w, [found], rank1=True)
+    expected = sum(c * c for c in found.projected_grad) / 64**2
+    assert float((g**2).mean()) == pytest.approx(expected, rel=0.02)
+
+
+def test_a_rank_one_update_is_no_dense_one():
+    found = measurements(1)
+    dense, rank1 = (
+        run(MeZO(weights(), seed=SEED, gaussian=False, weight_decay=0.0, rank1=is_rank1), found)
+        for is_rank1 in (False, True)
+    )
+    moved = [(after - w.data).double() for after, w in zip(rank1, weights(), strict=True)]
+    assert torch.linalg.matrix_rank(moved[0], rtol=1e-3) == 1
+    assert not torch.equal(dense[0], rank1[0])
+    assert all(
+        itertools.starmap(torch.equal, zip(dense[1:], rank1[1:], strict=True))
+    )  # no matrices
+
+
+@pytest.mark.parametrize("rank1", [False, True])
+def test_a_window_as_long_as_the_run_is_full_bit_for_bit(rank1):
+    found, z = measurements(20, directions=2), {"seed": SEED, "gaussian": False, "rank1": rank1}
+    full = run(RAdaZO(weights(), rule("full"), **z), found)
+    window = run(RAdaZO(weights(), rule("window", window=20), **z), found)
+    short = run(RAdaZO(weights(), rule("window", window=19), **z), found)
+    assert all(itertools.starmap(torch.equal, zip(full, window, strict=True)))
+    assert not torch.equal(full[0], short[0])
+
+
+@pytest.mark.parametrize("moments", ["full", "window", "scalar"])
+@pytest.mark.parametrize("c", [1e-3, 17.0, 4e4])
+def test_the_first_update_has_the_length_of_the_rate(moments, c):
+    optimizer = RAdaZO(weights(), rule(moments), seed=SEED, gaussian=False)
+    before = [w.data.clone() for w in optimizer.weights]
+    optimizer.update(Measurement(1, (0.0,), (0.0,), _float32([c])), 1e-2)
+    moved = torch.cat(
+        [(w.data - b).flatten() for w, b in zip(optimizer.weights, before, strict=True)]
+    )
+    assert moved.pow(2).mean().sqrt().item() == pytest.approx(1e-2, rel=0.05)
+
+
+def test_without_correction_the_first_update_is_ten_times_as_long():
+    optimizer = RAdaZO(weights(), rule("full", bias_correction="none"), seed=SEED, gaussian=False)
+    before = optimizer.weights.tuned[0].data.clone()
+    optimizer.update(measurements(1)[0], 1e-2)
+    moved = (optimizer.weights.tuned[0].data - before).pow(2).mean().sqrt().item()
+    assert moved == pytest.approx(0.1, rel=0.05)
+
+
+def quadratic(optimizer, h, lr, steps):
+    """Loss of sum h theta**2 / 2 over the run, with exact projected gradients."""
+    [w] = optimizer.weights
+    losses = []
+    for t in range(1, steps + 1):
+        z = Direction(SEED, t, 0, False).values(w.data, w.param)
+        c = float((h * w.data * z).sum())
+        optimizer.update(Measurement(t, (0.0,), (0.0,), _float32([c])), lr)
+        losses.append(float((h * w.data**2).sum() / 2))
+    return losses
+
+
+def one_weight(d=2000):
+    theta = nn.Parameter(torch.randn(d, generator=torch.Generator().manual_seed(0)), False)
+    return Resident(tuned_weights({"theta": theta}, {"theta": 1}, set()))
+
+
+@pytest.mark.parametrize(("lr", "bound"), [(1e-3, 0.004), (3e-3, 0.005), (1e-2, 0.012)])
+def test_folded_and_unfolded_momentum_agree(lr, bound):
+    h = torch.logspace(0, -2, 2000)
+    folded = RAdaZO(one_weight(), rule("scalar", fold_momentum=True), seed=SEED, gaussian=False)
+    plain = RAdaZO(one_weight(), rule("scalar", window=200), seed=SEED, gaussian=False)
+    assert folded.past.maxlen == 1
+    a, b = quadratic(folded, h, lr, 200)[-1], quadratic(plain, h, lr, 200)[-1]
+    assert a == pytest.approx(b, rel=bound)
+
+
+@pytest.mark.parametrize("moments", ["mezo", "full", "window", "scalar", "folded"])
+def test_a_quadratic_falls(moments):
+    h = torch.logspace(0, -1, 300)
+    if moments == "mezo":
+        optimizer, lr = MeZO(one_weight(300), seed=SEED, gaussian=False, weight_decay=0.0), 2e-3
+    else:
+        kind = "scalar" if moments == "folded" else moments
+        made = rule(kind, fold_momentum=moments == "folded", window=22)
+        optimizer, lr = RAdaZO(one_weight(300), made, seed=SEED, gaussian=False), 3e-3
+    losses = quadratic(optimizer, h, lr, 400)
+    assert losses[-1] < 0.7 * losses[0]
+    assert losses[-1] < losses[200] < losses[50]
+
+
+@pytest.mark.parametrize("moments", ["mezo", "full", "window", "scalar", "folded"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rank1", [False, True])
+def test_a_saved_state_goes_on_bit_for_bit(moments, dtype, rank1, tmp_path):
+    def make():
+        if moments == "mezo":
+            return MeZO(weights(dtype), seed=SEED, gaussian=False, weight_decay=0.1, rank1=rank1)
+        kind = "scalar" if moments == "folded" else moments
+        made = rule(kind, fold_momentum=moments == "folded", window=4)
+        return RAdaZO(weights(dtype), made, seed=SEED, gaussian=False, rank1=rank1)
+
+    found = measurements(9, directions=2)
+    whole, first, second = make(), make(), make()
+    expected = run(whole, found)
+    for w, start in zip(second.weights, run(first, found[:6]), strict=True):
+        w.data.copy_(start)
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    [kept] = first.weights.visits()
+    save_file(dict(kept), tmp_path / "kept")
+    second.weights.load(tensors_in(tmp_path / "kept"))
+    assert all(itertools.starmap(torch.equal, zip(expected, run(second, found[6:]), strict=True)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_small_updates_of_low_precision_weights_arrive_on_average(dtype):
+    ones = nn.Parameter(torch.ones(200_000, dtype=dtype), requires_grad=False)
+    optimizer = MeZO(
+        Resident(tuned_weights({"w": ones}, {"w": 3}, set())),
+        seed=SEED,
+        gaussian=False,
+        weight_decay=0.0,
+    )
+    z = Direction(SEED, 1, 0, False).values(ones.data, 3)
+    optimizer.update(Measurement(1, (0.0,), (0.0,), (1.0,)), 1e-5)  # ulp of bfloat16: 8e-3
+    moved = ((ones.data.float() - 1) * -z).mean().item()
+    assert moved == pytest.approx(1e-5, rel=0.35)  # to nearest it would be 0
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    order=st.permutations(sorted(SHAPES)), cs=st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=4)
+)
+def test_the_result_does_not_depend_on_the_order_of_the_parameters(order, cs):
+    found = [Measurement(1, (0.0,), (0.0,), _float32(cs))]
+    usual = RAdaZO(weights(), rule("scalar"), seed=SEED, gaussian=False)
+    other = RAdaZO(weights(), rule("scalar"), seed=SEED, gaussian=False)
+    other.weights.tuned.sort(key=lambda w: order.index(w.name))
+    run(usual, found)
+    run(other, found)
+    by_name = {w.name: w.data for w in other.weights}
+    assert all(torch.equal(w.data, by_name[w.name]) for w in usual.weights)
+
+
+def test_too_many_directions_for_an_exact_sum_are_refused():
+    optimizer = MeZO(weights(), seed=SEED, gaussian=False, weight_decay=0.0)
+    many = Measurement(1, (0.0,), (0.0,), (1.0,) * 2049)
+    with pytest.raises(ValueError, match="2048"):
+        optimizer.update(many, 1e-3)
+
+
+def test_coefficients_keep_thirteen_bits():
+    from zoft.engine.kernels.numerics.exact_sum import make_terms
+
+    for largest in (1e-30, 3.7e-4, 1.0, 8191.9, 1e20):
+        terms = make_terms(1, False, [(1, 0), (1, 1)], [largest, -largest / 3])
+        assert abs(terms.n).max() <= 2**13
+        assert math.log2(terms.unit) == int(math.log2(terms.unit))
+        assert terms.n[0] * terms.unit == pytest.approx(largest, rel=2**-12)
+        assert terms.n[1] * terms.unit == pytest.approx(-largest / 3, rel=2**-11)

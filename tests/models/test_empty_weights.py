@@ -1,0 +1,275 @@
+"""zoft's loading beside transformers' own, and models whose blocks stay in their files."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support import tiny
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    MixtralConfig,
+    MixtralForCausalLM,
+    PreTrainedModel,
+)
+
+from zoft.errors import EnvironmentProblem
+from zoft.models.blocks import find_blocks, is_placeholder
+from zoft.models.empty_weights import model_on_meta
+from zoft.models.load import Loaded, load_model
+from zoft.models.storage.safetensors import Reader, stored_tensors
+from zoft.recipe.schema import ModelSection
+
+IDS = torch.tensor([[0, 40, 50, 60, 70]])
+SMALL = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
+
+
+def tied_llama() -> PreTrainedModel:
+    return tiny.llama(tie=True)
+
+
+def gemma2() -> PreTrainedModel:
+    """Tied, a scale of the embeddings kept as a buffer, soft caps."""
+    config = Gemma2Config(**SMALL, num_key_value_heads=2, head_dim=8, pad_token_id=0)
+    return Gemma2ForCausalLM(config).eval()
+
+
+def neox() -> PreTrainedModel:
+    """A base model's prefix of its own, biases everywhere."""
+    return GPTNeoXForCausalLM(GPTNeoXConfig(**SMALL)).eval()
+
+
+def mixtral() -> PreTrainedModel:
+    """Experts that lie apart in the files and together in the model."""
+    config = MixtralConfig(**SMALL, num_key_value_heads=2, num_local_experts=4)
+    return MixtralForCausalLM(config).eval()
+
+
+PLAIN = [tiny.opt, tiny.llama, tied_llama, tiny.gpt2, tiny.qwen2, gemma2, neox]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def load(
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    streamed: Callable[[int], bool] | None = None,
+) -> Loaded:
+    section = ModelSection(name=str(folder))
+    return load_model(folder, section, dtype=dtype, device="cpu", streamed=streamed)
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    return (one.dtype, one.shape) == (other.dtype, other.shape) and torch.equal(
+        one.contiguous().view(-1).view(torch.uint8), other.contiguous().view(-1).view(torch.uint8)
+    )
+
+
+def require_same(ours: PreTrainedModel, theirs: PreTrainedModel) -> None:
+    """The same tensors bit for bit, tied alike, and the same answers."""
+    require_same_tensors(ours, theirs)
+    with torch.inference_mode():
+        assert torch.equal(ours(IDS).logits, theirs(IDS).logits)
+
+
+def require_same_tensors(ours: PreTrainedModel, theirs: PreTrainedModel) -> None:
+    for kind in ("named_parameters", "named_buffers"):
+        one = dict(getattr(ours, kind)(remove_duplicate=False))
+        other = dict(getattr(theirs, kind)(remove_duplicate=False))
+        assert list(one) == list(other)
+        assert [n for n in one if not same_bits(one[n], other[n])] == []
+        assert len({id(t) for t in one.values()}) == len({id(t) for t in other.values()})
+
+
+def theirs(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("build", [*PLAIN, mixtral])
+def test_a_model_is_loaded_as_transformers_loads_it(
+    tmp_path: Path, build: Callable[[], PreTrainedModel], dtype: torch.dtype
+) -> None:
+    build().save_pretrained(tmp_path)
+    ours, other = load(tmp_path, dtype).model, theirs(tmp_path, dtype)
+    require_same(ours, other)
+    ours.save_pretrained(tmp_path / "ours")
+    other.config.use_cache = False
+    other.save_pretrained(tmp_path / "theirs")
+    for file in (tmp_path / "theirs").iterdir():
+        assert (tmp_path / "ours" / file.name).read_bytes() == file.read_bytes(), file.name
+
+
+@pytest.mark.parametrize("kept", [torch.bfloat16, torch.float16])
+def test_weights_are_cast_as_transformers_casts_them(tmp_path: Path, kept: torch.dtype) -> None:
+    tiny.llama(dtype=kept).save_pretrained(tmp_path)
+    for dtype in DTYPES:
+        require_same(load(tmp_path, dtype).model, theirs(tmp_path, dtype))
+
+
+def test_what_the_model_keeps_in_float32_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.llama(dtype=torch.float32).save_pretrained(tmp_path)
+    kind = type(tiny.llama())
+    monkeypatch.setattr(kind, "_keep_in_fp32_modules_strict", ["down_proj"])
+    loaded = load(tmp_path, torch.bfloat16, streamed=lambda _: True)
+    assert loaded.model.model.layers[0].mlp.down_proj.weight.dtype == torch.float32
+    require_same_tensors(streamed_in(loaded), theirs(tmp_path, torch.bfloat16))
+
+
+@pytest.mark.parametrize("prefix", ["dropped", "as saved", "added"])
+def test_the_base_models_prefix_may_be_there_or_not(tmp_path: Path, prefix: str) -> None:
+    model = tiny.opt()
+    if prefix == "dropped":
+        model.model.save_pretrained(tmp_path)  # decoder.layers..., as in the first OPT files
+    else:
+        model.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(model.config.to_dict()))
+    if prefix == "added":
+        state = load_file(tmp_path / "model.safetensors")
+        state["lm_head.weight"] = state["model.decoder.embed_tokens.weight"].clone()
+        save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    loaded = load(tmp_path, streamed=lambda _: True)
+    assert len(loaded.sources) == 2 * 16
+    require_same(streamed_in(loaded), theirs(tmp_path, torch.float32))
+
+
+@pytest.mark.parametrize("change", ["equal", "equal once rounded", "not equal"])
+def test_a_pair_that_lies_there_twice_is_tied_if_equal(tmp_path: Path, change: str) -> None:
+    tiny.llama(tie=True).save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    head = state["model.embed_tokens.weight"].clone()
+    head[5, 7] += {"equal": 0.0, "equal once rounded": 1e-9, "not equal": 1.0}[change]
+    state["lm_head.weight"] = head
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    for dtype in (torch.float32, torch.bfloat16):
+        ours = load(tmp_path, dtype).model
+        require_same(ours, theirs(tmp_path, dtype))
+    assert (ours.lm_head.weight is ours.model.embed_tokens.weight) == (change != "not equal")
+
+
+def test_the_head_may_be_the_one_that_is_there(tmp_path: Path) -> None:
+    tiny.llama(tie=True).save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    state["lm_head.weight"] = state.pop("model.embed_tokens.weight")
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    ours = load(tmp_path).model
+    assert ours.lm_head.weight is ours.model.embed_tokens.weight
+    require_same(ours, theirs(tmp_path, torch.float32))
+
+
+def test_leftovers_that_transformers_ignores_are_ignored(tmp_path: Path) -> None:
+    """Old files hold buffers that are computed now; at another value they must not come in."""
+    tiny.llama().save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    state["model.rotary_emb.inv_freq"] = torch.full((6,), 7.0)
+    state["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.full((6,), 7.0)
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    require_same(load(tmp_path, torch.bfloat16).model, theirs(tmp_path, torch.bfloat16))
+
+
+def test_a_wrong_shape_is_one_line(tmp_path: Path) -> None:
+    tiny.llama().save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    state["model.norm.weight"] = torch.ones(7)
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(EnvironmentProblem, match="cannot load") as caught:
+        load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_generation_config_comes_along(tmp_path: Path) -> None:
+    tiny.llama().save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"max_length": 7}))
+    assert load(tmp_path).model.generation_config.max_length == 7
+
+
+# -- streamed ---------------------------------------------------------------------------------
+
+
+def streamed_in(loaded: Loaded) -> PreTrainedModel:
+    """What the streamer will do, for all blocks at once."""
+    named = dict(loaded.model.named_parameters())
+    with Reader() as reader:
+        for name, stored in loaded.sources.items():
+            own = torch.empty(named[name].shape, dtype=named[name].dtype)
+            reader.read(stored, own)
+            named[name].data = own
+    return loaded.model
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("build", PLAIN)
+def test_blocks_stay_in_the_files_until_they_are_read(
+    tmp_path: Path, build: Callable[[], PreTrainedModel], dtype: torch.dtype
+) -> None:
+    build().save_pretrained(tmp_path)
+    loaded = load(tmp_path, dtype, streamed=lambda i: i == 1)
+    named = dict(loaded.model.named_parameters())
+    block = f"{find_blocks(loaded.model).name}.1."
+    assert set(loaded.sources) == {name for name in named if name.startswith(block)}
+    assert {i: x.parameters.keys() for i, x in loaded.blocks.items()} == {1: loaded.sources.keys()}
+    for name, parameter in named.items():
+        if name in loaded.sources:
+            assert isinstance(parameter, nn.Parameter)
+            assert set(parameter.stride()) <= {0}
+            assert parameter.untyped_storage().nbytes() <= 8
+            assert is_placeholder(parameter)
+            assert parameter.isnan().all()
+            assert loaded.sources[name].shape == tuple(parameter.shape)
+        else:
+            assert parameter.untyped_storage().nbytes() == parameter.nbytes, name
+        assert not parameter.requires_grad
+    with torch.inference_mode():
+        assert loaded.model(IDS).logits.isnan().any()
+    require_same(streamed_in(loaded), theirs(tmp_path, dtype))
+
+
+def test_the_sources_are_the_files_own(tmp_path: Path) -> None:
+    tiny.llama().save_pretrained(tmp_path, max_shard_size="50KB")
+    loaded = load(tmp_path, streamed=lambda _: True)
+    stored = stored_tensors(tmp_path)
+    assert loaded.sources == {n: s for n, s in stored.items() if n.startswith("model.layers.")}
+    assert load(tmp_path).sources == {}
+    assert load(tmp_path).blocks == {}
+
+
+def test_merged_experts_load_but_do_not_stream(tmp_path: Path) -> None:
+    mixtral().save_pretrained(tmp_path)
+    assert load(tmp_path).sources == {}
+    with pytest.raises(EnvironmentProblem, match="cannot be streamed") as caught:
+        load(tmp_path, streamed=lambda _: True)
+    assert "experts" in str(caught.value)
+    assert "model.residency=device" in str(caught.value)
+
+
+def test_a_large_model_on_meta_takes_no_memory() -> None:
+    config = LlamaConfig(  # 7B
+        vocab_size=32000,
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+    )
+    model = model_on_meta(config, torch.bfloat16)
+    assert {t.device.type for t in model.parameters()} == {"meta"}
+    assert {t.dtype for t in model.parameters()} == {torch.bfloat16}
+    assert math.isclose(sum(p.nbytes for p in model.parameters()), 13.5e9, rel_tol=0.01)

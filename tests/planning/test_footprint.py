@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import tiny
+from support.recipes import of_tiny_llama as recipe
+
+from zoft.planning.footprint import (
+    ALIGN,
+    LIBRARIES,
+    QUANTIZERS,
+    Footprint,
+    Item,
+    footprint,
+    libraries,
+)
+from zoft.planning.workload import Shape, shape_of
+from zoft.recipe.schema import Recipe
+
+WEIGHTS = {w: sum(p.numel() for p in tiny.llama().parameters()) * 4 for w in ("float32",)}
+BLOCK = sum(p.numel() for p in tiny.llama().model.layers[0].parameters()) * 4
+REST = WEIGHTS["float32"] - 2 * BLOCK
+
+
+def planned(folder: Path, **sections: Any) -> tuple[Recipe, Shape]:
+    made = recipe(folder, **sections)
+    return made, shape_of(made)
+
+
+def item(found: Footprint, name: str) -> Item:
+    return next((x for x in found.items if x.name == name), Item(name))
+
+
+def on_a_gpu(recipe: Recipe) -> Recipe:
+    return recipe.model_copy(update={"device": "cuda:0"})
+
+
+def test_on_the_device_all_weights_are_there_once(tmp_path: Path) -> None:
+    found = footprint(*planned(tmp_path))
+    assert item(found, "embeddings, norm, head").device == REST
+    assert item(found, "resident blocks").device == 2 * BLOCK
+    assert item(found, "slots for streamed blocks").device == 0
+    assert found.resident == (0, 1)
+    assert found.host == 0
+    held = sum(x.device for x in found.items)
+    assert found.device == held + found.busiest.device
+
+
+def test_frozen_weights_lie_in_the_type_that_is_computed_in(tmp_path: Path) -> None:
+    half = {"model": {"compute_dtype": "bfloat16"}}
+    full = footprint(*planned(tmp_path, **half))
+    lora = footprint(*planned(tmp_path, **half, tune={"method": "lora"}))
+    assert item(full, "resident blocks").device == 2 * BLOCK
+    assert item(lora, "resident blocks").device == BLOCK
+    assert item(lora, "adapter").device > 0
+
+
+def test_moments_are_eight_bytes_a_tuned_weight(tmp_path: Path) -> None:
+    found = footprint(*planned(tmp_path, optimizer={"moments": "full"}))
+    assert item(found, "moments").device == 2 * WEIGHTS["float32"]
+    assert item(footprint(*planned(tmp_path)), "moments").device == 0
+
+
+@pytest.mark.parametrize(("method", "slots"), [("full", 2), ("lora", 2)])
+def test_streamed_blocks_wait_on_the_host_in_arenas(
+    tmp_path: Path, method: str, slots: int
+) -> None:
+    made, shape = planned(tmp_path, tune={"method": method})
+    found = footprint(on_a_gpu(made), shape, "host")
+    arena = sum(
+        -(-w.numel * 4 // ALIGN) * ALIGN for w in shape.weights if w.block == 0 and not w.adapter
+    )
+    assert found.slots == slots  # there are only two
+    assert item(found, "streamed blocks").host == 2 * arena
+    assert item(found, "slots for streamed blocks").device == slots * arena
+    assert item(found, "resident blocks").device == 0
+
+
+def test_three_slots_where_blocks_are_written_back(tmp_path: Path) -> None:
+    config = tiny.llama().config
+    config.num_hidden_layers = 5
+    for method, slots in (("full", 3), ("lora", 2)):
+        made = recipe(tmp_path, tune={"method": method})
+        config.save_pretrained(tmp_path)
+        found = footprint(on_a_gpu(made), shape_of(made), "host", (0,))
+        assert (found.slots, found.resident) == (slots, (0,))
+
+
+def test_full_moments_travel_with_their_block(tmp_path: Path) -> None:
+    made, shape = planned(tmp_path, optimizer={"moments": "full"})
+    found = footprint(on_a_gpu(made), shape, "host")
+    assert item(found, "moments").device == 2 * REST
+    assert item(found, "streamed blocks").host == pytest.approx(6 * BLOCK, rel=0.02)
+
+
+def test_the_disk_has_a_working_copy_only_of_what_learns(tmp_path: Path) -> None:
+    made, shape = planned(tmp_path)
+    full = footprint(on_a_gpu(made), shape, "disk")
+    assert item(full, "streamed blocks").disk == pytest.approx(2 * BLOCK, rel=0.02)
+    assert item(full, "staging").host > 0
+    made, shape = planned(tmp_path, tune={"method": "lora"})
+    assert item(footprint(made, shape, "disk"), "streamed blocks").disk == 0
+    assert item(footprint(made, shape, "disk"), "staging").device == 0  # read into the slots
+
+
+def test_on_a_cpu_the_device_is_the_host(tmp_path: Path) -> None:
+    made, shape = planned(tmp_path)
+    cpu, gpu = footprint(made, shape), footprint(on_a_gpu(made), shape)
+    assert cpu.host == 0
+    assert item(cpu, "libraries").device == item(gpu, "libraries").host > 0
+    assert item(gpu, "CUDA").device > 0
+
+
+def test_a_dense_probe_holds_a_modules_weight_and_a_paired_one_two(tmp_path: Path) -> None:
+    dense = {"structure": "dense", "paired": False}
+    one = footprint(*planned(tmp_path, optimizer=dense))
+    two = footprint(*planned(tmp_path, optimizer={**dense, "paired": True}))
+    assert item(one, "scratch").device == tiny.VOCABULARY * 48 * 4  # the head's
+    assert item(two, "scratch").device == 2 * item(one, "scratch").device
+    rank1 = footprint(*planned(tmp_path))
+    assert item(rank1, "scratch").device < item(one, "scratch").device
+
+
+def test_micro_batches_take_fewer_activations(tmp_path: Path) -> None:
+    whole, half = (
+        footprint(*planned(tmp_path, train={"batch_size": 8, "micro_batch_size": size}))
+        for size in (8, 4)
+    )
+    name = "probe: blocks"
+    of = {x.name: x for x in whole.phases}, {x.name: x for x in half.phases}
+    assert of[1][name].device == pytest.approx(of[0][name].device / 2, rel=0.1)
+
+
+def test_an_evaluation_counts_where_there_is_one(tmp_path: Path) -> None:
+    data = {
+        "train": {"path": "none.jsonl"}, "eval": {"path": "none.jsonl"}, "format": "text",
+        "max_length": 24,
+    }  # fmt: skip
+    train, evaluation = {"batch_size": 2}, {"batch_size": 64}
+    found = footprint(*planned(tmp_path, data=data, train=train, eval=evaluation))
+    assert found.busiest.name.startswith("evaluation")
+    assert "evaluation" not in {x.name for x in footprint(*planned(tmp_path)).phases}
+
+
+@pytest.mark.parametrize(("quantization", "share"), [("int8", 1 / 4), ("nf4", 1 / 7)])
+def test_a_quantized_base_is_smaller(tmp_path: Path, quantization: Any, share: float) -> None:
+    made, shape = planned(tmp_path, tune={"method": "lora"})
+    model = made.model.model_copy(update={"quantization": quantization})
+    plain, coded = (footprint(x, shape) for x in (made, made.model_copy(update={"model": model})))
+    name = "resident blocks"
+    assert item(coded, name).device == pytest.approx(share * item(plain, name).device, rel=0.15)
+    assert item(coded, "adapter") == item(plain, "adapter")
+
+
+def test_checkpoints_and_the_result_need_the_disk(tmp_path: Path) -> None:
+    every = {"checkpoint": {"every": 10, "keep_last": 2, "keep_best": 1}, "train": {"steps": 15}}
+    assert footprint(*planned(tmp_path)).disk == WEIGHTS["float32"]
+    assert footprint(*planned(tmp_path, **every)).disk == 2 * WEIGHTS["float32"]
+
+
+def test_what_is_installed_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zoft.planning.footprint.find_spec", lambda _: None)
+    assert libraries() == LIBRARIES
+    monkeypatch.setattr("zoft.planning.footprint.find_spec", lambda name: name)
+    assert libraries() == LIBRARIES + QUANTIZERS
+
+
+def test_answers_that_are_written_keep_keys_and_values(tmp_path: Path) -> None:
+    data = {"train": {"path": "none"}, "eval": {"path": "none"}, "format": "messages"}
+    settings = {"data": {**data, "max_length": 24}, "tune": {"method": "lora"}}
+
+    def phases(**section: Any) -> dict[str, int]:
+        found = footprint(*planned(tmp_path, **settings, eval={"batch_size": 8, **section}))
+        return {x.name: x.device for x in found.phases}
+
+    assert "evaluation: answers" not in phases()
+    short, long = (
+        phases(metric="f1", max_new_tokens=tokens)["evaluation: answers"] for tokens in (10, 20)
+    )
+    # Keys and values of 2 heads of 12 in 2 layers, and once more of one layer, twice for the heap.
+    assert long - short == 2 * (8 * 10 * 2 * 2 * 12 * 4) * (2 + 1)

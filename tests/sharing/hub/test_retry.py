@@ -1,0 +1,92 @@
+"""What is tried again, how often, and in which words it is given up."""
+
+from __future__ import annotations
+
+import json
+
+import httpx2
+import pytest
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+
+from zoft.errors import EnvironmentProblem, Interrupted
+from zoft.sharing.hub import retry as patience
+from zoft.sharing.hub.retry import nothing, patiently
+
+
+def answered(status: int, **headers: str) -> HfHubHTTPError:
+    request = httpx2.Request("GET", "https://hub/api?token=secret")
+    response = httpx2.Response(status, headers=headers, request=request)
+    return HfHubHTTPError(f"{status} for url https://hub/api?token=secret", response=response)
+
+
+@pytest.fixture
+def waited(monkeypatch):
+    """The seconds of each pause, none of which is taken."""
+    found: list[float] = []
+    monkeypatch.setattr(patience, "_sleep", lambda seconds, _: found.append(seconds))
+    return found
+
+
+def failing(*errors: BaseException):
+    left = list(errors)
+
+    def action() -> str:
+        if left:
+            raise left.pop(0)
+        return "done"
+
+    return action
+
+
+def wrapped(error: Exception) -> RuntimeError:
+    """As the client wraps what goes wrong in an upload."""
+    outer = RuntimeError("Error while uploading")
+    outer.__cause__ = error
+    return outer
+
+
+def test_what_may_pass_is_tried_again(waited):
+    said: list[str] = []
+    errors = (
+        answered(500), answered(429, **{"Retry-After": "7"}), wrapped(httpx2.ReadError("cut")),
+        httpx2.ReadTimeout("slow"), json.JSONDecodeError("?", "<", 0),
+    )  # fmt: skip
+    assert patiently(failing(*errors), "cannot push", say=said.append, check=nothing) == "done"
+    assert waited == [1.0, 7.0, 4.0, 8.0, 16.0]
+    assert said[0] == "cannot push: the Hub answered 500 Internal Server Error; again in 1 s"
+    assert "secret" not in "".join(said)
+
+
+def test_patience_ends(waited):
+    with pytest.raises(EnvironmentProblem, match=r"^cannot push: the Hub does not answer$"):
+        patiently(failing(*[httpx2.ReadTimeout("slow")] * 6), "cannot push", say=str, check=nothing)
+    assert len(waited) == 5
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (answered(401), "the Hub refuses the token"),
+        (answered(403), "the token may not write there"),
+        (answered(422, **{"X-Error-Message": "no such object"}), "422 no such object"),
+        (LocalTokenNotFoundError("long text"), "you are not logged in"),
+        (ValueError("Invalid metadata in README.md."), "Invalid metadata"),
+    ],
+)
+def test_what_will_not_pass_is_not(waited, error, words):
+    with pytest.raises(EnvironmentProblem, match=words):
+        patiently(failing(error), "cannot push", say=str, check=nothing)
+    assert waited == []
+
+
+def test_a_pause_ends_when_the_run_is_stopped():
+    asked = 0
+
+    def check() -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 3:
+            raise Interrupted("stopped", 143)
+
+    with pytest.raises(Interrupted):
+        patiently(failing(answered(503)), "cannot push", say=str, check=check)

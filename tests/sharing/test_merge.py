@@ -1,0 +1,212 @@
+"""One model of adapter and base: what it computes, what it leaves behind, what is refused."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import IA3Config, PeftModel, PrefixTuningConfig, get_peft_model
+from support import small, tiny
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from zoft.cli.main import main
+from zoft.errors import EnvironmentProblem, RecipeError
+from zoft.models.adapters import attach_adapter, load_adapter
+from zoft.recipe.sections.tune import TuneSection
+from zoft.sharing import merge as merging
+from zoft.sharing.merge import merge
+from zoft.training.run import train
+
+# peft 0.21 reads a property that transformers 5.23 renamed.
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+IDS = torch.tensor([[5, 40, 7, 99, 23, 200, 31]])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder with a small LoRA run in run/."""
+    folder = tmp_path_factory.mktemp("merge")
+    recipe = small.write(folder, "lora", tie=True)
+    train(str(recipe), ["train.steps=3", "optimizer.lr=0.1", "checkpoint.every=2"])
+    return folder
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    tiny.llama().save_pretrained(tmp_path / "base")
+    tiny.tokenizer().save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+def adapter(base: Path, config=None, scale: float = 1.0) -> Path:
+    """An adapter whose every weight is noise."""
+    model = AutoModelForCausalLM.from_pretrained(base)
+    adapted = (
+        get_peft_model(model, config)
+        if config
+        else attach_adapter(model, TuneSection(method="lora"), seed=0)
+    )
+    torch.manual_seed(0)
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name or "ia3" in name:
+            parameter.data = 1 + scale * torch.randn_like(parameter)
+    adapted.save_pretrained(base.parent / "adapter")
+    return base.parent / "adapter"
+
+
+def left(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def together(base: Path, adapter: Path) -> torch.Tensor:
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()
+    with torch.inference_mode():
+        return model(IDS).logits
+
+
+def test_a_run_becomes_one_model(finished, tmp_path, capsys):
+    assert main(["merge", str(finished / "run"), str(tmp_path / "out")]) == 0
+    out = capsys.readouterr().out
+    assert "prompts of data.eval" in out
+    assert "apart in float32 (allowed: 0.0001)" in out
+    assert left(tmp_path) == {"out"}
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    assert model.config.use_cache
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    with torch.inference_mode():
+        logits = model(IDS).logits
+    expected = together(finished / "model", finished / "run/final")
+    assert (logits - expected).abs().max() <= 1e-4
+    plain = AutoModelForCausalLM.from_pretrained(finished / "model").eval()
+    assert (plain(IDS).logits - expected).abs().max() > 1e-2  # the adapter does something
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer("It was").input_ids == tiny.tokenizer()("It was").input_ids
+
+
+def test_transformers_alone_loads_it_in_a_fresh_process(finished, tmp_path):
+    merge(str(finished / "run" / "checkpoint-000002"), str(tmp_path / "out"), "bfloat16")
+    script = (
+        "import sys; from transformers import AutoModelForCausalLM as M, AutoTokenizer as T\n"
+        "model, text = M.from_pretrained(sys.argv[1]), T.from_pretrained(sys.argv[1])('It was')\n"
+        "print(model.dtype, model(**{'input_ids': __import__('torch').tensor([text.input_ids])})"
+        ".logits.isfinite().all().item(), 'zoft' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "out")],
+        capture_output=True, text=True, check=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.stdout == "torch.bfloat16 True False\n"
+
+
+def test_rounding_is_said_apart(base, tmp_path, capsys):
+    assert merge(str(adapter(base)), str(tmp_path / "out"), "float16") <= 1e-4
+    assert "rounding to float16 moves them by up to" in capsys.readouterr().out
+    assert left(tmp_path) == {"base", "adapter", "out"}
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").dtype == torch.float16
+
+
+def test_other_adapters_of_peft(base, tmp_path):
+    config = IA3Config(
+        task_type="CAUSAL_LM",
+        target_modules=["k_proj", "down_proj"],
+        feedforward_modules=["down_proj"],
+    )
+    merge(str(adapter(base, config)), str(tmp_path / "out"))
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    assert (merged(IDS).logits - together(base, tmp_path / "adapter")).abs().max() <= 1e-4
+
+
+def test_what_stands_before_the_prompt_is_no_change_of_weights(base, tmp_path):
+    config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    with pytest.raises(RecipeError, match="prefix_tuning stands before the prompt"):
+        merge(str(adapter(base, config)), str(tmp_path / "out"))
+    assert left(tmp_path) == {"base", "adapter"}
+
+
+def test_a_model_that_computes_something_else_is_not_kept(base, tmp_path, monkeypatch, capsys):
+    where = adapter(base)
+    monkeypatch.setattr(merging, "_added", lambda adapted, _: adapted.unload())
+    assert main(["merge", str(where), str(tmp_path / "out")]) == 1
+    assert "nothing was kept" in capsys.readouterr().err
+    assert left(tmp_path) == {"base", "adapter"}
+
+
+def test_an_adapter_that_is_not_finite_is_refused(base, tmp_path):
+    where = adapter(base, scale=float("nan"))
+    with pytest.raises(EnvironmentProblem, match="cannot be merged"):
+        merge(str(where), str(tmp_path / "out"))
+    assert left(tmp_path) == {"base", "adapter"}
+
+
+def test_codes_are_named(finished, tmp_path, monkeypatch, capsys):
+    """An adapter that was tuned on a quantised base is merged onto the base itself."""
+    recipe = merging.recipe_of(finished / "run")
+    model = recipe.model.model_copy(update={"quantization": "int8"})
+    quantized = recipe.model_copy(update={"model": model})
+    monkeypatch.setattr(merging, "recipe_of", lambda _: quantized)
+    merge(str(finished / "run"), str(tmp_path / "out"))
+    assert "note: the adapter was tuned on int8 codes" in capsys.readouterr().out
+
+
+def test_refusals(base, tmp_path, capsys):
+    where = adapter(base)
+    (tmp_path / "there").mkdir()
+    for arguments, code, answer in (
+        (
+            [str(where), str(tmp_path / "there")],
+            2,
+            f"{tmp_path}/there exists; name one that does not",
+        ),
+        (
+            [str(base), str(tmp_path / "out")],
+            2,
+            f"nothing to merge: {base} is already a whole model",
+        ),
+        (
+            [str(tmp_path / "no"), "out"],
+            4,
+            f"there is no run, checkpoint or adapter folder {tmp_path}/no",
+        ),
+    ):
+        capsys.readouterr()
+        assert main(["merge", *arguments]) == code
+        assert capsys.readouterr().err == f"error: {answer}\n"
+    assert left(tmp_path) == {"base", "adapter", "there"}
+
+
+def test_a_run_that_tuned_all_weights_needs_no_merging(tmp_path, monkeypatch):
+    monkeypatch.setattr(merging, "weights_of", lambda _: str(tmp_path / "final"))
+    with pytest.raises(RecipeError, match="final is already a whole model"):
+        merge(str(tmp_path), str(tmp_path / "out"))
+
+
+def test_memory_is_asked_for_first(base, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(merging, "free_host_bytes", lambda: 1000)
+    assert main(["merge", str(adapter(base)), str(tmp_path / "out")]) == 5
+    assert "in float32" in capsys.readouterr().err
+
+
+def test_the_adapter_itself_loads_with_peft(finished):
+    model = load_adapter(
+        AutoModelForCausalLM.from_pretrained(finished / "model"), finished / "run/final"
+    )
+    with torch.inference_mode():
+        difference = model(IDS).logits - together(finished / "model", finished / "run/final")
+    assert difference.abs().max() == 0
+
+
+def test_rounding_of_the_passes_is_told_from_a_wrong_model(finished, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("zoft.sharing.merge.apart", lambda *_: 2e-4)  # as in a deep model
+    assert main(["merge", str(finished / "run"), str(tmp_path / "out")]) == 0
+    out = capsys.readouterr().out
+    exact = re.search(r"and (\S+) in float64: the rest is rounding", out)
+    assert exact is not None
+    assert 0 < float(exact[1]) < 1e-5  # the merged weights' own rounding
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    expected = together(finished / "model", finished / "run/final")
+    with torch.inference_mode():
+        assert (model(IDS).logits - expected).abs().max() <= 1e-4

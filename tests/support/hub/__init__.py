@@ -1,0 +1,1 @@
+"""A server like the Hub, and a client in a process of its own."""

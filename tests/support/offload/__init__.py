@@ -1,0 +1,1 @@
+"""Streaming: programs of operations, and ways to run them."""

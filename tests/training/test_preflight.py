@@ -1,0 +1,143 @@
+"""What a run settles before its first step: one pass or two, and whether examples can be told apart."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from support import small
+from torch import Tensor, nn
+
+from zoft.errors import RecipeError
+from zoft.recipe.load import load_recipe
+from zoft.runs.journal import read
+from zoft.training import preflight as first_look
+from zoft.training import run
+from zoft.training import start as resume
+from zoft.training.run import train
+from zoft.training.trainer import Trainer
+
+
+class BatchMean(nn.Module):
+    """Adds the mean over all rows, as a module with a capacity to share may."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed: Tensor = self.inner(x) + x.mean(0, keepdim=True)
+        return mixed
+
+
+class TimeFirst(nn.Module):
+    """Hands on (T, R, C): the rows do not lead any more."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        handed: Tensor = self.inner(x.transpose(0, 1)).transpose(0, 1)
+        return handed
+
+
+def wrapped(monkeypatch: pytest.MonkeyPatch, wrapper: type[nn.Module]) -> None:
+    """Models are loaded with a module that mixes the rows of a batch."""
+    load = run.load_model
+
+    def loaded(*args, **kwargs):
+        found = load(*args, **kwargs)
+        layer = found.model.model.layers[0]
+        layer.mlp = wrapper(layer.mlp)
+        return found
+
+    monkeypatch.setattr(run, "load_model", loaded)
+
+
+def settled(folder: Path) -> dict:
+    chosen = load_recipe(folder / "resolved.yaml").optimizer.model_dump(mode="json")
+    header, _ = read(folder / "journal.jsonl")
+    assert header["optimizer"] == chosen
+    return chosen
+
+
+@pytest.fixture
+def unfinished(monkeypatch: pytest.MonkeyPatch) -> list[Trainer]:
+    """A run ends after its last step, without `final`; the trainers of all runs."""
+    seen: list[Trainer] = []
+    monkeypatch.setattr(run, "finish", lambda trainer, _: seen.append(trainer))
+    return seen
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_both_signs_go_in_one_pass_where_that_changes_nothing(method, tmp_path, unfinished):
+    recipe = small.write(tmp_path, method)
+    train(str(recipe), ["train.steps=2", "~eval", "~checkpoint"])
+    assert settled(tmp_path / "run")["paired"] is True
+    assert unfinished[0].estimator.paired is True
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("optimizer.paired=false", False),
+        ("optimizer.paired=true", True),
+        ("optimizer.sides=1", False),
+        ("optimizer.structure=dense", True),
+    ],
+)
+def test_what_the_recipe_says_about_passes_holds(change, expected, tmp_path, unfinished):
+    recipe = small.write(tmp_path)
+    train(str(recipe), [change, "train.steps=2", "~eval", "~checkpoint"])
+    assert settled(tmp_path / "run")["paired"] is expected
+    assert unfinished[0].estimator.paired is expected
+
+
+@pytest.mark.parametrize("agree", [False, True])
+def test_the_choice_of_passes_is_kept_on_resume(agree, tmp_path, unfinished, monkeypatch):
+    recipe = small.write(tmp_path)
+    monkeypatch.setattr(first_look, "pairs_agree", lambda *_: agree)
+    train(str(recipe), ["train.steps=2", "~eval", "~checkpoint"])
+    assert settled(tmp_path / "run")["paired"] is agree
+
+    def never(_: Trainer) -> None:
+        pytest.fail("settled before")
+
+    monkeypatch.setattr(resume, "choose_passes", never)
+    train(str(recipe), ["train.steps=4", "~eval", "~checkpoint"], resume="auto")
+    assert settled(tmp_path / "run")["paired"] is agree
+    assert [trainer.estimator.paired for trainer in unfinished] == [agree, agree]
+    other = [f"optimizer.paired={'false' if agree else 'true'}", "train.steps=6", "~eval"]
+    with pytest.raises(RecipeError, match=r"optimizer\.paired"):
+        train(str(recipe), [*other, "~checkpoint"], resume="auto")
+
+
+@pytest.mark.parametrize("wrapper", [BatchMean, TimeFirst])
+def test_a_model_that_mixes_rows_cannot_have_directions_for_each_example(
+    wrapper, tmp_path, monkeypatch, unfinished
+):
+    wrapped(monkeypatch, wrapper)
+    recipe = small.write(tmp_path)
+    with pytest.raises(RecipeError, match=r"optimizer\.scope=batch"):
+        train(str(recipe), ["train.steps=2"])
+    assert not (tmp_path / "run").exists()
+    train(str(recipe), ["train.steps=2", "optimizer.scope=batch", "~eval", "~checkpoint"])
+    assert settled(tmp_path / "run")["paired"] is False
+    assert unfinished[0].estimator.paired is False
+
+
+def test_padding_is_what_no_token_fills(tmp_path, unfinished):
+    recipe = small.write(tmp_path)
+    train(str(recipe), ["train.steps=6", "~eval", "~checkpoint"])
+    [trainer] = unfinished
+    lines = map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines())
+    found = {e["step"]: (e["tokens"], e["padding"]) for e in lines if e["event"] == "train"}
+    assert set(found) == set(range(1, 7))
+    for step, (tokens, padding) in found.items():
+        lengths = [
+            trainer.objective.width([trainer.train_set[i]]) for i in trainer.order.rows(step)
+        ]
+        assert tokens == sum(lengths)
+        assert padding == pytest.approx(1 - tokens / (max(lengths) * len(lengths)), abs=1e-4)

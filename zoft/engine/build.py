@@ -1,0 +1,108 @@
+"""The parts of a run that sections of the recipe choose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from zoft.data.examples import Example, length
+from zoft.data.order import Order
+from zoft.engine.estimator import Estimator
+from zoft.engine.offload.stream import stream
+from zoft.engine.offload.streamer import Streamer
+from zoft.engine.optimizers.mezo import MeZO
+from zoft.engine.optimizers.radazo import MOMENTS, RAdaZO, Rule
+from zoft.engine.optimizers.update import Tuned, Weights
+from zoft.engine.probe.view import View
+from zoft.models.load import Loaded
+from zoft.models.storage.safetensors import Stored
+from zoft.recipe.schema import Recipe
+from zoft.recipe.sections.optimizer import OptimizerSection
+
+
+def streamer_for(
+    recipe: Recipe,
+    loaded: Loaded,
+    tuned: Sequence[Tuned],
+    moments: dict[str, Stored],
+    *,
+    slots: int,
+    working: Path,
+    say: Callable[[str], None],
+) -> Streamer | None:
+    """What runs the blocks that `loaded` left in their files; None if it left none.
+
+    `moments` are the stored ones of a checkpoint; `working` is where changed blocks go.
+    """
+    if not loaded.blocks:
+        return None
+    assert recipe.model.residency in ("host", "disk")
+    assert recipe.offload.writeback != "auto"
+    return stream(
+        loaded.blocks,
+        tuned,
+        kept_by(recipe.optimizer),
+        {**loaded.sources, **moments},
+        residency=recipe.model.residency,
+        device=torch.device(recipe.device),
+        slots=slots,
+        writeback=recipe.offload.writeback,
+        working=working,
+        say=say,
+    )
+
+
+def estimator_for(recipe: Recipe, view: View) -> Estimator:
+    settings = recipe.optimizer
+    assert isinstance(settings.perturbation, float)
+    return Estimator(
+        view,
+        seed=recipe.seed,
+        gaussian=settings.distribution == "gaussian",
+        perturbation=settings.perturbation,
+        directions=settings.directions,
+        sides=settings.sides,
+        rank1=settings.structure == "rank1",
+        examples=recipe.train.batch_size if settings.scope == "example" else None,
+        paired=settings.paired is True,
+    )
+
+
+def kept_by(settings: OptimizerSection) -> tuple[str, ...]:
+    """What the update rule keeps beside every weight."""
+    return MOMENTS if (settings.name, settings.moments) == ("r-adazo", "full") else ()
+
+
+def optimizer_for(settings: OptimizerSection, seed: int, weights: Weights) -> MeZO | RAdaZO:
+    gaussian, rank1 = settings.distribution == "gaussian", settings.structure == "rank1"
+    match settings.name:
+        case "mezo":
+            return MeZO(
+                weights,
+                seed=seed,
+                gaussian=gaussian,
+                weight_decay=settings.weight_decay,
+                rank1=rank1,
+            )
+        case "r-adazo":
+            assert settings.moments != "auto"
+            assert isinstance(settings.window, int)
+            rule = Rule(
+                betas=settings.betas,
+                eps=settings.eps,
+                bias_correction=settings.bias_correction,
+                moments=settings.moments,
+                window=settings.window,
+                fold_momentum=settings.fold_momentum,
+                weight_decay=settings.weight_decay,
+            )
+            return RAdaZO(weights, rule, seed=seed, gaussian=gaussian, rank1=rank1)
+
+
+def order_for(recipe: Recipe, train_set: Sequence[Example]) -> Order:
+    lengths = np.array([length(example) for example in train_set])
+    grouped = lengths if recipe.train.group_by_length else None
+    return Order(recipe.seed, recipe.train.batch_size, len(train_set), grouped)

@@ -1,0 +1,137 @@
+"""Is a probe measurable? Its signal beside the forward pass's noise, and what rounding takes of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from zoft.engine.estimator import Estimator, Loss
+from zoft.engine.optimizers.update import Weights
+from zoft.engine.probe.directions import Direction
+from zoft.engine.probe.rows import MixedRows
+from zoft.engine.probe.view import View
+from zoft.models.blocks import is_placeholder
+
+LOUD = 10  # perturbations at which a wrong row's loss stands out of a low precision's rounding
+SAMPLE = 1 << 16  # elements of a parameter that are looked at
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """What `measure_noise` found: RMS of c, of its noise, the relative change of c at twice the
+    perturbation (the bias, once it stands out of the noise), and the batch's mean loss at +epsilon and
+    -epsilon together."""
+
+    projected_grad: float
+    noise: float
+    bias: float
+    loss: float
+
+    @property
+    def signal_to_noise(self) -> float:
+        return self.projected_grad / self.noise if self.noise > 0 else math.inf
+
+
+def measure_noise(estimator: Estimator, losses: Loss, directions: int = 4, first: int = 0) -> Noise:
+    """Three probes per direction, on directions of step 0 (which trains nothing) from `first` on.
+
+    c at epsilon and at 1.1 epsilon differ by the noise of both: sqrt(1 + 1/1.21) of the first's. A
+    repeat at the same epsilon would be bit-equal and show nothing (METHODS section 2). With per-example
+    directions every example's c counts.
+    """
+    epsilon = estimator.perturbation
+    near: list[float] = []
+    wide: list[float] = []
+    square = count = loss = 0.0
+    for k in range(first, first + directions):
+        z = estimator.direction(0, k)
+        at_epsilon, mean = estimator.slopes(z, epsilon, losses)
+        loss += mean / directions
+        others = (estimator.slopes(z, scale * epsilon, losses)[0] for scale in (1.1, 2))
+        for c, close, far in zip(at_epsilon, *others, strict=True):
+            square, count = square + c**2, count + 1
+            near.append(c - close)
+            wide.append(c - far)
+    rms = math.sqrt(square / count)
+    noise = math.sqrt(sum(x * x for x in near) / count / (1 + 1 / 1.21))
+    bias = math.sqrt(sum(x * x for x in wide) / count) / rms if rms > 0 else 0.0
+    return Noise(rms, noise, bias, loss)
+
+
+def pairs_agree(estimator: Estimator, losses: Loss) -> bool:
+    """Whether +epsilon and -epsilon in one pass give what they give in two, up to rounding.
+
+    A module that mixes the rows of a batch (experts with a capacity, say) makes the difference.
+    """
+    z, epsilon = estimator.direction(0, 0), LOUD * estimator.perturbation
+    try:
+        together = estimator.example_losses(z, (epsilon, -epsilon), losses)
+    except MixedRows:
+        return False
+    alone = [
+        loss
+        for scale in (epsilon, -epsilon)
+        for loss in estimator.example_losses(z, (scale,), losses)
+    ]
+    return _close(together, alone, estimator)
+
+
+def examples_agree(estimator: Estimator, first: Loss, alone: Loss) -> bool:
+    """Whether the first example loses, in a pass with others that have directions of their own
+    (`first` runs some examples, its own first), what it loses alone. Raises MixedRows."""
+    z, scales = estimator.direction(0, 0), (LOUD * estimator.perturbation,)
+    together = estimator.example_losses(z, scales, first)
+    return _close(together[:1], estimator.example_losses(z, scales, alone), estimator)
+
+
+def _close(found: list[float], expected: list[float], estimator: Estimator) -> bool:
+    tolerance = 1e-4 if estimator.view.compute_dtype == torch.float32 else 3e-2
+    return all(
+        abs(a - b) <= tolerance * max(1.0, abs(b)) or (math.isnan(a) and math.isnan(b))
+        for a, b in zip(found, expected, strict=True)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """What reaches the forward pass of +-epsilon: the share of elements whose two probes are equal,
+    and the mean of the difference over 2 epsilon, both over all matrices."""
+
+    lost: float
+    gain: float
+
+
+def measure_delivery(
+    view: View, weights: Weights, direction: Direction, perturbation: float
+) -> Delivery | None:
+    """Rounding of W +- epsilon to the type it is used in, on a sample of every tuned matrix.
+
+    To be called after a probe, which shows these types. None where all matrices met their inputs in
+    float32, or are perturbed inside their products (rank-1). Looked-up embedding rows are not counted;
+    vectors are always perturbed in float32.
+    """
+    lost = gained = seen = 0.0
+    slots = {slot.parameter: slot for leaf in view.leaves for slot in leaf.slots}
+    for _ in weights.visits():
+        for parameter, slot in list(slots.items()):
+            weight = parameter.detach()
+            dtype = view.delivered.get(parameter, torch.float32)
+            if slot.param is None or weight.ndim < 2 or dtype == torch.float32:
+                continue
+            if is_placeholder(weight):
+                continue
+            del slots[parameter]
+            part = weight.reshape(-1)[:SAMPLE]
+            plus, minus = (torch.empty_like(part, dtype=dtype) for _ in range(2))
+            direction.perturb(plus, part, slot.param, perturbation)
+            direction.perturb(minus, part, slot.param, -perturbation)
+            z = direction.values(part, slot.param)
+            difference = plus.float() - minus.float()
+            # A parameter counts by its size, not by its sample's.
+            share = weight.numel() / part.numel()
+            lost += share * (difference == 0).sum().item()
+            gained += share * (difference * z).sum().item() / (2 * perturbation)
+            seen += weight.numel()
+    return None if not seen else Delivery(lost / seen, gained / seen)

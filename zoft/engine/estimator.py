@@ -1,0 +1,125 @@
+"""Projected gradients from forward passes: what a step measures. No weight is ever written here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zoft.engine.optimizers.measurement import Measurement
+from zoft.engine.probe.directions import Direction
+from zoft.engine.probe.view import View
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """What a batch of B examples lost in one pass, on the device: the sum over each example's items
+    (tokens, or the example itself) for every copy of the batch, (copies, B) float64, and the number
+    of items, (B,) float64."""
+
+    sums: Tensor
+    weights: Tensor
+
+
+Loss = Callable[[], Losses]  # the step's batch, inside the probe that is open
+
+
+@dataclass(frozen=True, slots=True)
+class Estimator:
+    """Simultaneous perturbation (SPSA) over `directions` directions, on one and the same batch.
+
+    Two-sided: 2K forward passes, or with `paired` K of twice the rows. One-sided: K + 1. With
+    `examples` B, each of a batch's B examples has its own K directions, which the same passes measure.
+    Source: METHODS section 2; Spall 1992.
+    """
+
+    view: View
+    seed: int
+    gaussian: bool
+    perturbation: float
+    directions: int = 1
+    sides: int = 2
+    rank1: bool = False
+    examples: int | None = None
+    paired: bool = False
+
+    def direction(self, step: int, k: int) -> Direction:
+        return Direction(self.seed, step, k, self.gaussian, self.rank1)
+
+    def measure(self, step: int, losses: Loss) -> Measurement:
+        """`losses` runs the step's batch forward at whatever weights the open probe shows."""
+        passes = [self._at(None, (0.0,), losses)] if self.sides == 1 else []
+        for k in range(self.directions):
+            passes += self._probes(self.direction(step, k), self.perturbation, losses)
+        copies, weights = _on_the_host(passes)
+        if self.sides == 1:
+            minus, plus = [copies[0]] * self.directions, copies[1:]
+        else:
+            plus, minus = copies[::2], copies[1::2]
+        pairs = list(zip(plus, minus, strict=True))
+        reach = self.sides * self.perturbation
+        grads = [c for p, m in pairs for c in self._slopes(p, m, weights, reach)]
+        means = [(_mean(p, weights), _mean(m, weights)) for p, m in pairs]
+        return Measurement(
+            step,
+            _float32([p for p, _ in means]),
+            _float32([m for _, m in means]),
+            _float32(grads),
+        )
+
+    def slopes(
+        self, direction: Direction, perturbation: float, losses: Loss
+    ) -> tuple[list[float], float]:
+        """The projected gradients along one direction, by central difference, and the batch's mean
+        loss over both signs."""
+        both = replace(self, sides=2)._probes(direction, perturbation, losses)
+        (plus, minus), weights = _on_the_host(both)
+        slopes = self._slopes(plus, minus, weights, 2 * perturbation)
+        return slopes, (_mean(plus, weights) + _mean(minus, weights)) / 2
+
+    def example_losses(
+        self, direction: Direction | None, scales: tuple[float, ...], losses: Loss
+    ) -> list[float]:
+        """Each example's mean loss at theta + scale * z, copy after copy, of one pass."""
+        copies, weights = _on_the_host([self._at(direction, scales, losses)])
+        return [x / weight for copy in copies for x, weight in zip(copy, weights, strict=True)]
+
+    def _probes(self, direction: Direction, perturbation: float, losses: Loss) -> list[Losses]:
+        if self.sides == 1:
+            return [self._at(direction, (perturbation,), losses)]
+        if self.paired:
+            return [self._at(direction, (perturbation, -perturbation), losses)]
+        return [self._at(direction, (scale,), losses) for scale in (perturbation, -perturbation)]
+
+    def _at(self, direction: Direction | None, scales: tuple[float, ...], losses: Loss) -> Losses:
+        with self.view.probe(direction, *scales, examples=self.examples if direction else None):
+            return losses()
+
+    def _slopes(
+        self, plus: Sequence[float], minus: Sequence[float], weights: Sequence[float], reach: float
+    ) -> list[float]:
+        if self.examples is None:
+            return [(_mean(plus, weights) - _mean(minus, weights)) / reach]
+        return [(p - m) / w / reach for p, m, w in zip(plus, minus, weights, strict=True)]
+
+
+def _on_the_host(passes: Sequence[Losses]) -> tuple[list[list[float]], list[float]]:
+    """The sums of all copies of all passes, and the weights: one transfer, one synchronisation."""
+    table = torch.cat([*(x.sums for x in passes), passes[0].weights[None]]).tolist()
+    return table[:-1], table[-1]
+
+
+def _mean(sums: Sequence[float], weights: Sequence[float]) -> float:
+    # fsum is exact, so micro-batches may come in any split; it refuses infinities of both signs.
+    total = math.fsum(sums) if all(map(math.isfinite, sums)) else math.nan
+    return total / math.fsum(weights)
+
+
+def _float32(values: Sequence[float]) -> tuple[float, ...]:
+    """Rounded to float32, in the shortest decimal form: what the journal holds and updates use."""
+    with np.errstate(over="ignore"):
+        return tuple(float(str(np.float32(x))) for x in values)

@@ -1,0 +1,26 @@
+"""What every Triton launch needs besides its kernel: the current device, and the Gaussian table."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from zoft.engine.kernels.numerics import gaussian as normal
+
+# Compiled with these, see triton.py. 64 lanes for what follows a tile's calls, 128 for the rest.
+SWEEP = {"num_warps": 2, "enable_fp_fusion": False}
+PRODUCT = {"num_warps": 4, "enable_fp_fusion": False}
+
+
+def on(device: torch.device) -> AbstractContextManager[object]:
+    """Triton launches on the current device, whatever its tensors are on."""
+    return nullcontext() if device.type == "cpu" else torch.cuda.device(device)
+
+
+@cache
+def table_on(device: torch.device) -> Tensor:
+    """The 65,536 Gaussian values as float32."""
+    return torch.from_numpy(normal.table().copy()).to(device)

@@ -1,0 +1,40 @@
+"""`lm`: cross-entropy of the supervised tokens; of rows with options, of the right one's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Many
+
+import torch
+from torch import Tensor
+
+from zoft.data.examples import Example, right
+from zoft.engine.estimator import Losses
+from zoft.engine.objectives.batch import Batch, pad
+from zoft.engine.probe.view import View
+
+
+def width(examples: Many[Example]) -> int:
+    return max(len(right(x).ids) for x in examples)
+
+
+def collate(examples: Many[Example], width: int) -> Batch:
+    """One row per example."""
+    sequences = [right(x) for x in examples]
+    return pad(
+        [x.ids for x in sequences],
+        [x.supervised for x in sequences],
+        width,
+        examples=len(sequences),
+    )
+
+
+def losses(view: View, batch: Batch, mask: Tensor | None) -> tuple[Losses, None]:
+    """Cross-entropy of the supervised tokens, weight 1 a token; no hits."""
+    lost = view.token_losses(
+        batch.input_ids, batch.positions, batch.targets, mask, batch.example_of_row
+    )
+    copies = len(lost) // len(batch.targets)
+    sums = torch.segment_reduce(
+        lost.double(), "sum", lengths=batch.counts.repeat(copies), unsafe=True
+    )
+    return Losses(sums.view(copies, -1), batch.counts.double()), None

@@ -1,0 +1,112 @@
+"""A block as one run of bytes: where each of its tensors lies, and memory to hold it."""
+
+from __future__ import annotations
+
+import math
+import mmap
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from zoft.models.storage.safetensors import Entry
+
+ALIGN = 512  # bytes, of every tensor: more than any kernel or BLAS asks for
+PAGE = 4096  # bytes, of every arena: what direct file access and pinning ask for
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The tensors of a block, by name, in the order of their `offsets` (bytes).
+
+    What an update changes comes first: `changed` bytes of `size` go back home after it. What it does not
+    change, `frozen`, begins on the next page.
+    """
+
+    entries: Mapping[str, Entry]
+    offsets: Mapping[str, int]
+    changed: int
+    size: int
+
+    @property
+    def frozen(self) -> list[str]:
+        return [name for name, offset in self.offsets.items() if offset >= self.changed]
+
+    def views(self, arena: Tensor) -> dict[str, Tensor]:
+        """The tensors in an arena, by name."""
+        found = {}
+        for name, entry in self.entries.items():
+            dtype, shape = entry
+            raw = arena[self.offsets[name] : self.offsets[name] + nbytes(entry)]
+            found[name] = raw.view(dtype).view(shape)
+        return found
+
+
+def layout_of(changing: Mapping[str, Entry], frozen: Mapping[str, Entry]) -> Layout:
+    """Lay the tensors out one after the other, those that an update changes first."""
+    begins, end = _place(changing, 0)
+    changed = _up(end, PAGE)
+    behind, end = _place(frozen, changed)
+    return Layout({**changing, **frozen}, {**begins, **behind}, changed, _up(end, PAGE))
+
+
+def new_arena(size: int, device: torch.device) -> Tensor:
+    """`size` uninitialised bytes that begin on a page. On a GPU, nothing else uses them any more."""
+    if device.type != "cpu":
+        arena = torch.empty(size, dtype=torch.uint8, device=device)
+        # Memory that torch hands out again may still be in use on the stream that had it; the copy
+        # streams know nothing of that one yet.
+        torch.cuda.synchronize(device)
+        return arena
+    # Mapped rather than allocated: it begins on a page, and goes back to the system when dropped.
+    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # Python's own choice would be shared memory
+    return torch.frombuffer(mmap.mmap(-1, max(size, PAGE), flags=private), dtype=torch.uint8)[:size]
+
+
+def pin(arena: Tensor) -> bool:
+    """Lock an arena of host memory for copies by a GPU; False if the system refuses.
+
+    Registered rather than taken from torch's pinned allocator, which rounds up to powers of two. To be
+    undone with `unpin` before the arena is dropped: its addresses will be something else's.
+    """
+    runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+    if int(runtime.cudaHostRegister(arena.data_ptr(), arena.numel(), 0)) == 0:
+        return True
+    # CUDA remembers the refusal, and the next kernel that torch launches would be blamed for it.
+    with suppress(RuntimeError):
+        torch.zeros(1, device="cuda")
+    return False
+
+
+def unpin(arena: Tensor) -> None:
+    """Undo `pin`, after all copies from and to the arena are done."""
+    torch.cuda.cudart().cudaHostUnregister(arena.data_ptr())  # type: ignore[no-untyped-call]
+
+
+def pin_all(arenas: Sequence[Tensor]) -> bool:
+    """Pin every one of them, or none where the system refuses one."""
+    for number, arena in enumerate(arenas):
+        if not pin(arena):
+            for pinned in arenas[:number]:
+                unpin(pinned)
+            return False
+    return True
+
+
+def nbytes(entry: Entry) -> int:
+    dtype, shape = entry
+    return math.prod(shape) * dtype.itemsize
+
+
+def _place(entries: Mapping[str, Entry], begin: int) -> tuple[dict[str, int], int]:
+    """The offsets of tensors one after the other from `begin` on, and where they end."""
+    sizes = (_up(nbytes(entry), ALIGN) for entry in entries.values())
+    ends = list(accumulate(sizes, initial=begin))
+    return dict(zip(entries, ends, strict=False)), ends[-1]
+
+
+def _up(size: int, step: int) -> int:
+    return -(-size // step) * step

@@ -1,0 +1,292 @@
+"""What to do when, so that a model of many blocks runs through few slots: the engine only plans.
+
+A block has a home (host memory, or a file) and is computed with in a slot of device memory. Its road:
+
+    memory   home -upload-> slot                       slot -download-> home
+    file     home -read-> slot                         slot -write-> home        (the device is the CPU)
+    staged   home -read-> staging -upload-> slot       slot -download-> staging -write-> home
+
+Tuned blocks are one update behind when they are at home. The update rides on the next fetch: it is
+applied in the slot, and what comes out goes home while the block computes (`writeback: device`), or
+the host applies it at home and nothing comes back (`host`); what a slot held by then is moved there.
+Which block comes next is foreseen, not known: the blocks in their order, round and round. One that
+comes out of turn is fetched when it is entered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from zoft.engine.offload.operations import Buffer, Event, Kind, Op, Queue
+
+Road = Literal["memory", "file", "staged"]
+
+
+@dataclass(slots=True)
+class _Slot:
+    """`free`: what must have happened before it is filled again."""
+
+    number: int
+    block: int | None = None
+    version: int = 0
+    arrived: Event | None = None
+    free: tuple[Event, ...] = ()
+    entered: bool = False
+
+
+@dataclass(slots=True)
+class _Home:
+    """`written`, `read`: the last events that did that to it."""
+
+    version: int = 0
+    written: Event | None = None
+    read: Event | None = None
+
+
+@dataclass(slots=True)
+class _Stagings:
+    """Host buffers used in turn. `free`: what must have happened before each is filled again."""
+
+    first: int
+    free: list[Event | None]
+    turn: int = 0
+
+    def take(self) -> int:
+        self.turn = (self.turn + 1) % len(self.free)
+        return self.turn
+
+
+@dataclass
+class Schedule:
+    """Plans for `blocks`, the numbers of the streamed ones in the order in which the model runs them.
+
+    `writeback` is None for frozen blocks. With `poison` a buffer is overwritten before it is filled
+    again, so that whoever reads it too late, or too early, is caught. Pure bookkeeping: it allocates
+    nothing and waits for nothing; the operations it returns are to be submitted in their order.
+    """
+
+    blocks: Sequence[int]
+    slots: int
+    road: Road
+    writeback: Literal["device", "host"] | None = None
+    stagings: int = 2
+    poison: bool = False
+    version: int = 0
+    _homes: dict[int, _Home] = field(init=False)
+    _records: dict[Queue, int] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        if self.slots < 1:
+            raise ValueError("a model runs from at least one slot")
+        if self.road == "file" and self.writeback == "host":
+            raise ValueError("the host moves blocks in memory, not in a file")
+        self._homes = {block: _Home() for block in self.blocks}
+        self.forget()
+
+    def forget(self) -> None:
+        """Nothing is in a slot any more; homes are what they are. After all queues have stopped."""
+        self._slots = [_Slot(number) for number in range(self.slots)]
+        self._homes = {block: _Home(home.version) for block, home in self._homes.items()}
+        self._up = _Stagings(0, [None] * self.stagings)
+        self._down = _Stagings(self.stagings, [None] * self.stagings)
+
+    @property
+    def stale(self) -> list[int]:
+        """The blocks whose homes lack an update."""
+        return [b for b in self.blocks if self._homes[b].version < self.version]
+
+    @property
+    def oldest(self) -> int:
+        """The oldest version that a home or a slot still holds."""
+        held = [slot.version for slot in self._slots if slot.block is not None]
+        return min([*held, *(home.version for home in self._homes.values())], default=self.version)
+
+    @property
+    def at_home(self) -> list[Event]:
+        """What to wait for until all that was sent home is there."""
+        return [home.written for home in self._homes.values() if home.written is not None]
+
+    def slot_of(self, block: int) -> int:
+        """The slot that holds the block, or will once its operations are done."""
+        return next(slot.number for slot in self._slots if slot.block == block)
+
+    # -- what happens to a model --------------------------------------------------------------------
+
+    def publish(self) -> list[Op]:
+        """All tuned blocks have a new version from here on."""
+        assert self.writeback is not None, "frozen blocks have one version"
+        self.version += 1
+        return [self._master(block) for block in self.blocks if self.writeback == "host"]
+
+    def enter(self, block: int) -> list[Op]:
+        """Before the block computes: bring it, move it, and send it home if it was moved."""
+        slot = next((s for s in self._slots if s.block == block), None)
+        ops = []
+        if slot is None:
+            slot = self._victim(())
+            assert slot is not None, "all slots are entered: blocks are nested deeper than slots"
+            ops += self._fetch(block, slot)
+        waits = () if slot.arrived is None else (slot.arrived,)
+        slot.arrived = None
+        if slot.version < self.version:
+            update = self._op(
+                "compute", "update", block, slot=slot.number, since=slot.version,
+                reads=(("slot", slot.number),), writes=(("slot", slot.number),),
+                until=self.version, waits=waits + slot.free, records=self.writeback == "device",
+            )  # fmt: skip
+            ops.append(update)
+            slot.version, waits = self.version, ()
+            if self.writeback == "device":
+                assert update.records is not None
+                ops += self._send_home(slot, update.records)
+        slot.entered = True
+        ops.append(
+            self._op(
+                "compute",
+                "enter",
+                block,
+                slot=slot.number,
+                reads=(("slot", slot.number),),
+                waits=waits,
+            )
+        )
+        return ops + self._foresee(block, behind=0)
+
+    def leave(self, block: int) -> list[Op]:
+        """After the block computed: its slot is free, and the next block may come."""
+        slot = next(s for s in self._slots if s.block == block)
+        left = self._op(
+            "compute", "leave", block, slot=slot.number,
+            reads=(("slot", slot.number),), records=True,
+        )  # fmt: skip
+        assert left.records is not None
+        slot.entered = False
+        slot.free = (left.records, *(e for e in slot.free if e[0] != "compute"))
+        return [left, *self._foresee(block, behind=1)]
+
+    # -- its parts ----------------------------------------------------------------------------------
+
+    def _foresee(self, block: int, *, behind: int) -> list[Op]:
+        """Fill the slots with the blocks that come next, from `behind` after `block` on."""
+        at = self.blocks.index(block) + behind
+        turns = min(self.slots, len(self.blocks))
+        coming = [self.blocks[(at + i) % len(self.blocks)] for i in range(turns)]
+        ops: list[Op] = []
+        for expected in coming:
+            if any(slot.block == expected for slot in self._slots):
+                continue
+            slot = self._victim(coming)
+            if slot is None:
+                break
+            ops += self._fetch(expected, slot)
+        return ops
+
+    def _victim(self, kept: Sequence[int]) -> _Slot | None:
+        """A slot to fill: an empty one, else one whose block is not among `kept`."""
+        free = [slot for slot in self._slots if not slot.entered and slot.block not in kept]
+        return min(free, key=lambda slot: slot.block is not None, default=None)
+
+    def _fetch(self, block: int, slot: _Slot) -> list[Op]:
+        home = self._homes[block]
+        # A block that never was entered may still be on its way in, but on the queue that comes next.
+        free, slot.free = slot.free, ()
+        slot.block, slot.version = block, home.version
+        here, there = ("slot", slot.number), ("home", block)
+        match self.road:
+            case "memory":
+                waits = free + ((home.written,) if home.written else ())
+                keep = self.writeback == "host"  # the host must not write what is being read
+                ops = self._filled("h2d", "upload", slot, there, here, waits)
+                home.read = ops[-1].records if keep else None
+            case "file":
+                ops = self._filled("disk", "read", slot, there, here, free)
+            case "staged":
+                turn = self._up.take()
+                staging, used = ("staging", self._up.first + turn), self._up.free[turn]
+                waits = ((used,) if used else ()) + ((home.written,) if home.written else ())
+                ops = self._filled("disk", "read", slot, there, staging, waits)
+                assert ops[-1].records is not None
+                home.read = ops[-1].records if self.writeback == "host" else None
+                # What went home from the slot went through the disk's queue before this was read.
+                waits = (*(e for e in free if e[0] == "compute"), ops[-1].records)
+                ops += self._filled("h2d", "upload", slot, staging, here, waits)
+                self._up.free[turn] = ops[-1].records
+        slot.arrived = ops[-1].records
+        return ops
+
+    def _filled(
+        self, queue: Queue, kind: Kind, slot: _Slot, source: Buffer, target: Buffer,
+        waits: tuple[Event, ...],
+    ) -> list[Op]:  # fmt: skip
+        """The operation that fills a buffer, behind one that spoils it if that is asked for."""
+        op = self._copy(queue, kind, slot, source, target, waits)
+        if not self.poison:
+            return [op]
+        return [replace(op, kind="poison", reads=(), records=None), replace(op, waits=())]
+
+    def _copy(
+        self, queue: Queue, kind: Kind, slot: _Slot, source: Buffer, target: Buffer,
+        waits: tuple[Event, ...],
+    ) -> Op:  # fmt: skip
+        assert slot.block is not None
+        return self._op(
+            queue, kind, slot.block, slot=slot.number,
+            reads=(source,), writes=(target,), waits=waits, records=True,
+        )  # fmt: skip
+
+    def _send_home(self, slot: _Slot, updated: Event) -> list[Op]:
+        assert slot.block is not None
+        home = self._homes[slot.block]
+        here, there = ("slot", slot.number), ("home", slot.block)
+        match self.road:
+            case "memory":
+                ops = [self._copy("d2h", "download", slot, here, there, (updated,))]
+            case "file":
+                ops = [self._copy("disk", "write", slot, here, there, (updated,))]
+            case "staged":
+                turn = self._down.take()
+                staging, used = ("staging", self._down.first + turn), self._down.free[turn]
+                waits = (updated,) + ((used,) if used else ())
+                ops = [self._copy("d2h", "download", slot, here, staging, waits)]
+                assert ops[0].records is not None
+                down = (ops[0].records,)
+                ops.append(self._copy("disk", "write", slot, staging, there, down))
+                self._down.free[turn] = ops[1].records
+        assert ops[0].records is not None
+        slot.free = (ops[0].records,)
+        home.version, home.written = slot.version, ops[-1].records
+        if self.poison and self.road == "staged":
+            spoiled = self._copy("disk", "poison", slot, staging, staging, ())
+            ops.append(replace(spoiled, reads=()))
+            self._down.free[turn] = spoiled.records
+        return ops
+
+    def _master(self, block: int) -> Op:
+        """The host moves the block at home, once nobody reads it there any more."""
+        home, there = self._homes[block], ("home", block)
+        op = self._op(
+            "host", "master", block, reads=(there,), writes=(there,),
+            waits=() if home.read is None else (home.read,),
+            since=home.version, until=self.version, records=True,
+        )  # fmt: skip
+        home.version, home.written, home.read = self.version, op.records, None
+        return op
+
+    def _op(
+        self, queue: Queue, kind: Kind, block: int, *, slot: int = -1,
+        reads: tuple[Buffer, ...] = (), writes: tuple[Buffer, ...] = (),
+        waits: tuple[Event, ...] = (), records: bool = False, since: int = 0, until: int = 0,
+    ) -> Op:  # fmt: skip
+        staging = next((number for name, number in reads + writes if name == "staging"), -1)
+        event: Event | None = None
+        if records:
+            self._records[queue] = self._records.get(queue, 0) + 1
+            event = (queue, self._records[queue])
+        return Op(
+            queue, kind, block, slot, staging,
+            reads, writes,
+            tuple(wait for wait in waits if wait[0] != queue),  # a queue keeps its own order
+            event, since, until,
+        )  # fmt: skip

@@ -1,0 +1,43 @@
+"""Tuned weights of which some are streamed: an update waits for those until they are fetched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from torch import Tensor
+
+from zoft.engine.offload.streamer import Streamer
+from zoft.engine.optimizers.update import Resident, Tuned, Update
+from zoft.models.storage.safetensors import Stored
+
+
+class Streamed:
+    """`sweep.Weights` of a streamed model. Nobody sees a weight that lacks an update: a fetch brings
+    it up to date before anything reads it."""
+
+    def __init__(self, tuned: Sequence[Tuned], streamer: Streamer) -> None:
+        self.tuned, self.streamer = list(tuned), streamer
+        self.names: tuple[str, ...] = ()
+        elsewhere = {id(moving.parameter) for moving in streamer.tuned.values()}
+        self.resident = Resident([t for t in tuned if id(t.parameter) not in elsewhere])
+
+    def __iter__(self) -> Iterator[Tuned]:
+        return iter(self.tuned)
+
+    def keep(self, *names: str) -> None:
+        assert names == self.streamer.kept, "the arenas have no room for it"
+        self.names = names
+        self.resident.keep(*names)
+
+    def apply(self, update: Update) -> None:
+        self.resident.apply(update)
+        self.streamer.publish(update)
+
+    def visits(self) -> Iterator[Mapping[str, Tensor]]:
+        yield from self.resident.visits()
+        for block in self.streamer.visits():
+            yield self.streamer.kept_of(block)
+
+    def load(self, stored: Mapping[str, Stored]) -> None:
+        """Of the resident weights; what is kept of streamed ones comes with their blocks."""
+        self.resident.load(stored)

@@ -1,0 +1,1 @@
+"""A model at theta + scale * z, without changing theta."""

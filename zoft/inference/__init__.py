@@ -1,0 +1,1 @@
+"""Read a model without changing it: evaluate, generate, chat."""

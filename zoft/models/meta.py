@@ -1,0 +1,69 @@
+"""A recipe's model as its config alone describes it: every tensor's shape and type, no weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoConfig, PreTrainedConfig
+
+from zoft.errors import EnvironmentProblem, first_line
+from zoft.models.adapters import attach_adapter
+from zoft.models.empty_weights import model_on_meta
+from zoft.models.storage.fetch import local_folder
+from zoft.recipe.schema import ModelSection
+from zoft.recipe.sections.tune import TuneSection
+from zoft.system.silence import quiet
+
+
+def load_config(section: ModelSection) -> PreTrainedConfig:
+    """The model's config: of a folder (which may hold nothing else), a .gguf file, or from the Hub.
+
+    Raises EnvironmentProblem.
+    """
+    path, folder = Path(section.name).expanduser(), local_folder(section.name)
+    name, file = str(folder or section.name), {}
+    if folder is None and not path.is_file() and section.name.startswith((".", "/", "~")):
+        raise EnvironmentProblem(f"model.name: there is no {section.name}")
+    if folder is None and path.suffix == ".gguf":  # not converted yet
+        name, file = str(path.parent), {"gguf_file": path.name}
+    try:
+        with quiet():
+            config: PreTrainedConfig = AutoConfig.from_pretrained(
+                name,
+                revision=section.revision,
+                trust_remote_code=section.trust_remote_code,
+                **file,
+            )
+    except Exception as error:  # transformers raises nearly every class
+        raise EnvironmentProblem(
+            f"cannot read the config of {section.name}: {first_line(error)}"
+        ) from error
+    return config
+
+
+def build_outline(
+    config: PreTrainedConfig,
+    tune: TuneSection,
+    *,
+    stored: torch.dtype,
+    adapter: torch.dtype = torch.float32,
+    trust_remote_code: bool = False,
+) -> nn.Module:
+    """The model on torch's meta device, its weights in `stored`, with the adapter if there is one.
+
+    Takes no memory to speak of and some tenths of a second. Raises EnvironmentProblem for a config of
+    no decoder, RecipeError for target modules that it does not have.
+    """
+    try:
+        with quiet():
+            model = model_on_meta(config, stored, trust_remote_code)
+    except Exception as error:
+        raise EnvironmentProblem(f"cannot build the model: {first_line(error)}") from error
+    outline: nn.Module = model.eval().requires_grad_(False)  # type: ignore[no-untyped-call]
+    model.config.use_cache = False
+    if tune.method != "full":
+        with torch.device("meta"):
+            outline = attach_adapter(model, tune, 0, adapter)
+    return outline

@@ -1,0 +1,113 @@
+"""Which parameters learn, the number each has in the directions, and which of them decay."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from zoft.errors import RecipeError
+from zoft.models.adapters import of_adapter
+from zoft.models.targets import block_prefixes
+from zoft.recipe.sections.tune import TuneSection
+
+
+def tuned_parameters(model: nn.Module, tune: TuneSection) -> dict[str, nn.Parameter]:
+    """Name -> parameter in model order, tied ones once, by their first name.
+
+    Full tuning: all floating parameters, or those that `only` and `layers` name; else the adapter's.
+    Of these the ones that match a glob of `include` and none of `exclude`. Raises RecipeError for a
+    glob that matches nothing, for blocks that the model does not have, and if nothing is left.
+    """
+    names = _learning(model, tune)
+    problems = [
+        f"tune.{key}: {glob!r} matches no parameter{_near(glob, names)}"
+        for key, globs in (("include", tune.include), ("exclude", tune.exclude))
+        for glob in globs
+        if not any(fnmatchcase(name, glob) for name in names)
+    ]
+    if problems:
+        raise RecipeError("\n".join(problems))
+    tuned = {
+        name: parameter
+        for name, parameter in names.items()
+        if any(fnmatchcase(name, glob) for glob in tune.include)
+        and not any(fnmatchcase(name, glob) for glob in tune.exclude)
+    }
+    if not tuned:
+        raise RecipeError(f"tune.include and tune.exclude leave none of {len(names)} parameters")
+    return tuned
+
+
+def _learning(model: nn.Module, tune: TuneSection) -> dict[str, nn.Parameter]:
+    floating = {n: p for n, p in model.named_parameters() if p.is_floating_point()}
+    if tune.method != "full":
+        return {name: p for name, p in floating.items() if of_adapter(name)}
+    if tune.layers:
+        inside = block_prefixes(model, tune.layers)
+        floating = {name: p for name, p in floating.items() if name.startswith(inside)}
+    if tune.only == "all":
+        return floating
+    kinds = {name: _kind(module) for name, module in model.named_modules()}
+    found = {}
+    for name, parameter in floating.items():
+        module, _, own = name.rpartition(".")
+        of_bias = own == "bias" and kinds[module] is not None
+        if (tune.only == "bias" and of_bias) or (tune.only == "norm" and kinds[module] == "norm"):
+            found[name] = parameter
+    if not found:
+        where = " in these blocks" if tune.layers else ""
+        raise RecipeError(f"tune.only: {type(model).__name__} has no {tune.only}{where}")
+    return found
+
+
+def parameter_ids(names: Iterable[str]) -> dict[str, int]:
+    """Name -> 32-bit counter word of its directions (METHODS §1): the CRC-32 of the name.
+
+    The id does not depend on what else is tuned, unless two names collide: then the later one in
+    sorted order takes the next free number.
+    """
+    ids: dict[str, int] = {}
+    names = list(names)
+    taken: set[int] = set()
+    for name in sorted(names):
+        number = zlib.crc32(name.encode())
+        while number in taken:
+            number = (number + 1) % 2**32
+        taken.add(number)
+        ids[name] = number
+    return {name: ids[name] for name in names}
+
+
+def decays(model: nn.Module) -> set[str]:
+    """Names of the parameters that weight decay may shrink: no vectors (IA3 keeps its factors as
+    matrices of one row or column), nothing inside a norm."""
+    norms = {name for name, module in model.named_modules() if _is_norm(module)}
+    return {
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.ndim >= 2 and name.rpartition(".")[0] not in norms and ".ia3_" not in name
+    }
+
+
+def _kind(module: nn.Module) -> Literal["norm", "product"] | None:
+    """Of a module whose vector `bias` is added to what it computes; None for any other."""
+    if _is_norm(module):
+        return "norm"
+    products = nn.Linear | Conv1D | nn.Conv1d
+    return "product" if isinstance(module, products) else None
+
+
+def _is_norm(module: nn.Module) -> bool:
+    # Families define their own (LlamaRMSNorm); what they share with torch's is the class name.
+    return "norm" in type(module).__name__.lower() and not list(module.children())
+
+
+def _near(glob: str, names: Iterable[str]) -> str:
+    near = get_close_matches(glob.strip("*"), list(names), n=3, cutoff=0.3)
+    return f"; near: {', '.join(near)}" if near else ""

@@ -1,0 +1,1 @@
+"""Decide and compute what a run needs before any weight is loaded."""

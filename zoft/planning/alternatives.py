@@ -1,0 +1,106 @@
+"""The same recipe with one thing changed, and whether that fits: overrides to paste."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+from zoft.data.examples import Example
+from zoft.errors import EnvironmentProblem, OutOfMemory, RecipeError
+from zoft.planning.footprint import Footprint, Residency, footprint
+from zoft.planning.placement import choose
+from zoft.planning.workload import Shape, Texts, shape_of
+from zoft.recipe.schema import Recipe
+
+Variant = Callable[..., Recipe]  # the recipe as it is resolved with some more overrides
+Sets = Mapping[str, Sequence[Example]] | None  # train, eval, test, where they are read
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """The same recipe with other settings: its footprint, and whether that is within the budgets."""
+
+    overrides: str
+    footprint: Footprint
+    fits: bool
+
+
+def alternatives(
+    recipe: Recipe,
+    shape: Shape,
+    sets: Sets,
+    chosen: Footprint,
+    limits: tuple[int, int],
+    variant: Variant,
+) -> list[Alternative]:
+    """Other settings, each with the memory it takes where it fits best; those that change nothing or
+    that the recipe does not allow are left out."""
+    found = []
+    for overrides in _ideas(recipe, shape):
+        with suppress(RecipeError, EnvironmentProblem):
+            other = variant(*overrides)
+            changed = _shape_of(other, recipe, shape, sets)
+            try:
+                taken, fits = choose(other, changed, *limits).footprint, True
+            except OutOfMemory:
+                taken, fits = smallest(other, changed), False
+            if taken != chosen:
+                found.append(Alternative(" ".join(overrides), taken, fits))
+    return found
+
+
+def _ideas(recipe: Recipe, shape: Shape) -> list[tuple[str, ...]]:
+    train, settings, model = recipe.train, recipe.optimizer, recipe.model
+    size = train.micro_batch_size
+    assert isinstance(size, int)
+    full = recipe.tune.method == "full"
+    ideas: list[tuple[str, ...]] = []
+    if full:
+        ideas.append(("tune.method=lora",))
+    if full and settings.moments == "full":
+        ideas.append(("optimizer.moments=scalar",))
+    if full and model.dtype == "float32":
+        ideas.append(("model.dtype=bfloat16",))
+    if full and settings.structure == "dense" and settings.distribution == "rademacher":
+        ideas.append(("optimizer.structure=rank1",))
+    if settings.paired is not False and settings.sides == 2:
+        ideas.append(("optimizer.paired=false",))
+    ideas += [
+        (f"train.micro_batch_size={n}",) for n in dict.fromkeys((size // 2, 1)) if 0 < n < size
+    ]
+    if shape.evaluation and recipe.eval.batch_size > 1:
+        ideas.append((f"eval.batch_size={recipe.eval.batch_size // 2}",))
+    if shape.train.longest > 16:
+        half = shape.train.longest // 2
+        ideas.append((f"data.max_length={half}", "data.on_overflow=truncate"))
+    ideas += [(f"model.residency={place}",) for place in places(recipe, shape)]
+    return ideas
+
+
+def _shape_of(other: Recipe, recipe: Recipe, shape: Shape, sets: Sets) -> Shape:
+    """The shape of a variant; made anew only where the model's own is another."""
+    if (other.tune, other.model.compute_dtype) != (recipe.tune, recipe.model.compute_dtype):
+        shape = shape_of(other, sets)
+    if other.data.max_length < shape.train.longest:
+        train = _shortened(shape.train, other.data.max_length)
+        longest = shape.evaluation and _shortened(shape.evaluation, other.data.max_length)
+        shape = replace(shape, train=train, evaluation=longest)
+    return shape
+
+
+def _shortened(texts: Texts, length: int) -> Texts:
+    return replace(texts, longest=min(texts.longest, length), scored=min(texts.scored, length))
+
+
+def places(recipe: Recipe, shape: Shape) -> list[Residency]:
+    """Where this model's blocks could wait, the fastest first."""
+    if not shape.blocks:
+        return ["device"]
+    return ["device", "disk"] if recipe.device == "cpu" else ["device", "host", "disk"]
+
+
+def smallest(recipe: Recipe, shape: Shape) -> Footprint:
+    """With no block resident, unless the recipe wants them on the device."""
+    wanted = recipe.model.residency
+    return footprint(recipe, shape, places(recipe, shape)[-1] if wanted == "auto" else wanted)

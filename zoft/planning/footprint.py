@@ -1,0 +1,308 @@
+"""How much memory a run takes, from numbers alone: bytes of every item on device, host and disk.
+
+An item is there from the loaded model to the end; of the phases (loading, a pass through the blocks, the
+head, the same of an evaluation) one at a time is. The largest sum is the peak. On a CPU the device is
+the host, and all of its memory is called the device's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Literal
+
+from zoft.engine.probe.head import chunk_words
+from zoft.engine.probe.rows import PRODUCT
+from zoft.planning.workload import Shape, Texts, Weight
+from zoft.recipe.schema import GENERATED, Recipe
+from zoft.system.device import DTYPES
+
+Residency = Literal["device", "host", "disk"]
+
+ALIGN = 512  # bytes; where a tensor of a block's arena may begin
+# The resident size of a process that has tuned a model of no size, on Linux: torch, transformers, peft,
+# datasets, numba and its compiled kernels. Measured by `python benchmarks/plan.py --libraries`.
+LIBRARIES = 620 * 2**20
+# peft imports torchao and bitsandbytes where they are installed: resident size after the import of
+# zoft.training.run.
+QUANTIZERS = 50 * 2**20
+# Driver, cuBLAS and Triton's modules on a card of the Ampere or Hopper generation: set aside, not
+# measured; the host's side of them as well.
+CUDA_CONTEXT = 700 * 2**20
+CUDA_HOST = 1500 * 2**20
+# On a CPU a pass takes so many times what lives in it: a heap has gaps where batches of other widths
+# were, and matrix products in low precision pack their operands. Measured, see benchmarks/RESULTS.md.
+HEAP_BLOCKS, HEAP_HEAD = 2.0, 1.8
+TOKEN = 40  # bytes of a token in a Python tuple: a pointer and an int
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """Bytes of one thing in each of the three places."""
+
+    name: str
+    device: int = 0
+    host: int = 0
+    disk: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What a run takes where. `resident` are the numbers of the blocks that never leave the device,
+    `slots` how many of the others are there at once."""
+
+    residency: Residency
+    resident: tuple[int, ...]
+    slots: int
+    items: tuple[Item, ...]
+    phases: tuple[Item, ...]
+
+    @property
+    def device(self) -> int:
+        """The peak on the device; on a CPU, of the process."""
+        return sum(x.device for x in self.items) + max(x.device for x in self.phases)
+
+    @property
+    def host(self) -> int:
+        return sum(x.host for x in self.items) + max(x.host for x in self.phases)
+
+    @property
+    def disk(self) -> int:
+        return sum(x.disk for x in self.items)
+
+    @property
+    def busiest(self) -> Item:
+        """The phase in which the device's peak is reached."""
+        return max(self.phases, key=lambda x: x.device)
+
+
+def slots_for(device: str, *, tuned: bool) -> int:
+    """One block computes and one is fetched. A third slot is for one that goes home, where that has a
+    road of its own (a GPU's second copy engine); a disk reads and writes in turn anyway."""
+    return 3 if tuned and device != "cpu" else 2
+
+
+def footprint(
+    recipe: Recipe,
+    shape: Shape,
+    residency: Residency = "device",
+    resident: Sequence[int] | None = None,
+) -> Footprint:
+    """The memory of a run with blocks `resident` (default: all on the device, else none) on the device.
+
+    `recipe` has no `auto` left but `optimizer.paired`, which counts as true: the check at the start
+    runs both signs at once.
+    """
+    count = _Count(recipe, shape)
+    everything = range(shape.blocks)
+    kept = set(everything if resident is None and residency == "device" else resident or ())
+    streamed = [i for i in everything if i not in kept]
+    cpu = recipe.device == "cpu"
+
+    def item(name: str, device: int = 0, host: int = 0, disk: int = 0) -> Item:
+        return Item(name, device + host, 0, disk) if cpu else Item(name, device, host, disk)
+
+    arenas = {i: count.arena(i) for i in streamed}
+    largest = max(arenas.values(), default=0)
+    slots = min(len(streamed), slots_for(recipe.device, tuned=count.writes_back))
+    homes = sum(arenas.values())
+    working = homes if residency == "disk" and count.writes_back else 0
+    staging = 0 if cpu or residency != "disk" else min(len(streamed), 4 if count.writes_back else 2)
+    here = [w for w in shape.weights if w.block is None or w.block in kept or w.adapter]
+    base = [w for w in here if not w.adapter]
+    items = [
+        item("embeddings, norm, head", sum(count.kept(w) for w in base if w.block is None)),
+        item("resident blocks", sum(count.kept(w) for w in base if w.block is not None)),
+        item("adapter", sum(count.kept(w) for w in here if w.adapter)),
+        item("moments", sum(count.moments(w) for w in here)),
+        item("slots for streamed blocks", slots * largest),
+        item("streamed blocks", host=homes if residency == "host" else 0, disk=working),
+        item("staging", host=staging * largest),
+        item("buffers", shape.buffers),
+        item("directions", count.directions()),
+        item("scratch", count.scratch()),
+        item("examples", host=TOKEN * _tokens(shape)),
+        item("libraries", host=libraries()),
+        item("result, checkpoints", disk=count.files()),
+    ]
+    if not cpu:
+        items.append(Item("CUDA", CUDA_CONTEXT, CUDA_HOST))
+    settled = count.scratch() + count.directions() + sum(count.moments(w) for w in here)
+    loading = max(0, max(count.kept(w) for w in shape.weights) - settled)
+    texts, recipe_rows = shape.evaluation, recipe.eval.batch_size
+    phases = [
+        item("loading", loading),
+        item("probe: blocks", count.blocks(shape.train, count.rows, count.copies)),
+        item("probe: head", count.head(shape.train, count.rows, count.copies)),
+    ]
+    if texts is not None:
+        phases.append(item("evaluation: blocks", count.blocks(texts, recipe_rows, 1)))
+        phases.append(item("evaluation: head", count.head(texts, recipe_rows, 1)))
+        if recipe.eval.metric in GENERATED:
+            phases.append(item("evaluation: answers", count.answers(texts)))
+    return Footprint(
+        residency,
+        tuple(sorted(kept)),
+        slots,
+        tuple(x for x in items if x.device or x.host or x.disk),
+        tuple(phases),
+    )
+
+
+def libraries() -> int:
+    """The resident size of a run without a model, with what is installed here."""
+    return LIBRARIES + (QUANTIZERS if find_spec("torchao") else 0)
+
+
+def _tokens(shape: Shape) -> int:
+    return shape.train.tokens + (shape.evaluation.tokens if shape.evaluation else 0)
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGN) * ALIGN
+
+
+class _Count:
+    """Bytes of one thing after the other, for one recipe and shape."""
+
+    def __init__(self, recipe: Recipe, shape: Shape) -> None:
+        self.recipe, self.shape, self.quantization = recipe, shape, recipe.model.quantization
+        self.own = DTYPES[recipe.model.dtype].itemsize
+        self.compute = DTYPES[recipe.model.compute_dtype].itemsize
+        settings = recipe.optimizer
+        self.rank1 = settings.structure == "rank1"
+        self.copies = 2 if settings.sides == 2 and settings.paired is not False else 1
+        self.full_moments = settings.name == "r-adazo" and settings.moments == "full"
+        assert isinstance(recipe.train.micro_batch_size, int)
+        self.rows = recipe.train.micro_batch_size
+        self.writes_back = any(w.tuned and not w.adapter for w in shape.weights)
+
+    # -- weights ----------------------------------------------------------------------------------
+
+    def kept(self, weight: Weight) -> int:
+        """As it is stored: what learns in model.dtype, what is frozen as it is computed with."""
+        if weight.tuned or weight.adapter or self.recipe.tune.method == "full":
+            return weight.numel * self.own
+        if self.quantization == "none" or weight.kind != "product" or weight.block is None:
+            return weight.numel * self.compute
+        if self.quantization == "int8":  # and a float32 scale for each row
+            return weight.numel + 4 * weight.shape[0]
+        # Two to a byte, a byte of scale for 64, a float32 for 256 of these.
+        return -(-weight.numel // 2) + -(-weight.numel // 64) + 4 * -(-weight.numel // (64 * 256))
+
+    def moments(self, weight: Weight) -> int:
+        """exp_avg and exp_avg_sq in float32."""
+        return 8 * weight.numel if self.full_moments and weight.tuned else 0
+
+    def arena(self, block: int) -> int:
+        """All of a block that travels: its weights, and their moments behind them."""
+        mine = [w for w in self.shape.weights if w.block == block and not w.adapter]
+        return sum(_aligned(self.kept(w)) + 2 * _aligned(self.moments(w) // 2) for w in mine)
+
+    def files(self) -> int:
+        """final/, and as many checkpoints as are kept while one more is written."""
+        full = self.recipe.tune.method == "full"
+        result = sum(self.kept(w) for w in self.shape.weights if full or w.adapter)
+        settings, steps = self.recipe.checkpoint, self.recipe.train.steps
+        number = steps // settings.every if settings.every else 0
+        number = min(number, settings.keep_last + settings.keep_best + 1)
+        return result + number * (result + sum(map(self.moments, self.shape.weights)))
+
+    # -- probes -----------------------------------------------------------------------------------
+
+    def directions(self) -> int:
+        """Signs of u and v, int8, of every tuned matrix for every direction of a pass."""
+        if not self.rank1:
+            return 0
+        each = self.recipe.train.batch_size if self.recipe.optimizer.scope == "example" else 1
+        return each * sum(sum(w.shape) for w in self.shape.weights if w.tuned and len(w.shape) == 2)
+
+    def scratch(self) -> int:
+        """The arenas of engine/probe/scratch.py at their highest: a module's perturbed weight or
+        weights, and with rank-1 products a padded copy of their input."""
+        matrices = [self._matrix(w) for w in self.shape.weights if w.name != self.shape.head]
+        texts = [(self.shape.train, self.rows * self.copies)]
+        if self.shape.evaluation:
+            texts.append((self.shape.evaluation, self.recipe.eval.batch_size))
+        heads = [self._head_matrix(x, rows) for x, rows in texts]
+        return max(matrices + heads) + self._inputs()
+
+    def _matrix(self, weight: Weight) -> int:
+        if not weight.tuned or weight.kind == "table":
+            return 0
+        if weight.kind == "whole":
+            vector = weight.numel == max(weight.shape, default=1)  # IA3's have a row or a column
+            return weight.numel * (4 * self.runs if vector else self.compute)
+        return self._product(weight.shape[0], weight.shape[1])
+
+    def _product(self, rows: int, columns: int) -> int:
+        """One weight (or a chunk of its rows) as a probe's product needs it."""
+        if not self.rank1:
+            return rows * columns * self.compute * self.copies
+        if self.compute < 4:
+            return rows * (columns + PRODUCT) * self.compute
+        return 0 if self.own == self.compute else rows * columns * self.compute
+
+    def _head_matrix(self, texts: Texts, rows: int) -> int:
+        [head] = [w for w in self.shape.weights if w.name == self.shape.head]
+        if not head.tuned or not texts.scored:
+            return 0
+        return self._product(self._words(texts, rows), self.shape.hidden)
+
+    def _inputs(self) -> int:
+        """Of the widest input of a tuned matrix: padded, if in low precision; and its x v."""
+        if not self.rank1:
+            return 0
+        vectors = self._vectors(self.shape.train, self.rows * self.copies)
+        tuned = [w for w in self.shape.weights if w.tuned and w.kind == "product"]
+        widest = max((max(w.shape) for w in tuned), default=0)
+        padded = (widest + PRODUCT) * self.compute if self.compute < 4 else 0
+        return vectors * (padded + 3 * 4)
+
+    @property
+    def runs(self) -> int:
+        """Rows of a pass that have a vector of their own."""
+        return self.copies * (self.rows if self.recipe.optimizer.scope == "example" else 1)
+
+    # -- passes -----------------------------------------------------------------------------------
+
+    def _vectors(self, texts: Texts, rows: int) -> int:
+        tune = self.recipe.tune
+        virtual = tune.virtual_tokens if tune.method == "prompt" else 0
+        return rows * texts.rows * (texts.longest + virtual)
+
+    def _words(self, texts: Texts, rows: int) -> int:
+        """Of the vocabulary, at a time (engine/probe/head.py)."""
+        if not self.shape.trace(1, 8).bare_head:
+            return self.shape.vocabulary
+        scored = max(1, rows * texts.rows * texts.scored)
+        return min(self.shape.vocabulary, chunk_words(scored, self.shape.hidden))
+
+    def blocks(self, texts: Texts, rows: int, copies: int) -> int:
+        """Activations of a pass over so many examples, so often."""
+        live = self.shape.trace(rows * texts.rows * copies, texts.longest).live
+        return self._taken(live, HEAP_BLOCKS)
+
+    def head(self, texts: Texts, rows: int, copies: int) -> int:
+        """The hidden states and, where all words count, the logits: as computed, and in float32 beside
+        the chunk before or their exponentials."""
+        hidden = self._vectors(texts, rows * copies) * self.shape.hidden * self.compute
+        scored = rows * copies * texts.rows * texts.scored
+        low = self.compute if self.compute < 4 else 0
+        logits = scored * self._words(texts, rows * copies) * (low + 2 * 4)
+        return self._taken(2 * hidden + logits, HEAP_HEAD)
+
+    def answers(self, texts: Texts) -> int:
+        """Prompts as one pass, every token's keys and values, and a layer's again as they grow; logits
+        of the last column, as computed and in float32."""
+        rows, longest = self.recipe.eval.batch_size, texts.longest
+        tokens = longest + self.recipe.eval.max_new_tokens
+        kept = rows * tokens * self.shape.cache
+        grows = kept // max(1, self.shape.blocks)
+        logits = rows * self.shape.vocabulary * (self.compute + 2 * 4)
+        live = self.shape.trace(rows, longest).live
+        return self._taken(live + kept + grows + logits, HEAP_BLOCKS)
+
+    def _taken(self, live: int, heap: float) -> int:
+        return int(live * heap) if self.recipe.device == "cpu" else live

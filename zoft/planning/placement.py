@@ -1,0 +1,127 @@
+"""Where the weights wait for their turn: the fastest place that the memory budgets allow."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+
+import torch
+
+from zoft.errors import OutOfMemory
+from zoft.planning.footprint import CUDA_CONTEXT, Footprint, Residency, footprint
+from zoft.planning.workload import Shape
+from zoft.recipe.schema import Recipe
+from zoft.system.host_memory import free_host_bytes, gib
+
+# Left free of what a budget of `auto` finds: for allocators' gaps, and for the rest of the machine.
+MARGIN = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A footprint that fits, and in one sentence why it was chosen."""
+
+    footprint: Footprint
+    why: str
+
+    @property
+    def residency(self) -> Residency:
+        return self.footprint.residency
+
+    @property
+    def resident_blocks(self) -> tuple[int, ...]:
+        """Numbers of the blocks that stay on the device, ascending."""
+        return self.footprint.resident
+
+    @property
+    def slots(self) -> int:
+        return self.footprint.slots
+
+
+def choose(
+    recipe: Recipe,
+    shape: Shape,
+    device_bytes: int,
+    host_bytes: int,
+) -> Choice:
+    """The fastest residency that fits both budgets; of the streamed ones that with most blocks resident.
+
+    The device if all fits there, else the host's memory (no place of its own on a CPU), else the disk.
+    With a `model.residency` that is no `auto` all blocks are there. Raises OutOfMemory that says what
+    is needed and what is there.
+    """
+    wanted = recipe.model.residency
+    cpu = recipe.device == "cpu"
+
+    def at(residency: Residency, number: int) -> Footprint:
+        resident = spread(number, shape.blocks)
+        return footprint(recipe, shape, residency, resident)
+
+    def fits(found: Footprint) -> bool:
+        return found.device <= device_bytes and found.host <= host_bytes
+
+    refused = ""
+    places: list[Residency] = ["device", "disk"] if cpu else ["device", "host", "disk"]
+    for residency in places if wanted == "auto" else [wanted]:
+        if residency == "device" or not shape.blocks:
+            found = at("device", shape.blocks)
+            if fits(found):
+                return Choice(found, f"all of it fits on the device ({_sizes(found, cpu)})")
+            refused = f"on the device it needs {_sizes(found, cpu)}"
+            continue
+        most = 1
+        if wanted == "auto":  # more blocks take more of the device and leave less to the host
+            most = bisect_right(
+                range(shape.blocks), device_bytes, key=lambda n: at(residency, n).device
+            )
+        found = at(residency, max(0, most - 1))
+        if fits(found):
+            stay = f"{len(found.resident)} of {shape.blocks} blocks stay on the device"
+            reason = f"{refused}; " if refused else ""
+            return Choice(found, f"{reason}streamed from the {residency}, {stay}")
+        refused = f"even streamed from the {residency} it needs {_sizes(found, cpu)}"
+    there = f"{gib(device_bytes)} may be used"
+    if not cpu:
+        there = f"{gib(device_bytes)} of the device and {gib(host_bytes)} of the host may be used"
+    raise OutOfMemory(f"{refused}; {there}")
+
+
+def settled(recipe: Recipe, choice: Choice) -> Recipe:
+    """The recipe with the choice written down."""
+    model = recipe.model.model_copy(update={"residency": choice.residency})
+    return recipe.model_copy(update={"model": model})
+
+
+def spread(number: int, blocks: int) -> tuple[int, ...]:
+    """So many of the blocks, evenly, so that a fetch hides behind resident ones' compute."""
+    return tuple(i for i in range(blocks) if (i + 1) * number // blocks > i * number // blocks)
+
+
+def _sizes(found: Footprint, cpu: bool) -> str:
+    return gib(found.device) if cpu else f"{gib(found.device)} there, {gib(found.host)} on the host"
+
+
+# -- budgets ----------------------------------------------------------------------------------------
+
+
+def budgets(recipe: Recipe) -> tuple[int, int]:
+    """Bytes that the run may take of the device and of the host, itself included.
+
+    What the recipe says, or what is free less a margin. On a CPU the first is the host's memory and the
+    second is nothing of its own.
+    """
+    free, memory = free_host_bytes(), recipe.memory
+    if recipe.device == "cpu":
+        return _least(memory.device_budget, memory.host_budget, auto=int(free * (1 - MARGIN))), 0
+    card, _ = torch.cuda.mem_get_info(recipe.device)
+    # Its answer is without the context that asking it has made.
+    own = CUDA_CONTEXT + torch.cuda.memory_reserved(recipe.device)
+    return (
+        _least(memory.device_budget, auto=int(card * (1 - MARGIN)) + own),
+        _least(memory.host_budget, auto=int(free * (1 - MARGIN))),
+    )
+
+
+def _least(*given: object, auto: int) -> int:
+    sizes = [size for size in given if isinstance(size, int)]
+    return min(sizes, default=auto)

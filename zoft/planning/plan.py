@@ -1,0 +1,250 @@
+"""What a recipe needs and how long it takes, found out before anything is loaded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from zoft.data.examples import Example
+from zoft.data.sets import prepare
+from zoft.engine.offload.operations import Op
+from zoft.engine.offload.schedule import Road, Schedule
+from zoft.engine.offload.simulator import simulate
+from zoft.errors import EnvironmentProblem, OutOfMemory, ZoftError, first_line
+from zoft.models.load import load_tokenizer
+from zoft.models.meta import load_config
+from zoft.models.storage.fetch import local_folder
+from zoft.planning.alternatives import Alternative, alternatives, places, smallest
+from zoft.planning.backprop import FirstOrder, first_order
+from zoft.planning.footprint import Footprint, Residency, footprint
+from zoft.planning.placement import budgets, choose
+from zoft.planning.resolve import resolve
+from zoft.planning.rounding import Diffusion, diffusion
+from zoft.planning.step_time import Seconds, bandwidth, calibrate, passes
+from zoft.planning.workload import Shape, shape_of
+from zoft.recipe.defaults import with_defaults
+from zoft.recipe.load import load_recipe
+from zoft.recipe.schema import Recipe
+
+UNLIMITED = 2**62  # bytes of a device that is not here and has no budget
+
+
+@dataclass(frozen=True, slots=True)
+class Streaming:
+    """Of blocks that wait elsewhere: bytes a second, bytes that a step moves, the tokens of a pass from
+    which on computing takes longer than fetching, and how many times the batch's that is."""
+
+    residency: Residency
+    bandwidth: float
+    moved: float
+    hiding_tokens: float
+    free_factor: float
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Seconds of a step and of the whole run (without evaluations), estimated."""
+
+    step: float
+    run: float
+    streaming: Streaming | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All that `zoft plan` says. `footprint` is the chosen one, or of what was asked for if nothing
+    fits, which `problem` says. Budgets are in bytes; None: none is known."""
+
+    recipe: Recipe
+    shape: Shape
+    device_budget: int | None
+    host_budget: int | None
+    footprint: Footprint
+    why: str
+    problem: str | None
+    others: tuple[Footprint, ...]
+    times: Times | None
+    untimed: str | None
+    diffusion: Diffusion | None
+    alternatives: tuple[Alternative, ...]
+    first_order: FirstOrder | None
+
+
+def make_plan(source: str, overrides: Sequence[str] = ()) -> Plan:
+    """Everything about one recipe, in some seconds. Raises ZoftError, but not for want of memory."""
+
+    def variant(*more: str) -> Recipe:
+        return resolved(load_recipe(source, [*overrides, *more]))
+
+    recipe = variant()
+    sets = read_examples(recipe)
+    shape = shape_of(recipe, sets)
+    here = _is_here(recipe)
+    limits = budgets(recipe) if here else _said(recipe)
+    problem = None
+    try:
+        choice = choose(recipe, shape, *limits)
+        chosen, why = choice.footprint, choice.why
+    except OutOfMemory as error:
+        chosen, why, problem = smallest(recipe, shape), "nothing fits", str(error)
+    times, untimed = _times(recipe, shape, chosen, limits[0], here=here)
+    return Plan(
+        recipe=recipe,
+        shape=shape,
+        device_budget=None if limits[0] == UNLIMITED else limits[0],
+        host_budget=None if limits[1] in (0, UNLIMITED) else limits[1],
+        footprint=chosen,
+        why=why,
+        problem=problem,
+        others=tuple(footprint(recipe, shape, place) for place in places(recipe, shape)),
+        times=times,
+        untimed=untimed,
+        diffusion=diffusion(recipe, _weight_rms(recipe)),
+        alternatives=tuple(alternatives(recipe, shape, sets, chosen, limits, variant)),
+        first_order=first_order(recipe, shape),
+    )
+
+
+def resolved(recipe: Recipe) -> Recipe:
+    """As a run would resolve it; a GPU that is not here is planned for all the same."""
+    filled = with_defaults(recipe)
+    try:
+        return resolve(filled)
+    except EnvironmentProblem:
+        there = filled.device if ":" in filled.device else "cuda:0"
+        model = filled.model
+        if model.compute_dtype == "auto":
+            model = model.model_copy(update={"compute_dtype": "bfloat16"})
+        known = resolve(filled.model_copy(update={"device": "cpu", "model": model}))
+        return known.model_copy(update={"device": there})
+
+
+# -- what is looked at ------------------------------------------------------------------------------
+
+
+def _is_here(recipe: Recipe) -> bool:
+    number = int(recipe.device.partition(":")[2] or 0)
+    return recipe.device == "cpu" or number < torch.cuda.device_count()
+
+
+def _said(recipe: Recipe) -> tuple[int, int]:
+    """The recipe's budgets alone, for a device that is not here."""
+    memory = recipe.memory
+    device, host = (
+        UNLIMITED if size == "auto" else int(size)
+        for size in (memory.device_budget, memory.host_budget)
+    )
+    return device, host
+
+
+def read_examples(recipe: Recipe) -> Mapping[str, Sequence[Example]] | None:
+    """The data as a run would read it, or None where data or tokenizer are not there."""
+    try:
+        where = local_folder(recipe.model.name) or recipe.model.name
+        tokenizer = load_tokenizer(where, recipe.model)
+        _, sets = prepare(recipe, tokenizer)
+        return {name: encoded.examples for name, encoded in sets.items()}
+    except (ZoftError, OSError):
+        return None
+
+
+def _weight_rms(recipe: Recipe) -> float:
+    """What the config initialises with; trained weights stay of that order."""
+    text: Any = load_config(recipe.model).get_text_config(decoder=True)
+    names = ("initializer_range", "init_std")
+    return float(next((value for name in names if (value := getattr(text, name, None))), 0.02))
+
+
+# -- seconds ----------------------------------------------------------------------------------------
+
+
+def _times(
+    recipe: Recipe, shape: Shape, chosen: Footprint, free: int, *, here: bool
+) -> tuple[Times | None, str | None]:
+    """Estimated seconds, or why there are none."""
+    if not here:
+        return None, f"{recipe.device} is not here"
+    try:
+        seconds = calibrate(recipe, shape, free)
+    except MemoryError as error:
+        return None, f"no room for a slice: {error}"
+    except Exception as error:  # what a model raises that cannot be cut
+        return None, f"a slice of the model does not run: {first_line(error)}"
+    computed = seconds.step(shape.blocks)
+    steps = recipe.train.steps
+    if len(chosen.resident) == shape.blocks:
+        return Times(computed, computed * steps), None
+    speed = bandwidth(recipe, chosen.residency)
+    if speed is None:
+        return None, f"nothing to read from to see how fast the {chosen.residency} is"
+    step = streamed_step(recipe, shape, chosen, seconds, speed)
+    return Times(step, step * steps, stream(recipe, shape, chosen, seconds, speed)), None
+
+
+def streamed_step(
+    recipe: Recipe, shape: Shape, chosen: Footprint, seconds: Seconds, speed: float
+) -> float:
+    """Seconds of a step in the long run: the streaming engine's own plan, simulated."""
+    streamed = [block for block in range(shape.blocks) if block not in chosen.resident]
+    tuned, cpu, each = _tunes_blocks(shape), recipe.device == "cpu", passes(recipe)
+    road: Road = "memory" if chosen.residency == "host" else "file" if cpu else "staged"
+    schedule = Schedule(streamed, chosen.slots, road, "device" if tuned else None)
+    # The bandwidth is that of the slower way; from pinned memory on it goes faster than from a disk.
+    slow = ("read", "write") if road == "staged" else ("read", "write", "upload", "download")
+    fetch = _arena(chosen) / speed
+    staying = seconds.block / each, seconds.block_update * len(chosen.resident) * tuned
+    outside = seconds.rest + seconds.rest_update + staying[1]
+
+    def takes(op: Op) -> float:
+        match op.kind:
+            case "enter":
+                return outside if op.block < 0 else staying[0]
+            case "update":
+                return seconds.block_update
+        return fetch if op.kind in slow else 0.0
+
+    def finish(steps: int) -> float:
+        ops: list[Op] = []
+        for _ in range(steps):
+            for block in [*range(shape.blocks)] * each:
+                if block in chosen.resident:
+                    ops.append(Op("compute", "enter", block))
+                else:
+                    ops += [*schedule.enter(block), *schedule.leave(block)]
+            ops.append(Op("compute", "enter", -1))
+            ops += schedule.publish() if tuned else []
+        return simulate(ops, takes, inline=cpu).finish
+
+    # Each call goes on where the last one left the slots; what is fetched ahead cancels out.
+    finish(1)
+    return finish(3) - finish(2)
+
+
+def stream(
+    recipe: Recipe, shape: Shape, chosen: Footprint, seconds: Seconds, speed: float
+) -> Streaming:
+    """Fetching beside computing: every pass fetches each streamed block once, a step writes it back."""
+    number = shape.blocks - len(chosen.resident)
+    arena = _arena(chosen)
+    moved = number * arena * (passes(recipe) + (1 if _tunes_blocks(shape) else 0))
+    train = recipe.train
+    assert isinstance(train.micro_batch_size, int)
+    tokens = train.micro_batch_size * shape.train.rows * shape.train.typical
+    block = seconds.block / passes(recipe)  # of one pass
+    # Blocks that stay compute while others are fetched.
+    fetch = arena / speed * number / shape.blocks
+    hiding = tokens * fetch / block if block > 0 else math.inf
+    return Streaming(chosen.residency, speed, moved, hiding, hiding / tokens)
+
+
+def _arena(chosen: Footprint) -> float:
+    """Bytes of a slot."""
+    return next(x.device for x in chosen.items if x.name.startswith("slots")) / chosen.slots
+
+
+def _tunes_blocks(shape: Shape) -> bool:
+    return any(w.tuned and not w.adapter for w in shape.weights)

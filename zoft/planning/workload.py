@@ -1,0 +1,224 @@
+"""What a recipe's model and data are in numbers: all that its memory follows from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Literal
+
+from torch import nn
+from transformers import PreTrainedConfig
+from transformers.pytorch_utils import Conv1D
+
+from zoft.data.examples import Choice, Example, length
+from zoft.errors import EnvironmentProblem
+from zoft.models.activations import Pass, trace_pass
+from zoft.models.adapters import of_adapter
+from zoft.models.blocks import find_blocks, owned_parameters
+from zoft.models.meta import build_outline, load_config
+from zoft.models.trainable import tuned_parameters
+from zoft.recipe.schema import Recipe
+from zoft.system.device import DTYPES
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """One parameter. `block` is the number of the block that owns it, None outside the blocks.
+
+    `kind` says how a probe meets it: in a product, as a table of which rows are looked up, or as a
+    whole (norms, biases, whatever else).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    tuned: bool
+    kind: Literal["product", "table", "whole"]
+    block: int | None = None
+    adapter: bool = False
+
+    @property
+    def numel(self) -> int:
+        product = 1
+        for size in self.shape:
+            product *= size
+        return product
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """Examples in numbers: tokens of the longest, rows that one takes in a pass (several where its
+    options are), positions of a row that go through the whole head (0: only the label words do),
+    tokens of all of them, and their number (0: not known)."""
+
+    longest: int
+    rows: int = 1
+    scored: int = 0
+    tokens: int = 0
+    number: int = 0
+
+    @property
+    def typical(self) -> int:
+        """Tokens of a row on average: about the width of a batch of like lengths."""
+        return -(-self.tokens // self.number) if self.number else self.longest
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model (weights in order, the head's weight by name, bytes of buffers) and its examples.
+
+    `known` is False where the data could not be read, so that `data.max_length` had to stand in.
+    `cache` is bytes of keys and values of one token, while an evaluation writes.
+    """
+
+    weights: tuple[Weight, ...]
+    head: str
+    hidden: int
+    vocabulary: int
+    buffers: int
+    train: Texts
+    evaluation: Texts | None
+    known: bool = True
+    cache: int = 0
+    outline: nn.Module | None = field(default=None, repr=False, compare=False)
+
+    @cached_property
+    def blocks(self) -> int:
+        return 1 + max((w.block for w in self.weights if w.block is not None), default=-1)
+
+    @cached_property
+    def _passes(self) -> dict[tuple[int, int], Pass]:
+        return {}
+
+    def trace(self, rows: int, length: int) -> Pass:
+        """What a pass over (rows, length) token ids holds, in the compute type; see `trace_pass`."""
+        key = rows, length
+        if key not in self._passes:
+            self._passes[key] = self._trace(rows, length)
+        return self._passes[key]
+
+    def _trace(self, rows: int, length: int) -> Pass:
+        if self.outline is not None:
+            try:
+                return trace_pass(self.outline, rows, length)
+            except Exception:
+                pass  # a model that looks at its numbers on the way: from its widths, then
+        widest = max((max(w.shape) for w in self.weights if w.block is not None), default=0)
+        return Pass(rows * length * (6 * self.hidden + 4 * widest) * 4, True)
+
+
+def shape_of(recipe: Recipe, sets: Mapping[str, Sequence[Example]] | None = None) -> Shape:
+    """From the config alone; `sets` are the examples of train, eval and test where they are there.
+
+    `recipe` has no `auto` left in its types. Raises EnvironmentProblem, RecipeError.
+    """
+    config = load_config(recipe.model)
+    model = build_outline(
+        config,
+        recipe.tune,
+        # Activations come in the type that is computed in, so the outline does, too.
+        stored=DTYPES[recipe.model.compute_dtype],
+        adapter=DTYPES[recipe.model.dtype],
+        trust_remote_code=recipe.model.trust_remote_code,
+    )
+    text = config.get_text_config(decoder=True)
+    positions = getattr(text, "max_position_embeddings", None)
+    guess = _guess(recipe, positions)
+    train = texts_of(sets["train"]) if sets else guess
+    others = [
+        _scored(texts_of(sets[name]), recipe) if sets else guess
+        for name, source in (("eval", recipe.data.eval), ("test", recipe.data.test))
+        if source is not None
+    ]
+    head: nn.Linear = model.get_output_embeddings()  # type: ignore[operator]
+    return Shape(
+        weights=tuple(_weights(model, recipe)),
+        head=next(name for name, p in model.named_parameters() if p is head.weight),
+        hidden=head.weight.shape[1],
+        vocabulary=head.weight.shape[0],
+        buffers=sum(b.numel() * b.element_size() for b in model.buffers()),
+        train=train,
+        evaluation=_joined(others) if others else None,
+        known=bool(sets),
+        cache=_cache(text, DTYPES[recipe.model.compute_dtype].itemsize),
+        outline=model,
+    )
+
+
+def texts_of(examples: Sequence[Example]) -> Texts:
+    """The examples in numbers."""
+    longest = max(map(length, examples))
+    tokens, number = sum(map(length, examples)), len(examples)
+    choices = [x for x in examples if isinstance(x, Choice)]
+    if not choices:
+        scored = max(len(x.supervised) for x in examples if not isinstance(x, Choice))
+        return Texts(longest, 1, scored, tokens, number)
+    first = choices[0].options
+    if all(len(option) == 1 for option in first) and all(x.options == first for x in choices):
+        return Texts(longest, 1, 0, tokens, number)
+    rows = max(len(x.options) for x in choices)
+    scored = max(len(option) for x in choices for option in x.options)
+    return Texts(longest, rows, scored, tokens, number)
+
+
+def _scored(texts: Texts, recipe: Recipe) -> Texts:
+    """Of rows with options `lm` scores the right one's tokens as well, by the whole head."""
+    if recipe.objective.name == "lm" and not texts.scored:
+        return replace(texts, scored=1)
+    return texts
+
+
+def _cache(config: PreTrainedConfig, itemsize: int) -> int:
+    """Keys and values of one token in all layers; of latent or linear attention, which keep less, too
+    much."""
+    heads, groups, each = (
+        max(value) if isinstance(value := getattr(config, name, None), list | tuple) else value or 0
+        for name in ("num_attention_heads", "num_key_value_heads", "head_dim")
+    )
+    each = each or config.hidden_size // max(1, heads)
+    return int(2 * (groups or heads) * each * config.num_hidden_layers * itemsize)
+
+
+def _guess(recipe: Recipe, positions: int | None) -> Texts:
+    longest = min(recipe.data.max_length, positions or recipe.data.max_length)
+    scored = 0 if recipe.objective.name == "choice" else longest
+    return Texts(longest, scored=scored)
+
+
+def _joined(texts: Sequence[Texts]) -> Texts:
+    return Texts(
+        max(x.longest for x in texts),
+        max(x.rows for x in texts),
+        max(x.scored for x in texts),
+        sum(x.tokens for x in texts),
+        sum(x.number for x in texts),
+    )
+
+
+def _weights(model: nn.Module, recipe: Recipe) -> list[Weight]:
+    tuned = tuned_parameters(model, recipe.tune)
+    kinds: dict[nn.Parameter, Literal["product", "table", "whole"]] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if name == "weight" and isinstance(module, nn.Linear | Conv1D):
+                kinds.setdefault(parameter, "product")
+            elif name == "weight" and type(module).forward is nn.Embedding.forward:
+                kinds[parameter] = "table"  # a tied head comes in chunks, whatever it is
+            else:
+                kinds.setdefault(parameter, "whole")
+    number: dict[str, int] = {}
+    with suppress(EnvironmentProblem):  # without a list of blocks, nothing is streamed
+        owned = owned_parameters(model, find_blocks(model))
+        number = {name: i for i, names in enumerate(owned) for name in names}
+    return [
+        Weight(
+            name,
+            tuple(parameter.shape),
+            name in tuned,
+            kinds[parameter],
+            number.get(name),
+            of_adapter(name),
+        )
+        for name, parameter in model.named_parameters()
+    ]

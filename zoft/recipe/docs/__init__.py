@@ -1,0 +1,1 @@
+"""Reference pages and JSON schema generated from the recipe."""

@@ -1,0 +1,77 @@
+"""The keys a recipe may have, read off the schema."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Any, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from zoft.recipe.schema import Recipe
+from zoft.recipe.sections.base import Section
+
+Key = tuple[str, ...]  # ("data", "train", "path") is data.train.path
+
+
+@cache
+def fields() -> dict[Key, FieldInfo]:
+    """Every key, sections included, in the schema's order."""
+    return dict(_walk(Recipe, ()))
+
+
+def siblings(section: Key) -> list[str]:
+    """The keys directly under `section`; `()` is the top."""
+    section = unnumbered(section)
+    return [key[-1] for key in fields() if key[:-1] == section]
+
+
+def unnumbered(key: Key) -> Key:
+    """The key without numbers of sections in a list: data.train.0.path is data.train.path."""
+    kept: Key = ()
+    for part in key:
+        field = fields().get(kept)
+        if not (part.isdecimal() and field and _many(field.annotation)):
+            kept = (*kept, part)
+    return kept
+
+
+def field_of(key: Key) -> FieldInfo | None:
+    """The field of a key."""
+    return fields().get(unnumbered(key))
+
+
+def holds_text(key: Key) -> bool:
+    """Whether the key's value is free text, or the key is one of a mapping or list of free texts."""
+    if field := field_of(key):
+        return field.annotation in (str, str | None) or holds_texts(key)
+    parent = field_of(key[:-1])
+    options = (parent.annotation, *get_args(parent.annotation)) if parent else ()
+    return dict[str, str] in options or list[str] in options
+
+
+def holds_texts(key: Key) -> bool:
+    """Whether the key's value is free text or a list of such."""
+    field = field_of(key)
+    return field is not None and field.annotation == str | list[str] | None
+
+
+def _walk(section: type[Section], prefix: Key) -> Iterator[tuple[Key, FieldInfo]]:
+    for name, field in section.model_fields.items():
+        yield (*prefix, name), field
+        if nested := _nested(field.annotation):
+            yield from _walk(nested, (*prefix, name))
+
+
+def _nested(annotation: Any) -> type[Section] | None:
+    """The section that a field holds: `X`, `X | None` and `X | list[X]` alike."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    return next(filter(None, map(_nested, get_args(annotation))), None)
+
+
+def _many(annotation: Any) -> bool:
+    """Whether a field may hold a list of sections."""
+    if get_origin(annotation) is list:
+        return _nested(annotation) is not None
+    return any(map(_many, get_args(annotation)))

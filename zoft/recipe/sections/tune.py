@@ -1,0 +1,76 @@
+"""Section `tune` of a recipe: which weights learn."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from zoft.recipe.sections.base import Counted, Positive, Section, Whole
+
+
+class TuneSection(Section):
+    method: Literal["full", "lora", "ia3", "prefix", "prompt"] = Field(
+        "full",
+        description="Which weights learn. full: the model's own; lora: low-rank matrices beside them; "
+        "ia3: factors of keys, values and feed-forward activations; prefix: keys and values of virtual "
+        "tokens in every block; prompt: embeddings of virtual tokens.",
+    )
+    only: Literal["all", "bias", "norm"] = Field(
+        "all",
+        description="full: of the model's weights, all, the biases alone (BitFit), or the norms alone.",
+    )
+    layers: Annotated[tuple[Whole, Whole], Field(strict=False)] | None = Field(
+        None,
+        description="full, lora, ia3: only these blocks learn, first and last, counted from 0, e.g. "
+        "[16, 23]. Empty: the whole model.",
+    )
+    adapter: str | None = Field(
+        None,
+        min_length=1,
+        validate_default=True,
+        description="Go on tuning this adapter: a run, a checkpoint, a folder or a Hub id. It says r, "
+        "alpha, target_modules and virtual_tokens.",
+    )
+    r: Counted = Field(8, description="LoRA: rank of the adapter.")
+    alpha: Positive = Field(16.0, description="LoRA: the adapter is scaled by alpha / r.")
+    target_modules: list[str] | Literal["auto", "all-linear"] = Field(
+        "auto",
+        description="lora, ia3: name endings of the modules that get an adapter. auto: peft's choice "
+        "for the model family, else (lora) q_proj and v_proj; all-linear: every linear module but the "
+        "head.",
+    )
+    virtual_tokens: Counted = Field(
+        5, description="prefix, prompt: tokens that stand in front of every example."
+    )
+    include: list[str] = Field(
+        ["*"], description="Tune the parameters whose name matches one of these globs ..."
+    )
+    exclude: list[str] = Field([], description="... and none of these.")
+
+    @field_validator("only")
+    @classmethod
+    def _of_the_models_own(cls, only: str, info: ValidationInfo) -> str:
+        method = info.data.get("method", "full")
+        if only != "all" and method != "full":
+            raise ValueError(f"{only} chooses among the model's own weights, not of {method}")
+        return only
+
+    @field_validator("layers")
+    @classmethod
+    def _a_range_of_blocks(
+        cls, layers: tuple[int, int] | None, info: ValidationInfo
+    ) -> tuple[int, int] | None:
+        method = info.data.get("method", "full")
+        if layers and layers[0] > layers[1]:
+            raise ValueError(f"the first block, {layers[0]}, comes after the last, {layers[1]}")
+        if layers and method in ("prefix", "prompt"):
+            raise ValueError(f"virtual tokens stand in front of every block: not with {method}")
+        return layers
+
+    @field_validator("adapter")
+    @classmethod
+    def _of_an_adapters_method(cls, adapter: str | None, info: ValidationInfo) -> str | None:
+        if adapter is not None and info.data.get("method") == "full":
+            raise ValueError("full tuning has no adapter: set tune.method, e.g. to lora")
+        return adapter

@@ -1,0 +1,195 @@
+"""Checkpoints: folders that are either complete, with a hash for every file, or not there.
+
+A run's folder holds `checkpoint-000500/`; each is written beside its place, synced, closed by a
+COMPLETE file and renamed. Names that begin with a dot and end in `.partial` are leftovers.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from zoft.engine.optimizers.update import Weights
+from zoft.errors import EnvironmentProblem, first_line
+from zoft.models.blocks import is_placeholder
+from zoft.models.storage.safetensors import Stored, Writer, tensors_in
+from zoft.models.storage.save import save_tensor_by_tensor
+from zoft.runs import complete as manifest
+from zoft.system.silence import quiet
+
+_STATE, _META = "optimizer.safetensors", "trainer.json"
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+def checkpoint_folder(run_folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return run_folder / f"checkpoint-{step:06d}"
+
+
+def save(folder: Path, writer: Callable[[Path], None]) -> None:
+    """Fill `folder` by `writer(temporary folder)`: whole and on the disk, or not changed at all.
+
+    What stood there is replaced. Raises EnvironmentProblem if the disk refuses.
+    """
+    partial = folder.with_name(f".{folder.name}.partial")
+    replaced = folder.with_name(f".{folder.name}.replaced.partial")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in (partial, replaced, *folder.parent.glob(".checkpoint-*.partial")):
+            shutil.rmtree(leftover, ignore_errors=True)
+        partial.mkdir()
+        writer(partial)
+        _complete(partial)
+        if folder.exists():
+            folder.rename(replaced)
+        partial.rename(folder)
+        _sync(folder.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+        reason = "the disk is full" if full else first_line(error)
+        raise EnvironmentProblem(f"cannot write {folder}: {reason}") from error
+    finally:
+        if replaced.exists() and not folder.exists():  # interrupted between the two renames
+            replaced.rename(folder)
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def verify(folder: Path) -> bool:
+    """Whether every file that COMPLETE names is there with its size and its sha256."""
+    return manifest.intact(folder)
+
+
+def find(run_folder: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first (sizes checked; `verify` reads the bytes)."""
+    steps = {
+        path: int(match[1])
+        for path in (run_folder.iterdir() if run_folder.is_dir() else ())
+        if (match := _NAME.fullmatch(path.name)) and manifest.sizes_match(path)
+    }
+    return sorted(steps, key=steps.__getitem__)
+
+
+def prune(run_folder: Path, keep_last: int, best: Collection[Path]) -> None:
+    """Delete all but the `keep_last` newest complete checkpoints (at least one) and the best."""
+    kept = {path.name for path in best}
+    for path in find(run_folder)[: -max(keep_last, 1)]:
+        if path.name not in kept:
+            doomed = path.with_name(f".{path.name}.partial")  # never half of a checkpoint in sight
+            path.rename(doomed)
+            shutil.rmtree(doomed)
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Raise EnvironmentProblem unless `needed` bytes are free where `folder` is or will be."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise EnvironmentProblem(
+            f"{folder} needs {needed / 1e9:.2f} GB on its disk, {free / 1e9:.2f} GB are free"
+        )
+
+
+def write_model(
+    folder: Path,
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    streamed: Weights | None = None,
+) -> None:
+    """The model (or the adapter alone) and the tokenizer as Hugging Face files.
+
+    Equal weights give equal bytes, in every process. If not all are in the model at once, `streamed`
+    brings them.
+    """
+    if isinstance(model, PeftModel):
+        # "auto" would ask the Hub whether the vocabulary grew; tuned parameters are the adapter's.
+        model.save_pretrained(str(folder), save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)  # peft's empty form of a model card
+        config = folder / "adapter_config.json"
+        content = json.loads(config.read_text())
+        for key in ("target_modules", "feedforward_modules"):  # peft's sets have no order
+            if content.get(key):
+                content[key] = sorted(content[key])
+        config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+    else:
+        cached = model.config.use_cache
+        model.config.use_cache = True  # off while tuning; whoever loads the files wants to generate
+        try:
+            if streamed is not None:
+                save_tensor_by_tensor(folder, model, _one_by_one(model, streamed))
+            else:
+                with quiet():
+                    model.save_pretrained(folder)
+        finally:
+            model.config.use_cache = cached
+    tokenizer.save_pretrained(folder)
+
+
+def _one_by_one(model: PreTrainedModel, weights: Weights) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of the model's state, each when it is in place."""
+    left = model.state_dict(keep_vars=True)
+    for _ in weights.visits():
+        for name in [name for name, tensor in left.items() if not is_placeholder(tensor)]:
+            yield name, left.pop(name)
+
+
+def write_state(folder: Path, weights: Weights, meta: Mapping[str, Any]) -> None:
+    """What resuming needs beside the weights: what the update rule keeps, and values as JSON."""
+    entries = {
+        f"{tuned.name}/{what}": (torch.float32, tuple(tuned.parameter.shape))
+        for tuned in weights
+        for what in weights.names
+    }
+    with Writer(folder / _STATE, entries) as file:
+        for kept in weights.visits() if entries else ():
+            for name, tensor in kept.items():
+                file.put(name, tensor)
+    (folder / _META).write_text(json.dumps(meta, indent=2, sort_keys=True) + "\n")
+
+
+def stored_state(folder: Path) -> dict[str, Stored]:
+    """Where what the update rule kept lies in a checkpoint. Raises EnvironmentProblem."""
+    return tensors_in(folder / _STATE)
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """The values that `write_state` wrote. Raises EnvironmentProblem."""
+    try:
+        meta: dict[str, Any] = json.loads((folder / _META).read_text())
+    except (OSError, ValueError) as error:
+        raise EnvironmentProblem(
+            f"cannot read the state in {folder}: {first_line(error)}"
+        ) from error
+    return meta
+
+
+def _complete(folder: Path) -> None:
+    """Write every file and name to the disk, then the list of them."""
+    files = manifest.write(folder)
+    for path in (
+        *files,
+        folder / manifest.COMPLETE,
+        *filter(Path.is_dir, folder.rglob("*")),
+        folder,
+    ):
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

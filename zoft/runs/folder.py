@@ -1,0 +1,228 @@
+"""The folder of a run: what lies where, and whether a recipe may go on with what is there."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+
+from zoft.errors import EnvironmentProblem, RecipeError
+from zoft.recipe.load import dump_recipe, load_recipe
+from zoft.recipe.schema import Recipe
+from zoft.runs import checkpoint
+from zoft.runs.journal import nullable
+
+# What a run writes before its journal begins, and may write again if it was killed there.
+BEGINNING = {
+    "recipe.yaml", "resolved.yaml", "run.json", "start", "journal.jsonl", "working-copy.bin"
+}  # fmt: skip
+
+_Section = TypeVar("_Section", bound=BaseModel)
+
+# What may change from one part of a run to the next: it moves no weight. (`train.steps` moves none
+# under a constant rate.) The device and the micro-batch may change the last bits of a loss, which
+# `resume` says; where weights wait changes none.
+FREE = (
+    "device",
+    "model.residency",
+    "memory",
+    "offload",
+    "train.micro_batch_size",
+    "train.max_nonfinite",
+    "output_dir",
+    "data.test",
+    "eval",
+    "checkpoint",
+    "journal",
+    "logging",
+    "hub",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """runs/NAME and the files in it (ARCHITECTURE, "Files a run writes")."""
+
+    path: Path
+
+    @property
+    def journal(self) -> Path:
+        return self.path / "journal.jsonl"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def resolved(self) -> Path:
+        return self.path / "resolved.yaml"
+
+    @property
+    def start(self) -> Path:
+        return self.path / "start"
+
+    @property
+    def final(self) -> Path:
+        return self.path / "final"
+
+    @property
+    def working(self) -> Path:
+        """The streamed weights as they are now: disposable, for the journal has them."""
+        return self.path / "working-copy.bin"
+
+    @property
+    def exists(self) -> bool:
+        """Whether a run is here: its journal has a header, and it says how it was set up."""
+        if not (self.journal.is_file() and self.resolved.is_file()):
+            return False
+        with self.journal.open("rb") as journal:
+            return journal.readline().endswith(b"\n")
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Make the folder, and let no other process begin a run in it meanwhile."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise EnvironmentProblem(f"{self.path} cannot be written: {error.strerror}") from error
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if self.exists:
+                raise BlockingIOError  # it began and ended while we were loading
+            yield
+            os.fsync(handle)
+        except BlockingIOError as error:
+            raise EnvironmentProblem(f"{self.path} is in use by another zoft") from error
+        finally:
+            os.close(handle)
+
+    def manifest(self) -> dict[str, Any]:
+        """run.json, or nothing."""
+        try:
+            content = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def update_manifest(self, **values: Any) -> None:
+        """Change some entries of run.json, atomically."""
+        target = self.path / "run.json"
+        temporary = target.with_suffix(".tmp")
+        try:
+            content = nullable({**self.manifest(), **values})
+            temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+            temporary.replace(target)
+        except OSError as error:
+            raise EnvironmentProblem(f"{target} cannot be written: {error.strerror}") from error
+
+    def write_resolved(self, resolved: Recipe) -> None:
+        """Replace resolved.yaml; on the disk before anything relies on it."""
+        temporary = self.resolved.with_suffix(".tmp")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(dump_recipe(resolved))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self.resolved)
+
+    def previous(self) -> Recipe:
+        """The recipe of the run that is here, with every automatic choice that it made."""
+        return load_recipe(self.resolved)
+
+    def newest_checkpoint(self, wanted: Path | None = None) -> Path | None:
+        """The newest checkpoint whose bytes are as they were written, or the `wanted` one."""
+        for folder in reversed(checkpoint.find(self.path)):
+            if (wanted is None or folder == wanted) and checkpoint.verify(folder):
+                return folder
+        if wanted is not None:
+            raise EnvironmentProblem(f"{wanted} is not a complete checkpoint")
+        return None
+
+    def is_a_mere_beginning(self) -> bool:
+        """Whether all that is here was left by a run that was killed before its journal began."""
+        names = {
+            path.name for path in self.path.iterdir() if path.suffix not in (".tmp", ".partial")
+        }
+        return "recipe.yaml" in names and names <= BEGINNING
+
+
+def run_of(path: Path) -> tuple[RunFolder, Path | None]:
+    """The run that `path` names, by its folder or by one of its checkpoints.
+
+    Raises EnvironmentProblem if there is none.
+    """
+    if RunFolder(path).exists:
+        return RunFolder(path), None
+    if RunFolder(path.parent).exists and path.is_dir():
+        return RunFolder(path.parent), path
+    raise EnvironmentProblem(f"{path} is neither a run nor a checkpoint of one")
+
+
+def require_empty(folder: RunFolder) -> None:
+    """Raises RecipeError, with the choices, if something is there that a new run could spoil."""
+    there = folder.path.is_dir() and any(folder.path.iterdir())
+    if there and (folder.exists or not folder.is_a_mere_beginning()):
+        raise RecipeError(
+            f"{folder.path} is not empty: --resume auto goes on with the run there, "
+            "--output-dir DIR starts another, or delete it"
+        )
+    if folder.path.exists() and not folder.path.is_dir():
+        raise RecipeError(f"{folder.path} is a file; output_dir must be a folder")
+
+
+def keep_choices(recipe: Recipe, previous: Recipe) -> Recipe:
+    """Replace every `auto` of the recipe by what the run chose before, but for where the weights are:
+    that moves no bit, and how much memory is free may have changed.
+
+    Not validated: what no longer fits together, `require_same` can say better.
+    """
+    merged = _merged(recipe, previous)
+    model = merged.model.model_copy(update={"residency": recipe.model.residency})
+    return merged.model_copy(update={"model": model})
+
+
+def _merged(now: _Section, before: _Section) -> _Section:
+    merged: dict[str, Any] = {}
+    for name in type(now).model_fields:
+        value, old = getattr(now, name), getattr(before, name)
+        if isinstance(value, BaseModel) and isinstance(old, BaseModel):
+            merged[name] = _merged(value, old)
+        elif value == "auto":
+            merged[name] = old
+    return now.model_copy(update=merged)
+
+
+def require_same(recipe: Recipe, previous: Recipe) -> None:
+    """Raises RecipeError, a line per key, if the recipe would not repeat the run's first steps."""
+    free: tuple[str, ...] = FREE
+    if previous.optimizer.schedule == recipe.optimizer.schedule == "constant":
+        free = (*FREE, "train.steps")
+    now, before = dict(_leaves(recipe)), dict(_leaves(previous))
+    problems = [
+        f"{key}: the run was started with {before.get(key)!r}, the recipe says {now.get(key)!r}"
+        for key in dict.fromkeys([*before, *now])
+        if before.get(key) != now.get(key)
+        and not any(key == f or key.startswith(f"{f}.") for f in free)
+    ]
+    if problems:
+        raise RecipeError(
+            "\n".join(
+                [*problems, "set it back to go on with the run, or choose another output_dir"]
+            )
+        )
+
+
+def _leaves(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

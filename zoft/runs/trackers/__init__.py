@@ -1,0 +1,1 @@
+"""Copy metrics to wandb, TensorBoard or trackio."""

@@ -1,0 +1,1 @@
+"""Hand a result on: merge, export, replay, push."""

@@ -1,0 +1,286 @@
+"""`zoft merge`: an adapter added to its base, and shown to compute what both computed together."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import PeftConfig, PeftModel
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from zoft.data.examples import Choice, Example
+from zoft.data.sets import prepare
+from zoft.errors import EnvironmentProblem, OutOfMemory, RecipeError, ZoftError, first_line
+from zoft.inference.locate import weights_of
+from zoft.models.adapters import base_of, is_adapter, load_adapter
+from zoft.models.load import load_model, load_tokenizer
+from zoft.models.storage.fetch import local_safetensors
+from zoft.models.storage.safetensors import stored_tensors
+from zoft.recipe.schema import ModelSection, Recipe
+from zoft.recipe.sections.data import listed
+from zoft.runs.checkpoint import require_space, write_model
+from zoft.runs.folder import run_of
+from zoft.system.device import DTYPES
+from zoft.system.host_memory import free_host_bytes, gib
+from zoft.system.signals import stop_on_signals
+
+BOUND = 1e-4  # largest difference of two logits, in float32, that rounding may explain
+PROMPTS, TOKENS = 4, 64  # so many prompts are compared, each cut to so many tokens
+TEXTS = (
+    "The film was over two hours long, and I would have stayed for two more.",
+    "Question: what is the capital of France?\nAnswer:",
+    "def add(a, b):\n    return a +",
+    "It was the best of times, it was the worst of times",
+)
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A whole model in float32 on the CPU; the ids of the `prompts`, where these are from, and the
+    logits that base and adapter gave for each, (tokens, vocabulary). `exact` are those of passes in
+    float64, if there was room: none of their differences is the passes' own rounding."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    prompts: list[list[int]]
+    prompts_of: str
+    expected: list[Tensor]
+    exact: list[Tensor] | None = None
+
+
+def merge(
+    target: str, out: str, dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+) -> float:
+    """Write base + adapter as one model to the new folder `out`; how far the logits are apart.
+
+    The model is written in float32, read back and compared with base and adapter; only then it is
+    rounded to `dtype`. Raises ZoftError, and leaves no `out`, if they differ by more than BOUND, in
+    float64 as well: a deep model's passes round by more than that in float32.
+    """
+    with stop_on_signals() as stop, new_place(Path(out).expanduser()) as partial:
+        merged = merged_model(target, stop.check, also_on_disk=partial)
+        checked = partial.with_name(f"{partial.name}-float32")
+        with _folder(checked):
+            write_model(checked, merged.model, merged.tokenizer)
+            stop.check()
+            model = _read_back(checked)
+            difference = apart(model, merged)
+            where = f"on {len(merged.prompts)} prompts of {merged.prompts_of}"
+            print(
+                f"logits of the files and of base + adapter, {where}:\n"
+                f"at most {difference:.2g} apart in float32 (allowed: {BOUND:g})"
+            )
+            closest = difference
+            if difference > BOUND and merged.exact:
+                closest = largest(in_float64(model, merged.prompts), merged.exact)
+                print(f"and {closest:.2g} in float64: the rest is rounding of the passes")
+            require_close(closest, target)
+            if dtype == "float32":
+                checked.rename(partial)
+            else:
+                partial.mkdir()
+                rounded_model: PreTrainedModel = model.to(DTYPES[dtype])  # type: ignore[arg-type]
+                write_model(partial, rounded_model, merged.tokenizer)
+                rounded = apart(_read_back(partial), merged)
+                print(f"rounding to {dtype} moves them by up to {rounded:.2g}")
+            stop.check()
+    print(f"files          {out}")
+    return difference
+
+
+def merged_model(
+    target: str, check: Callable[[], None], also_on_disk: Path | None = None
+) -> Merged:
+    """The base of the adapter that `target` names, in float32, with the adapter added to it.
+
+    `check` stops the work by raising. With `also_on_disk` its disk must have room for the result.
+    Raises ZoftError.
+    """
+    adapter = _adapter_of(target)
+    recipe = recipe_of(Path(target))
+    name, revision = base_of(adapter)
+    section = ModelSection(name=name, revision=revision)
+    if recipe is not None:
+        trusted = {"trust_remote_code": recipe.model.trust_remote_code}
+        section = section.model_copy(update=trusted)
+        if recipe.model.quantization != "none":
+            print(
+                f"note: the adapter was tuned on {recipe.model.quantization} codes; it is added to "
+                "the base's own\nweights, which differ from those by the codes' rounding"
+            )
+    folder = local_safetensors(name, revision, trust_remote_code=section.trust_remote_code)
+    size = require_memory(folder)
+    if also_on_disk is not None:
+        require_space(also_on_disk, size)
+    own = (Path(adapter) / "tokenizer_config.json").is_file()
+    tokenizer = load_tokenizer(adapter if own else folder, section)
+    prompts, prompts_of = prompts_for(recipe, tokenizer)
+    check()
+    base = load_model(folder, section, dtype=torch.float32, device="cpu").model
+    if getattr(base.config, "quantization_config", None) is not None:
+        raise EnvironmentProblem(
+            f"{name} holds codes instead of weights, which cannot take an adapter without rounding "
+            "again; merge onto the model that they were made from"
+        )
+    adapted = load_adapter(base, adapter)
+    expected = logits(adapted, prompts)
+    check()
+    exact = in_float64(adapted, prompts) if free_host_bytes() > 2 * size else None
+    check()
+    return Merged(_added(adapted, adapter), tokenizer, prompts, prompts_of, expected, exact)
+
+
+def recipe_of(path: Path) -> Recipe | None:
+    """The recipe of the run that `path` is, or is a folder of; None if there is none."""
+    try:
+        return run_of(path)[0].previous()
+    except ZoftError:
+        return None
+
+
+def prompts_for(
+    recipe: Recipe | None, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[list[int]], str]:
+    """Token ids to compare logits on, and where they are from: the run's own data if it is there."""
+    if recipe is not None:
+        name = "eval" if recipe.data.eval else "train"
+        source = listed(getattr(recipe.data, name))[0]
+        few = source.model_copy(update={"limit": min(PROMPTS, source.limit or PROMPTS)})
+        data = recipe.data.model_copy(update={name: few})
+        try:
+            _, sets = prepare(recipe.model_copy(update={"data": data}), tokenizer, names=(name,))
+            return [_ids(example)[:TOKENS] for example in sets[name].examples], f"data.{name}"
+        except ZoftError:  # moved or deleted since: any text will do
+            pass
+    return [tokenizer(text)["input_ids"][:TOKENS] for text in TEXTS], "a fixed list"
+
+
+def _ids(example: Example) -> list[int]:
+    if isinstance(example, Choice):
+        return [*example.prompt, *example.options[example.label]]
+    return list(example.ids)
+
+
+def require_memory(folder: Path) -> int:
+    """Bytes of the model in float32. Raises OutOfMemory if they are not free."""
+    size = sum(4 * math.prod(stored.shape) for stored in stored_tensors(folder).values())
+    if size > free_host_bytes():
+        raise OutOfMemory(
+            f"the model takes {gib(size)} in float32, {gib(free_host_bytes())} are free here"
+        )
+    return size
+
+
+@torch.inference_mode()
+def logits(model: Any, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
+    """One pass each, float32, on the CPU."""
+    return [
+        model(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0].float()
+        for ids in prompts
+    ]
+
+
+@torch.inference_mode()
+def in_float64(model: Any, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
+    """The same in float64; the model is float32 again afterwards, bit for bit."""
+    model.double()
+    try:
+        return [
+            model(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0] for ids in prompts
+        ]
+    finally:
+        model.float()
+
+
+def apart(model: PreTrainedModel, merged: Merged) -> float:
+    """The largest difference of a logit; NaN if one is not a number."""
+    return largest(logits(model, merged.prompts), merged.expected)
+
+
+def largest(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    return max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True))
+
+
+def require_close(difference: float, target: str) -> None:
+    """Raise ZoftError if rounding alone does not explain the difference."""
+    if not difference <= BOUND:
+        raise ZoftError(
+            f"the files of {target} would not compute what it computes: the logits are "
+            f"{difference:.2g} apart, {BOUND:g} is allowed; nothing was kept"
+        )
+
+
+@contextmanager
+def new_place(place: Path) -> Iterator[Path]:
+    """A name beside `place` to write to, which becomes `place` in the end, or is deleted.
+
+    Raises RecipeError if `place` is there already, EnvironmentProblem if it cannot be written.
+    """
+    if place.exists() or place.is_symlink():
+        raise RecipeError(f"{place} exists; name one that does not")
+    partial = place.with_name(f".{place.name}.partial")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        _delete(partial)  # a killed command's
+        yield partial
+        partial.rename(place)
+    finally:
+        _delete(partial)
+
+
+@contextmanager
+def _folder(place: Path) -> Iterator[None]:
+    _delete(place)
+    place.mkdir()
+    try:
+        yield
+    finally:
+        _delete(place)
+
+
+def _delete(place: Path) -> None:
+    shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
+
+
+def _adapter_of(target: str) -> str:
+    """The folder of the adapter. Raises ZoftError for what holds none, or one without weights."""
+    if not Path(target).is_dir():
+        raise EnvironmentProblem(f"there is no run, checkpoint or adapter folder {target}")
+    where = weights_of(target)
+    if not is_adapter(where):
+        raise RecipeError(f"nothing to merge: {where} is already a whole model")
+    try:
+        config = PeftConfig.from_pretrained(where)
+    except Exception as error:
+        raise EnvironmentProblem(f"cannot read the adapter {where}: {first_line(error)}") from error
+    if config.is_prompt_learning:
+        raise RecipeError(
+            f"{where} cannot be merged: {str(config.peft_type.value).lower()} stands before the "
+            "prompt and is no change of the weights; load it with peft"
+        )
+    return where
+
+
+def _added(adapted: PeftModel, adapter: str) -> PreTrainedModel:
+    """The base with the adapter's changes in its own weights, in place."""
+    add: Any = getattr(adapted.base_model, "merge_and_unload", None)
+    if add is None:
+        kind = str(adapted.peft_config["default"].peft_type.value).lower()
+        raise RecipeError(f"{adapter} cannot be merged: peft has no way to for {kind} adapters")
+    try:
+        model: PreTrainedModel = add(safe_merge=True)
+    except (ValueError, NotImplementedError) as error:  # not finite, or a layer that cannot
+        raise EnvironmentProblem(f"{adapter} cannot be merged: {first_line(error)}") from error
+    return model
+
+
+def _read_back(folder: Path) -> PreTrainedModel:
+    section = ModelSection(name=str(folder))
+    return load_model(folder, section, dtype=torch.float32, device="cpu").model

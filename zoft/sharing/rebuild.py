@@ -1,0 +1,179 @@
+"""A run's model as it was before the first step, and what moves it: all from its journal's header."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from peft import PeftModel
+from pydantic import ValidationError
+from torch import nn
+from transformers import PreTrainedModel
+
+from zoft.engine.build import kept_by, optimizer_for
+from zoft.engine.offload.stream import stream
+from zoft.engine.offload.weights import Streamed
+from zoft.engine.optimizers.mezo import MeZO
+from zoft.engine.optimizers.radazo import RAdaZO
+from zoft.engine.optimizers.update import Resident, Tuned, Weights
+from zoft.errors import EnvironmentProblem
+from zoft.models.adapters import load_adapter
+from zoft.models.load import fingerprint, load_model
+from zoft.models.storage.fetch import local_safetensors
+from zoft.models.storage.safetensors import stored_tensors
+from zoft.planning.placement import MARGIN
+from zoft.recipe.load import load_recipe
+from zoft.recipe.schema import ModelSection
+from zoft.recipe.sections.optimizer import OptimizerSection
+from zoft.runs.artefact import START
+from zoft.runs.folder import RunFolder
+from zoft.runs.journal import Header, missing_entries
+from zoft.system.device import DTYPES
+from zoft.system.host_memory import free_host_bytes, gib
+from zoft.system.philox import LAYOUT
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """A model as it was before the first step, and what moves it."""
+
+    model: PreTrainedModel | PeftModel
+    weights: Weights
+    optimizer: MeZO | RAdaZO
+
+    @property
+    def result_bytes(self) -> int:
+        """What its files will take: an adapter's are its own weights, a model's all of them."""
+        adapter = [tuned.parameter for tuned in self.weights]
+        written = adapter if isinstance(self.model, PeftModel) else self.model.parameters()
+        return sum(parameter.nbytes for parameter in written)
+
+
+def require_known(header: Header, journal: Path) -> None:
+    """Raises EnvironmentProblem for a header with something missing, or that this zoft does not know."""
+    if missing := missing_entries(header):
+        raise EnvironmentProblem(f"{journal}: its header lacks {', '.join(missing)}")
+    if header["layout"] != LAYOUT:
+        raise EnvironmentProblem(
+            f"{journal} has directions of layout {header['layout']}, this zoft draws layout {LAYOUT}"
+        )
+    if header["dtype"] not in DTYPES:
+        raise EnvironmentProblem(f"{journal} is of {header['dtype']} weights: upgrade zoft")
+
+
+def base_of(header: Header, journal: Path, base: str | None) -> tuple[ModelSection, Path]:
+    """The base model's folder, once its bytes are known to be those that the run began with."""
+    named = header["base"]
+    name, revision = (base, None) if base else (named["name"], named["revision"])
+    run = RunFolder(journal.parent)
+    trusted = run.resolved.is_file() and load_recipe(run.resolved).model.trust_remote_code
+    section = ModelSection(name=name, revision=revision, trust_remote_code=trusted)
+    try:
+        where = local_safetensors(name, revision, trust_remote_code=trusted)
+    except EnvironmentProblem as error:
+        reason = str(error).removeprefix("model.name: ")
+        raise EnvironmentProblem(
+            f"the base model: {reason}; --base PATH says where it is"
+        ) from error
+    found = fingerprint(where)
+    if found != named["sha256"]:
+        raise EnvironmentProblem(
+            f"{name} is not the base model of this journal: its config and weights have sha256 "
+            f"{found[:12]}, those of {named['name']} had {named['sha256'][:12]}"
+            + ("" if base else "; --base PATH names another")
+        )
+    return section, where
+
+
+def rebuild(
+    header: Header,
+    journal: Path,
+    section: ModelSection,
+    where: Path,
+    target: Path,
+    stack: ExitStack,
+) -> Rebuilt:
+    """The model before the first step, in memory if it fits, else block by block from its files.
+
+    An adapter needs none of the base's weights: blocks that do not fit stay where they are.
+    """
+    settings = _settings(header, journal)
+    start = journal.parent / START
+    adapted = any("lora_" in name for name, *_ in header["parameters"])
+    if header.get("tune", {}).get("method", "full") != "full":
+        adapted = True
+    if adapted and not start.is_dir():
+        raise EnvironmentProblem(
+            f"{journal} is an adapter's: {start} must hold the one that it starts from"
+        )
+    own = DTYPES[header["dtype"]]
+    place, fits = _device(header, settings, where, own)
+    loaded = load_model(
+        where, section, dtype=own, device=place, streamed=None if fits else lambda _: True
+    )
+    model: PreTrainedModel | PeftModel = loaded.model
+    if adapted:
+        model = load_adapter(model, start, own)
+    tuned = _tuned(model, header, journal)
+    weights: Weights = Resident(tuned)
+    if loaded.blocks and not adapted:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        working = stack.enter_context(TemporaryDirectory(dir=target.parent, prefix=".replay-"))
+        streamer = stream(
+            loaded.blocks, tuned, kept_by(settings), loaded.sources, residency="disk", device=place,
+            slots=2, working=Path(working, "working-copy.bin"), say=print,
+        )  # fmt: skip
+        stack.callback(streamer.close)
+        weights = Streamed(tuned, streamer)
+    return Rebuilt(model, weights, optimizer_for(settings, header["seed"], weights))
+
+
+def _settings(header: Header, journal: Path) -> OptimizerSection:
+    try:
+        return OptimizerSection.model_validate(header["optimizer"])
+    except ValidationError as error:
+        what = ".".join(map(str, error.errors()[0]["loc"]))
+        raise EnvironmentProblem(
+            f"{journal} was written by zoft {header['zoft']}, and its optimizer.{what} is not one that "
+            "this zoft knows: upgrade zoft"
+        ) from error
+
+
+def _device(
+    header: Header, settings: OptimizerSection, where: Path, own: torch.dtype
+) -> tuple[torch.device, bool]:
+    """The first of GPU and CPU that holds all weights and moments; else the CPU, and that they don't
+    fit."""
+    numbers = sum(_numel(stored.shape) for stored in stored_tensors(where).values())
+    moved = sum(_numel(shape) for _, _, shape, _ in header["parameters"])
+    size = numbers * own.itemsize + 4 * len(kept_by(settings)) * moved
+    if torch.cuda.is_available() and size < torch.cuda.mem_get_info()[0] * (1 - MARGIN):
+        return torch.device("cuda:0"), True
+    free = free_host_bytes() * (1 - MARGIN)
+    if size >= free:
+        print(f"{gib(size)} do not fit into {gib(free)} of memory: block by block, from the disk")
+    return torch.device("cpu"), size < free
+
+
+def _numel(shape: Sequence[int]) -> int:
+    return torch.Size(shape).numel()
+
+
+def _tuned(model: nn.Module, header: Header, journal: Path) -> list[Tuned]:
+    """The tuned weights by the header's names, numbers and shapes. Raises EnvironmentProblem."""
+    found = dict(model.named_parameters())
+    tuned = []
+    for name, param, shape, decays in header["parameters"]:
+        there = list(found[name].shape) if name in found else None
+        if there != shape:
+            has = "has no such parameter" if there is None else f"has shape {there}"
+            raise EnvironmentProblem(
+                f"{journal} tunes {name} {shape}, and the model here {has}: it was written by zoft "
+                f"{header['zoft']}, perhaps with other libraries"
+            )
+        tuned.append(Tuned(name, found[name], param, decays))
+    return tuned

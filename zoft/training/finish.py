@@ -1,0 +1,150 @@
+"""How a run ends: the saved result, the last scores, the entry in run.json."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+from zoft.errors import Diverged, Interrupted, RecipeError, first_line
+from zoft.models.adapters import is_adapter
+from zoft.planning.footprint import CUDA_CONTEXT
+from zoft.recipe.load import dump_recipe
+from zoft.recipe.schema import Recipe
+from zoft.runs import checkpoint
+from zoft.runs import complete as manifest
+from zoft.runs.console.progress import clock
+from zoft.runs.folder import RunFolder
+from zoft.runs.metrics import in_words
+from zoft.runs.record import read_run
+from zoft.runs.report.charts import write_loss_picture
+from zoft.sharing.base_model import base_here
+from zoft.sharing.model_card import card
+from zoft.system.device import peak_memory_bytes
+from zoft.system.host_memory import gib
+from zoft.training.trainer import Trainer
+
+
+def finish(trainer: Trainer, folder: RunFolder) -> None:
+    """Save final/, then score the test set once, then write it down."""
+    recipe = trainer.recipe
+
+    def write(target: Path) -> None:
+        trainer.write_model(target)
+        (target / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+        if folder.metrics.is_file():
+            shutil.copyfile(folder.metrics, target / "metrics.jsonl")
+        _picture(trainer, target / "loss.png")
+
+    checkpoint.save(folder.final, write)
+    values: dict[str, Any] = {}
+    if trainer.test_set is not None:
+        values = {"set": "test", **trainer.evaluate(trainer.test_set)}
+    elif trainer.eval_set is not None:
+        scored = trainer.scores[trainer.step]
+        kept = {key: value for key, value in scored.items() if key not in ("event", "step")}
+        values = {"set": "eval", **kept}
+    values["peak_memory_bytes"] = peak_memory_bytes(trainer.device)
+    event = trainer.metrics.write("final", trainer.step, **values)
+    best = trainer.best_steps()
+    before = trainer.scores.get(0)
+    folder.update_manifest(
+        final=event,
+        zero_shot=before,
+        best_checkpoint=checkpoint.checkpoint_folder(folder.path, best[0]).name if best else None,
+        peak_memory_bytes=values["peak_memory_bytes"],
+        # What torch counts of a card is what it was asked for, without the driver's own.
+        planned_memory_bytes=trainer.planned_bytes
+        - (CUDA_CONTEXT if trainer.device.type == "cuda" else 0),
+    )
+    _add_card(trainer, folder)
+    trainer.narrator.close()
+
+
+def _add_card(trainer: Trainer, folder: RunFolder) -> None:
+    """README.md beside the weights. What it says about the base needs no network."""
+    run, recipe = folder.manifest(), trainer.recipe
+    text = card(
+        recipe, dump_recipe(recipe), run, trainer.metrics.read(),
+        base_here(recipe, run.get("base", {})), adapter=is_adapter(folder.final),
+    )  # fmt: skip
+    manifest.replace_text(folder.final, "README.md", text)
+
+
+def _picture(trainer: Trainer, path: Path) -> None:
+    try:
+        write_loss_picture(read_run(trainer.folder), path)
+    except Exception as error:  # a picture is not worth a run
+        trainer.narrator.say(f"warning: no loss.png: {type(error).__name__}: {first_line(error)}")
+
+
+def tell_result(folder: RunFolder) -> None:
+    """Say what came out, what it took, where it is and what can be done with it."""
+    run = read_run(folder.path)
+    if run.zero_shot:
+        print(f"before tuning  {in_words(run.zero_shot)}")
+    if run.best and run.best is not run.last:
+        print(f"best           {in_words(run.best)}, step {run.best['step']}")
+    if run.last:
+        print(f"after          {in_words(run.last)}")
+    for final in run.of("final"):
+        if final.get("set") == "test":
+            print(f"test           {in_words(final)}")
+    print(f"wall time      {clock(run.seconds)}")
+    if peak := run.peak_memory_bytes:
+        planned = run.manifest.get("planned_memory_bytes")
+        print(f"peak memory    {gib(peak)}{f' (planned {gib(planned)})' if planned else ''}")
+    print(f"files          {folder.final}")
+    if (folder.path / "report.html").is_file():
+        print(f"report         {folder.path / 'report.html'}")
+    where = quote(str(folder.path))
+    print(f"next           zoft eval {where} {quote(str(folder.resolved))}")
+    print(f"               zoft generate {where}")
+    print(f"               zoft push {where}")
+
+
+def already_finished(folder: RunFolder, recipe: Recipe) -> bool:
+    """Whether nothing is left to do; then say what came out."""
+    run = folder.manifest()
+    final = run.get("final")
+    if run.get("status") != "finished" or not final or final["step"] < recipe.train.steps:
+        return False
+    if recipe.data.test != folder.previous().data.test:
+        return False  # another test set: score it
+    if final["step"] > recipe.train.steps:
+        raise RecipeError(
+            f"train.steps: the run in {folder.path} already took {final['step']} steps"
+        )
+    print(f"{folder.path} is finished ({final['step']} steps)")
+    tell_result(folder)
+    return True
+
+
+@contextmanager
+def recorded(folder: RunFolder, trainer: Trainer) -> Iterator[None]:
+    """Write to run.json how the run ended."""
+    begun = time.perf_counter()
+    status = "failed"
+    try:
+        yield
+        status = "finished"
+    except Interrupted:
+        status = "interrupted"
+        raise
+    except Diverged:
+        status = "diverged"
+        raise
+    except Exception as error:
+        error.log_path = folder.path / "error.log"  # type: ignore[attr-defined]
+        raise
+    finally:
+        folder.update_manifest(
+            status=status,
+            step=trainer.step,
+            skipped=trainer.skipped,
+            seconds=round(folder.manifest().get("seconds", 0.0) + time.perf_counter() - begun, 1),
+        )

@@ -1,0 +1,251 @@
+"""`zoft validate`: would this recipe run? Every check that costs no training, and nothing written.
+
+The checks go through the functions that a run uses, so both say the same. One that needs what another
+could not find is left out, and says so.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from zoft.data.examples import Example, length
+from zoft.data.sets import SETS, in_words, prepare, silent
+from zoft.data.sources import load_rows
+from zoft.engine.objectives.objective import objective_for
+from zoft.errors import EnvironmentProblem, ZoftError, first_line
+from zoft.inference.scoring import require_fits
+from zoft.models.adapters import is_adapter
+from zoft.models.load import load_tokenizer
+from zoft.models.meta import load_config
+from zoft.models.storage.fetch import cache_folder, local_folder, local_safetensors
+from zoft.models.storage.safetensors import WEIGHTS, WEIGHTS_INDEX, stored_tensors
+from zoft.planning.footprint import footprint
+from zoft.planning.placement import budgets, choose
+from zoft.planning.plan import resolved
+from zoft.planning.resolve import resolve
+from zoft.planning.workload import Shape, shape_of
+from zoft.recipe.defaults import with_defaults
+from zoft.recipe.load import load_recipe
+from zoft.recipe.schema import ModelSection, Recipe
+from zoft.recipe.sections.data import listed
+from zoft.runs.checkpoint import require_space
+from zoft.runs.folder import RunFolder, require_empty
+from zoft.sharing.base_model import base_of
+from zoft.sharing.hub.access import require_login
+from zoft.sharing.hub.retry import careful_client, nothing
+from zoft.system.host_memory import gib
+from zoft.system.silence import quiet
+
+
+@dataclass
+class _Report:
+    """What was found wrong so far; every check prints its line when it is done."""
+
+    problems: list[ZoftError] = field(default_factory=list)
+
+    @contextmanager
+    def check(self, name: str) -> Iterator[Callable[[str], None]]:
+        """A check calls what this yields with its good news, or raises."""
+        try:
+            yield lambda news: print(
+                f"{name:11} ok, {news}" if news else f"{name:11} ok", flush=True
+            )
+        except ZoftError as error:
+            self.problems.append(error)
+            print(f"{name:11} not ok", flush=True)
+        except OSError as error:
+            self.problems.append(EnvironmentProblem(f"{error.filename or name}: {error.strerror}"))
+            print(f"{name:11} not ok", flush=True)
+
+    def skip(self, name: str, why: str) -> None:
+        print(f"{name:11} not looked at: {why}", flush=True)
+
+
+def validate(source: str, overrides: Sequence[str] = ()) -> None:
+    """Check a recipe and all that it names.
+
+    Raises ZoftError with every problem, one a line: RecipeError if one is of the recipe, else DataError,
+    else EnvironmentProblem.
+    """
+    recipe = load_recipe(source, overrides)
+    report = _Report()
+    with report.check("recipe") as ok:
+        ok("every key is known and every value fits")
+    with report.check("run folder") as ok:
+        ok(_run_folder(recipe))
+    with report.check("device") as ok:
+        here = resolve(with_defaults(recipe))
+        ok(f"{here.device}, computing in {here.model.compute_dtype}")
+    recipe = _settled(recipe)
+    config = shape = tokenizer = None
+    with report.check("model") as ok:
+        if is_adapter(recipe.model.name):
+            local_safetensors(recipe.model.name, None)  # says that it is one
+        config = load_config(recipe.model)
+        where = _weights(recipe.model)
+        shape = shape_of(recipe)
+        ok(f"{config.model_type}, {_numbers(shape)}, {where}")
+    if config is None:
+        report.skip("tokenizer", "there is no model")
+    else:
+        with report.check("tokenizer") as ok:
+            tokenizer = _tokenizer(recipe.model)
+            ok(f"{len(tokenizer):,} tokens")
+    sets: dict[str, tuple[Example, ...]] = {}
+    names = [name for name in SETS if getattr(recipe.data, name) is not None]
+    for name in names:
+        with report.check(f"data.{name}") as ok, _named(f"data.{name}"):
+            recipe, sets[name], news = _examples(name, recipe, tokenizer, shape)
+            ok(news)
+    if shape is None:
+        report.skip("memory", "it follows from the model")
+        report.skip("disk", "it follows from the model")
+    else:
+        known = len(sets) == len(names) and all(sets.values())
+        shape = shape_of(recipe, sets) if known else shape
+        with report.check("memory") as ok, _named("memory"):
+            ok(_memory(recipe, shape))
+        with report.check("disk") as ok:
+            ok(_disk(recipe, shape))
+    if recipe.hub.push != "never":
+        with report.check("hub") as ok:
+            ok(_hub(recipe))
+    if report.problems:
+        problems = sorted(report.problems, key=lambda problem: problem.exit_code)
+        raise type(problems[0])("\n".join(map(str, problems)))
+
+
+def _run_folder(recipe: Recipe) -> str:
+    assert recipe.output_dir is not None
+    folder = RunFolder(Path(recipe.output_dir).expanduser())
+    if folder.exists:
+        return f"{folder.path} holds a run, which --resume auto goes on with"
+    require_empty(folder)
+    above = _existing(folder.path)
+    if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
+        raise EnvironmentProblem(f"{folder.path} cannot be written: no rights in {above}")
+    return f"{folder.path} is free"
+
+
+def _existing(path: Path) -> Path:
+    return next(place for place in (path, *path.absolute().parents) if place.exists())
+
+
+def _settled(recipe: Recipe) -> Recipe:
+    """Without `auto`; as for a device or a library that is not here, if they are missing."""
+    try:
+        return resolved(recipe)
+    except EnvironmentProblem:  # a library: the check of the device has said it
+        model = recipe.model.model_copy(update={"quantization": "none"})
+        return resolved(recipe.model_copy(update={"model": model}))
+
+
+def _numbers(shape: Shape) -> str:
+    total = sum(weight.numel for weight in shape.weights)
+    learn = sum(weight.numel for weight in shape.weights if weight.tuned)
+    return f"{learn:,} of {total:,} weights learn"
+
+
+def _weights(section: ModelSection) -> str:
+    """Where the weights come from, without fetching or converting any. Raises EnvironmentProblem."""
+    path = Path(section.name).expanduser()
+    if section.name.endswith(".gguf") and path.is_file():
+        return "converted already" if local_folder(section.name) else "to be converted once"
+    if not path.is_dir():
+        return "from the Hub"
+    if any((path / name).is_file() for name in (WEIGHTS, WEIGHTS_INDEX)):
+        stored_tensors(path)  # reads every file's header
+        return f"in {path}"
+    if any(path.glob("pytorch_model*.bin")):
+        return "to be converted once"
+    local_safetensors(section.name, None)  # says what the folder lacks
+    return f"in {path}"
+
+
+def _tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, also where a run would first convert or fetch it."""
+    path = Path(section.name).expanduser()
+    if folder := local_folder(section.name):
+        return load_tokenizer(folder, section)
+    gguf = path.is_file()
+    try:
+        with quiet():
+            found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                str(path.parent) if gguf else section.name,
+                revision=section.revision,
+                trust_remote_code=section.trust_remote_code,
+                **({"gguf_file": path.name} if gguf else {}),
+            )
+    except Exception as error:  # transformers raises nearly every class
+        problem = f"cannot load the tokenizer of {section.name}: {first_line(error)}"
+        raise EnvironmentProblem(problem) from error
+    return found
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Say what a problem is about: a row's number says nothing without the set that it is in."""
+    try:
+        yield
+    except ZoftError as error:
+        raise type(error)(f"{name}: {error}") from error
+
+
+def _examples(
+    name: str,
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase | None,
+    shape: Shape | None,
+) -> tuple[Recipe, tuple[Example, ...], str]:
+    """The recipe with its format settled and the examples of one set, none without a tokenizer."""
+    if tokenizer is None:
+        number = sum(len(load_rows(source)) for source in listed(getattr(recipe.data, name)))
+        news = f"{number:,} rows; labels and lengths not looked at, without a tokenizer"
+        return recipe, (), news
+    recipe, sets = prepare(recipe, tokenizer, names=(name,))
+    found = sets[name]
+    if shape is not None and shape.outline is not None:
+        objective = objective_for("choice" if recipe.objective.name == "choice" else "lm")
+        require_fits(shape.outline, found.examples, objective)
+    longest = max(map(length, found.examples))
+    return recipe, found.examples, f"{in_words(found.counts)}, up to {longest} tokens"
+
+
+def _memory(recipe: Recipe, shape: Shape) -> str:
+    try:
+        limits = budgets(recipe)
+    except (RuntimeError, AssertionError):  # torch, about a GPU that is not here
+        return f"not looked at, {recipe.device} is not here"
+    found = choose(recipe, shape, *limits).footprint
+    return f"{gib(found.device)} at the peak, {gib(limits[0])} may be used (zoft plan says more)"
+
+
+def _disk(recipe: Recipe, shape: Shape) -> str:
+    """Room for the result and checkpoints, and for what is converted."""
+    assert recipe.output_dir is not None
+    folder = Path(recipe.output_dir).expanduser()
+    needed = footprint(recipe, shape).disk
+    require_space(folder, needed)
+    if recipe.model.name.endswith(".gguf") and local_folder(recipe.model.name) is None:
+        converted = 4 * sum(weight.numel for weight in shape.weights if not weight.adapter)
+        require_space(cache_folder(), converted)
+    free = shutil.disk_usage(_existing(folder)).free
+    return f"{needed / 1e9:.2f} GB for the result and checkpoints, {free / 1e9:.2f} GB are free"
+
+
+def _hub(recipe: Recipe) -> str:
+    """What a push needs, as far as it can be asked without making a repository."""
+    repo_id = recipe.hub.repo_id
+    assert repo_id is not None
+    base_of(recipe, {})
+    with careful_client():
+        require_login(HfApi(), repo_id, say=silent, check=nothing)
+    return f"logged in with a token that may write; {repo_id} is asked for when a run begins"

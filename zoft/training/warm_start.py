@@ -1,0 +1,84 @@
+"""A run that begins where another ended: with its weights as the base, or with its adapter."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from zoft.errors import EnvironmentProblem, RecipeError
+from zoft.inference.locate import hub_adapter, weights_of
+from zoft.models.adapters import is_adapter
+from zoft.recipe.schema import Recipe
+from zoft.recipe.sections.tune import TuneSection
+from zoft.runs.folder import RunFolder
+
+METHODS = {"LORA": "lora", "IA3": "ia3", "PREFIX_TUNING": "prefix", "PROMPT_TUNING": "prompt"}
+
+
+def continued(recipe: Recipe, start: Path | None = None) -> Recipe:
+    """The recipe with what `model.name` and `tune.adapter` stand for: folders, or Hub ids of models.
+
+    The adapter's rank, scale, modules and virtual tokens become the recipe's. `start` is the adapter
+    that a resumed run began with, which may be gone from where it came from. Raises
+    EnvironmentProblem for what is not there, RecipeError for what contradicts the adapter.
+    """
+    model, tune = recipe.model, recipe.tune
+    if RunFolder(Path(model.name)).exists:
+        where = weights_of(model.name)
+        if is_adapter(where):
+            raise RecipeError(
+                f"model.name: {model.name} tuned an adapter: name its base model, and write "
+                f"tune.adapter={model.name}"
+            )
+        model = model.model_copy(update={"name": where})
+    if tune.adapter is not None:
+        folder = start if start and is_adapter(start) else adapter_folder(tune.adapter)
+        tune = _as_in(folder, tune)
+    return recipe.model_copy(update={"model": model, "tune": tune})
+
+
+def adapter_folder(name: str) -> Path:
+    """Where the files of `tune.adapter` lie: a run, a checkpoint, a folder, or a repository's copy.
+
+    Raises EnvironmentProblem if there is no adapter.
+    """
+    where: str | None = weights_of(name)
+    if not is_adapter(Path(where or "").expanduser()):
+        local = Path(name).expanduser().exists()
+        where = None if local else hub_adapter(name)
+        if where is None:
+            kind = (
+                "holds no adapter"
+                if local
+                else "is no adapter here, nor can one be had from the Hub"
+            )
+            raise EnvironmentProblem(f"tune.adapter: {name} {kind}")
+    assert where is not None
+    return Path(where).expanduser()
+
+
+def _as_in(folder: Path, tune: TuneSection) -> TuneSection:
+    """The settings of an adapter's config in place of defaults; a value that was set must agree."""
+    try:
+        config: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise EnvironmentProblem(
+            f"tune.adapter: cannot read {folder}/adapter_config.json"
+        ) from error
+    method = METHODS.get(config.get("peft_type", ""), str(config.get("peft_type")))
+    if method != tune.method:
+        raise RecipeError(f"tune.adapter: {tune.adapter} is of method {method}, not {tune.method}")
+    found: dict[str, Any] = {}
+    if method == "lora":
+        found = {"r": config["r"], "alpha": float(config["lora_alpha"])}
+    if method in ("prefix", "prompt"):
+        found = {"virtual_tokens": config["num_virtual_tokens"]}
+    elif isinstance(config.get("target_modules"), list):
+        found["target_modules"] = sorted(config["target_modules"])
+    for key, value in found.items():
+        said = getattr(tune, key)
+        same = sorted(said) == value if isinstance(said, list) else said in (value, "auto")
+        if key in tune.model_fields_set and not same:
+            raise RecipeError(f"tune.{key}: {said}, but {tune.adapter} has {value}: leave it out")
+    return tune.model_copy(update=found)
