@@ -22,7 +22,7 @@ from zoft.data.sources import load_rows
 from zoft.engine.estimator import Estimator
 from zoft.engine.objectives.batch import Batch
 from zoft.engine.objectives.objective import Objective, objective_for
-from zoft.engine.optimizers.radazo import RAdaZO, Rule
+from zoft.engine.optimizers.optimizer import optimizer_for
 from zoft.engine.optimizers.update import Resident, tuned_weights
 from zoft.engine.probe.view import View
 from zoft.models.load import load_tokenizer
@@ -31,6 +31,7 @@ from zoft.models.trainable import parameter_ids, tuned_parameters
 from zoft.recipe.load import load_recipe
 from zoft.recipe.schema import Recipe
 from zoft.recipe.sections.data import listed, with_task
+from zoft.recipe.sections.optimizers.radazo import RAdaZO
 from zoft.recipe.sections.tune import TuneSection
 from zoft.runs.journal import Entry, Journal
 
@@ -84,17 +85,10 @@ class Step:
             rank1=probes.rank1,
             paired=probes.paired,
         )
-        rule = Rule(
-            betas=(0.9, 0.99),
-            eps=1e-8,
-            bias_correction="v",
-            moments=moments,  # type: ignore[arg-type]
-            window=22,
-            fold_momentum=True,
-            weight_decay=0.0,
-        )
+        structure = "rank1" if probes.rank1 else "dense"
+        section = RAdaZO.model_validate({"moments": moments, "window": 22, "structure": structure})
         weights = Resident(tuned_weights(tuned, ids, set()))
-        self.optimizer = RAdaZO(weights, rule, seed=0, gaussian=False, rank1=probes.rank1)
+        self.optimizer = optimizer_for(section, 0, weights)
         self.probes, self.journal = probes, journal
         self.number, self.update_seconds = 0, 0.0
 

@@ -14,8 +14,7 @@ from support import small
 from zoft.cli.main import main
 from zoft.engine.kernels import reference
 from zoft.engine.kernels.cpu import sweeps as cpu
-from zoft.engine.optimizers import radazo
-from zoft.engine.optimizers import update as sweep
+from zoft.engine.optimizers import optimizer as optimizers
 from zoft.errors import EnvironmentProblem, Interrupted, RecipeError
 from zoft.runs import artefact, journal
 from zoft.sharing import rebuild
@@ -99,8 +98,7 @@ def test_what_does_not_fit_into_memory_is_replayed_block_by_block(
 def test_kernels_and_threads_do_not_matter(finished, variant, tmp_path, monkeypatch):
     run = finished(variant)
     with monkeypatch.context() as patch:
-        for module in (sweep, radazo):
-            patch.setattr(module, "kernels_for", lambda _: reference)
+        patch.setattr(optimizers, "kernels_for", lambda _: reference)
         literal = replay(str(run), out=str(tmp_path / "literal"))
     threads = torch.get_num_threads()
     with monkeypatch.context() as patch:

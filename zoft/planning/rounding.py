@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 
 from zoft.engine.optimizers.lr_schedule import learning_rate
-from zoft.engine.optimizers.radazo import folded_lr
 from zoft.recipe.schema import Recipe
 
 MANTISSA = {"float32": 23, "bfloat16": 7, "float16": 10}  # stored bits
@@ -34,11 +33,8 @@ def diffusion(recipe: Recipe, weight_rms: float) -> Diffusion | None:
     if recipe.model.dtype == "float32":
         return None
     assert isinstance(settings.lr, float)
-    lr, assumed = settings.lr, ""
-    if settings.name == "mezo":
-        assumed = ", |c| 1 (MeZO's steps are lr |c|)"
-    elif settings.moments == "scalar" and settings.fold_momentum:
-        lr = folded_lr(lr, settings.betas[0])
+    lr = settings.lr * settings.step_rms(1.0)
+    assumed = f", |c| 1 ({settings.TITLE}'s steps are lr |c|)" if settings.PROPORTIONAL else ""
     steps = [
         learning_rate(
             step, lr=lr, steps=recipe.train.steps, schedule=settings.schedule,

@@ -20,8 +20,9 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from zoft.data.examples import Choice, Example, Sequence
-from zoft.engine.build import estimator_for, optimizer_for
+from zoft.engine.build import estimator_for
 from zoft.engine.objectives.objective import objective_for
+from zoft.engine.optimizers.optimizer import optimizer_for
 from zoft.engine.optimizers.update import Resident, tuned_weights
 from zoft.engine.probe.view import View
 from zoft.models.adapters import attach_adapter

@@ -14,10 +14,6 @@ from zoft.recipe.sections.data import DataSource, listed
 from zoft.runs.metrics import SCORES, Event
 from zoft.sharing.base_model import Base, is_local
 
-ALGORITHMS = {
-    "r-adazo": "R-AdaZO ([arXiv 2502.01014](https://arxiv.org/abs/2502.01014))",
-    "mezo": "MeZO ([arXiv 2305.17333](https://arxiv.org/abs/2305.17333))",
-}
 LIMITS = """\
 - Zeroth-order tuning moves a model along few directions for each step: expect it to do the task it was
   tuned for, with the prompt of the recipe, and little else better than its base.
@@ -184,7 +180,7 @@ def _facts(recipe: Recipe, manifest: Mapping[str, Any], step: int) -> str:
     peak, seconds = manifest.get("peak_memory_bytes"), manifest.get("seconds")
     machine = [manifest.get("device"), manifest.get("cpu"), f"threads: {manifest.get('threads')}"]
     rows = {
-        "algorithm": ALGORITHMS.get(optimizer.name, optimizer.name),
+        "algorithm": f"{optimizer.TITLE} ([arXiv {optimizer.CITATION}](https://arxiv.org/abs/{optimizer.CITATION}))",
         "tuned": {"full": "all weights", "lora": f"LoRA, rank {recipe.tune.r}"}.get(
             recipe.tune.method, recipe.tune.method
         ),

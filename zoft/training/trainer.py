@@ -19,8 +19,7 @@ from zoft.engine.objectives.batch import Batch
 from zoft.engine.objectives.objective import Objective
 from zoft.engine.offload.streamer import Streamer
 from zoft.engine.optimizers.lr_schedule import learning_rate
-from zoft.engine.optimizers.mezo import MeZO
-from zoft.engine.optimizers.radazo import RAdaZO
+from zoft.engine.optimizers.optimizer import Optimizer
 from zoft.engine.optimizers.update import Weights
 from zoft.errors import Diverged
 from zoft.inference.scoring import evaluate_set
@@ -48,7 +47,7 @@ class Trainer:
     tokenizer: PreTrainedTokenizerBase
     estimator: Estimator
     objective: Objective
-    optimizer: MeZO | RAdaZO
+    optimizer: Optimizer
     weights: Weights
     train_set: Sequence[Example]
     order: Order

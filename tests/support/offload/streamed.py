@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from support import tiny
+from support.optimizers import optimizer as optimizer_of
 from zoft.engine.estimator import Estimator, Losses
 from zoft.engine.offload.executor import Executor
 from zoft.engine.offload.homes import Files, Memory
@@ -21,8 +22,7 @@ from zoft.engine.offload.operations import Op
 from zoft.engine.offload.stream import layouts_of
 from zoft.engine.offload.streamer import Streamer
 from zoft.engine.offload.weights import Streamed
-from zoft.engine.optimizers.mezo import MeZO
-from zoft.engine.optimizers.radazo import RAdaZO, Rule
+from zoft.engine.optimizers.optimizer import Optimizer
 from zoft.engine.optimizers.update import Resident, Weights, tuned_weights
 from zoft.engine.probe.view import View
 from zoft.models.adapters import attach_adapter
@@ -69,7 +69,7 @@ class Rig:
     model: nn.Module
     weights: Weights
     estimator: Estimator
-    optimizer: MeZO | RAdaZO
+    optimizer: Optimizer
     streamer: Streamer | None
     losses: list[float] = field(default_factory=list)
 
@@ -164,11 +164,11 @@ def rig(
             streamer.close()
 
 
-def rule(weights: Weights, name: str) -> MeZO | RAdaZO:
+def rule(weights: Weights, name: str) -> Optimizer:
     if name == "mezo":
-        return MeZO(weights, seed=3, gaussian=False, weight_decay=0.1)
-    constants = Rule((0.9, 0.99), 1e-8, "v", name, 3, False, 0.1)  # type: ignore[arg-type]
-    return RAdaZO(weights, constants, seed=3, gaussian=False)
+        return optimizer_of(weights, "mezo", seed=3, weight_decay=0.1)
+    keys = {"moments": name, "window": 3, "fold_momentum": False}
+    return optimizer_of(weights, "r-adazo", seed=3, weight_decay=0.1, **keys)
 
 
 def deeper(model: Any) -> Any:

@@ -24,13 +24,14 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime.jit import create_function_from_signature
 
-from zoft.engine.kernels.numerics.exact_sum import Adam, Rounding, make_terms
+from zoft.engine.kernels.numerics.exact_sum import Rounding, make_terms
 from zoft.engine.kernels.triton import probe as triton_probe
 from zoft.engine.kernels.triton import products as triton_products
 from zoft.engine.kernels.triton import signs as triton_signs
 from zoft.engine.kernels.triton import sweeps as kernels
 from zoft.engine.kernels.triton import update as triton_update
 from zoft.engine.kernels.triton.launch import PRODUCT, SWEEP
+from zoft.recipe.sections.optimizers.rule import AdamConstants
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 ADAM = "decay beta1 beta2 rest1 rest2 lr correction eps"
@@ -261,7 +262,7 @@ def variants() -> dict[str, int]:
         kernels.signs(signs, table, seed=seed, step=step, ks=torch.arange(1 + k % 17))
         addresses = [(step, i) for i in range(1 + k % 17)]
         terms = make_terms(seed, False, addresses, [scale] * len(addresses), rank1=True)
-        adam, rounding = Adam(0.9, 0.99, scale, step / 2**32, 1e-8), Rounding(seed, step)
+        adam, rounding = AdamConstants(0.9, 0.99, scale, step / 2**32, 1e-8), Rounding(seed, step)
         for x in (weight, matrix):
             kernels.add_directions(x, terms, param=seed, decay=scale, rounding=rounding)
         window = [terms] * (1 + k % 17)

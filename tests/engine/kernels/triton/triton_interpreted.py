@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from zoft.engine.kernels import reference
-from zoft.engine.kernels.numerics.exact_sum import Adam, Rounding, Terms, make_terms
+from zoft.engine.kernels.numerics.exact_sum import Rounding, Terms, make_terms
 from zoft.engine.kernels.triton import sweeps as triton
-from zoft.engine.optimizers import radazo
-from zoft.engine.optimizers import update as sweep
+from zoft.engine.optimizers import optimizer
 from zoft.engine.optimizers.measurement import Measurement
-from zoft.engine.optimizers.mezo import MeZO
-from zoft.engine.optimizers.radazo import RAdaZO
 from zoft.engine.optimizers.update import Resident, Tuned
+from zoft.recipe.sections.optimizers.mezo import MeZO
+from zoft.recipe.sections.optimizers.radazo import RAdaZO
+from zoft.recipe.sections.optimizers.rule import AdamConstants, OptimizerSection
 from zoft.system.philox import PURPOSE_U, PURPOSE_V
 
 # The interpreter computes with numpy, which warns where IEEE says inf.
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 ADDRESS = {"seed": 2**32 - 3, "step": 17, "param": 0xDEADBEEF, "k": 5}
 COMMON = {"param": 0xDEADBEEF, "decay": 1 - 1e-4, "rounding": Rounding(2**32 - 7, 3)}
-ADAM = Adam(beta1=0.9, beta2=0.99, lr=1e-3, correction=0.0297, eps=1e-8)
+ADAM = AdamConstants(beta1=0.9, beta2=0.99, lr=1e-3, correction=0.0297, eps=1e-8)
 
 
 def weights(shape: int | tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
@@ -236,25 +236,23 @@ def test_a_direction_number_beyond_its_field_is_refused():
 
 def replayed(kernels: ModuleType, rule: str, monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     """A matrix and a vector after four steps of a journal, one of them skipped."""
-    for module in (sweep, radazo):
-        monkeypatch.setattr(module, "kernels_for", lambda _: kernels)
+    monkeypatch.setattr(optimizer, "kernels_for", lambda _: kernels)
     dtype = torch.bfloat16 if rule == "full" else torch.float32
     start = {"matrix": weights((7, 45), dtype)[:, 5:].contiguous(), "vector": weights(50, dtype)}
     tuned = [
         Tuned(x, torch.nn.Parameter(t), 11 + i, i == 0) for i, (x, t) in enumerate(start.items())
     ]
-    given = {"seed": 2**32 - 3, "gaussian": rule == "mezo", "rank1": rule != "mezo"}
-    optimizer: MeZO | RAdaZO
-    if rule == "mezo":
-        optimizer = MeZO(Resident(tuned), weight_decay=0.1, **given)
-    else:
-        constants = radazo.Rule((0.9, 0.99), 1e-8, "v", rule, 2, True, 0.1)  # type: ignore[arg-type]
-        optimizer = RAdaZO(Resident(tuned), constants, **given)
+    keys = {"weight_decay": 0.1, "distribution": "gaussian" if rule == "mezo" else "rademacher"}
+    section: OptimizerSection = MeZO.model_validate(keys)
+    if rule != "mezo":
+        keys |= {"structure": "rank1", "moments": rule, "window": 2}
+        section = RAdaZO.model_validate(keys)
+    made = optimizer.optimizer_for(section, 2**32 - 3, Resident(tuned))
     for step in range(1, 5):
         c = (3.5 / step, float("nan") if step == 2 else -0.11149546, 62.5)
         measured = Measurement(step, (0.7,), (0.6,), c)
         if measured.finite:
-            optimizer.update(measured, 1e-3)
+            made.update(measured, 1e-3)
     return [t.data for t in tuned]
 
 
