@@ -39,6 +39,7 @@ def radazo(
     eps: float = 1e-8,
     correction: str = "v",
     window: int | None = None,
+    weight_decay: float = 0.0,
 ) -> Tensor:
     """R-AdaZO (arXiv 2502.01014, algorithm 2) with element-wise moments of the last `window` steps."""
     theta = theta.double()
@@ -52,7 +53,7 @@ def radazo(
             v = v / (1 - betas[1] ** (t - first))
         if correction == "adam":
             m = m / (1 - betas[0] ** t)
-        theta = theta - lr * m / (v.sqrt() + eps)
+        theta = theta * (1 - lr * weight_decay) - lr * m / (v.sqrt() + eps)
     return theta
 
 
