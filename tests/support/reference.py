@@ -31,6 +31,18 @@ def mezo(theta: Tensor, gradients: list[Tensor], lr: float, weight_decay: float 
     return theta
 
 
+def momentum(
+    theta: Tensor, gradients: list[Tensor], lr: float, beta: float, weight_decay: float = 0.0
+) -> Tensor:
+    """SGD with momentum over a list of steps; m is a sum, not a mean."""
+    theta = theta.double()
+    m = torch.zeros_like(theta)
+    for g in gradients:
+        m = beta * m + g
+        theta = theta * (1 - lr * weight_decay) - lr * m
+    return theta
+
+
 def radazo(
     theta: Tensor,
     gradients: list[Tensor],

@@ -36,6 +36,7 @@ TWINS: dict[str, Callable[[Tensor, list[Tensor], float], Tensor]] = {
         theta, g, LR, (0.9, 0.99), weight_decay=decay
     ),
     "mezo": lambda theta, g, decay: reference.mezo(theta, g, LR, decay),
+    "momentum": lambda theta, g, decay: reference.momentum(theta, g, LR, 0.9, decay),
 }
 # Rule -> rates at which a tiny model moves visibly in some steps.
 RATES = {"full": {"r-adazo": 3e-3}, "lora": {"r-adazo": 1e-2}}

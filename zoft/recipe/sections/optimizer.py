@@ -8,6 +8,7 @@ from typing import Annotated, Any, get_args
 from pydantic import Discriminator, Tag
 
 from zoft.recipe.sections.optimizers.mezo import MeZO
+from zoft.recipe.sections.optimizers.momentum import Momentum
 from zoft.recipe.sections.optimizers.radazo import RAdaZO
 from zoft.recipe.sections.optimizers.rule import OptimizerSection
 
@@ -24,7 +25,8 @@ def _name(value: Any) -> str:
 # Every update rule, one line each.
 AnyOptimizer = Annotated[
     Annotated[RAdaZO, Tag("r-adazo")]
-    | Annotated[MeZO, Tag("mezo")],
+    | Annotated[MeZO, Tag("mezo")]
+    | Annotated[Momentum, Tag("momentum")],
     Discriminator(_name),
 ]  # fmt: skip
 RULES: dict[str, type[OptimizerSection]] = {
