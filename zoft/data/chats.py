@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from zoft.data.columns import Numbered, as_text, column, optional, shown
-from zoft.data.examples import Example, Sequence
+from zoft.data.examples import Example, TextExample
 from zoft.data.files import Row, one_line
 from zoft.data.tokens import Tokens, shared
 from zoft.errors import DataError
@@ -99,7 +99,7 @@ def require_known(role: str, known: tuple[str, ...], turn: int, number: int, row
         )
 
 
-def conversation(turns: list[Row], number: int, tokens: Tokens) -> Sequence:
+def conversation(turns: list[Row], number: int, tokens: Tokens) -> TextExample:
     """One chat. A token is supervised if its first character lies in an assistant's turn."""
 
     def spell(count: int, prompted: bool = False) -> str:
@@ -127,7 +127,7 @@ def conversation(turns: list[Row], number: int, tokens: Tokens) -> Sequence:
         raise DataError(f"row {number}: the chat template fails ({one_line(error)})") from error
 
     ids, begins = tokens.encode_with_offsets(whole)
-    return Sequence(
+    return TextExample(
         ids, tuple(p for p, at in enumerate(begins) if p and any(at in span for span in spans))
     )
 

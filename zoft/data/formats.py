@@ -6,7 +6,7 @@ prompt is whatever the tokenizer makes of both, from where the two token sequenc
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Many
+from collections.abc import Sequence
 from dataclasses import replace
 
 from zoft.data.columns import (
@@ -19,7 +19,7 @@ from zoft.data.columns import (
     text_of,
     texts_of,
 )
-from zoft.data.examples import Choice, Example, Sequence
+from zoft.data.examples import Choice, Example, TextExample
 from zoft.data.tokens import Ids, Tokens, shared
 from zoft.errors import DataError
 from zoft.recipe.sections.data import DataSection
@@ -36,7 +36,7 @@ ALPACA_WITH_INPUT = (
 
 
 def classification(
-    rows: Numbered, templates: Many[str], section: DataSection, tokens: Tokens, *, choice: bool
+    rows: Numbered, templates: Sequence[str], section: DataSection, tokens: Tokens, *, choice: bool
 ) -> list[Example]:
     """The prompt of each row's template, continued by each of its options.
 
@@ -81,7 +81,7 @@ def classification(
 
 
 def prompt_completion(
-    rows: Numbered, templates: Many[str] | None, section: DataSection, tokens: Tokens
+    rows: Numbered, templates: Sequence[str] | None, section: DataSection, tokens: Tokens
 ) -> list[Example]:
     """The completion and EOS are learnt. It stands directly behind the prompt, but a blank after
     that of a template. Of several answers the first is learnt."""
@@ -123,7 +123,7 @@ def text(rows: Numbered, section: DataSection, tokens: Tokens) -> list[Example]:
     """Every token is learnt, EOS included. An empty text teaches nothing."""
     encoded = tokens.encode([text_of("text", section, number, row) for number, row in rows])
     return [
-        learnt_from(1, tokens.ended(ids)) if ids != tokens.start else Sequence(ids, ())
+        learnt_from(1, tokens.ended(ids)) if ids != tokens.start else TextExample(ids, ())
         for ids in encoded
     ]
 
@@ -151,12 +151,12 @@ def gap(template: str) -> str:
     return "" if template[-1:].isspace() else " "
 
 
-def continuations(tokens: Tokens, prompts: list[str], texts: list[str]) -> list[Sequence]:
+def continuations(tokens: Tokens, prompts: list[str], texts: list[str]) -> list[TextExample]:
     """Each text as tokens, supervised from where it parts from the tokens of its prompt."""
     pairs = zip(tokens.encode(prompts), tokens.encode(texts), strict=True)
     return [learnt_from(shared(prompt, ids), ids) for prompt, ids in pairs]
 
 
-def learnt_from(first: int, ids: Ids) -> Sequence:
+def learnt_from(first: int, ids: Ids) -> TextExample:
     """Supervise all positions from `first` on; position 0 has nothing to be predicted from."""
-    return Sequence(ids, tuple(range(max(first, 1), len(ids))))
+    return TextExample(ids, tuple(range(max(first, 1), len(ids))))
