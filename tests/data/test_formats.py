@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from support import tiny
 
-from zoft.data.columns import detect
 from zoft.data.encoding import Encoded, TemplateSeed, encode
 from zoft.data.examples import Choice, TextExample
+from zoft.data.formats.table import FORMATS, detect
 from zoft.data.sources import Rows
 from zoft.errors import DataError, RecipeError
-from zoft.recipe.sections.data import DataSection, with_task
+from zoft.recipe.sections.data import ROLES, TEMPLATED, DataSection, FormatName, with_task
 from zoft.recipe.sections.tasks import TASKS
 from zoft.recipe.sections.template import problem_of, render
 
@@ -67,6 +67,12 @@ def words(example: Any) -> tuple[str, list[str], int]:
 )  # fmt: skip
 def test_columns_say_the_format(row: dict[str, Any], columns: dict[str, str], form: str) -> None:
     assert detect([row], section(columns=columns)) == form
+
+
+def test_the_table_and_the_recipes_schema_know_the_same_formats() -> None:
+    assert sorted(form.name for form in FORMATS) == sorted(get_args(FormatName))
+    assert {form.name for form in FORMATS if form.template_replaces} == set(TEMPLATED)
+    assert {role for form in FORMATS for role in form.reads} <= set(ROLES)
 
 
 def test_what_the_columns_do_not_say() -> None:
