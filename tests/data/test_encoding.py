@@ -202,8 +202,9 @@ def test_a_template_that_drops_earlier_thoughts() -> None:
 
 def test_a_template_that_hides_earlier_turns_is_refused() -> None:
     last = tiny.tokenizer(chat_template="{{ messages[-1]['role'] }}:{{ messages[-1]['content'] }}")
-    message = failure([{"messages": TALK}], last, format="messages")
-    assert "row 1: the chat template rewrites turn 2" in message
+    for talk in (TALK, [TALK[0], turn("assistant", ""), TALK[0]]):
+        message = failure([{"messages": talk}], last, format="messages")
+        assert "row 1: the chat template rewrites turn 2" in message
 
 
 def test_a_chat_without_reply_is_untrained() -> None:

@@ -102,7 +102,9 @@ def span_of(
         return None
     if whole.startswith(after):
         return begin, len(after.rstrip())
+    if not content:
+        return None
     at, tail = whole.find(content, begin), after.rstrip().rpartition(content)[2]
-    if not content or at < 0 or not whole.startswith(tail, at + len(content)):
+    if at < 0 or not whole.startswith(tail, at + len(content)):
         return None
     return begin, at + len(content) + len(tail)
