@@ -16,8 +16,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from zoft.data.encoding import encode
-from zoft.data.examples import Choice
-from zoft.data.examples import Sequence as Text
+from zoft.data.examples import Choice, TextExample, gold
 from zoft.data.sources import load_rows
 from zoft.engine.estimator import Estimator
 from zoft.engine.objectives.batch import Batch
@@ -111,24 +110,17 @@ def journal() -> Iterator[Journal]:
         yield log
 
 
-def rows_of(recipe: Recipe, limit: int | None = None) -> tuple[list[Choice], list[Text]]:
+def rows_of(recipe: Recipe, limit: int | None = None) -> tuple[list[Choice], list[TextExample]]:
     """The training rows of a classification recipe, for `choice` and teacher-forced for `lm`."""
     where = local_safetensors(recipe.model.name, recipe.model.revision)
     tokenizer = load_tokenizer(where, recipe.model)
     (source,) = listed(recipe.data.train)
     rows = load_rows(source.model_copy(update={"limit": limit}))
     choices = encode(rows, with_task(recipe.data), tokenizer, choice=True).examples
-    return [x for x in choices if isinstance(x, Choice)], [forced(x) for x in choices]
+    return [x for x in choices if isinstance(x, Choice)], [gold(x) for x in choices]
 
 
-def forced(example: object) -> Text:
-    """The right option after its prompt, as a text of which the option is learnt."""
-    assert isinstance(example, Choice)
-    ids = (*example.prompt, *example.options[example.label])
-    return Text(ids, tuple(range(len(example.prompt), len(ids))))
-
-
-def batch_of(objective: Objective, examples: Sequence[Choice] | Sequence[Text]) -> Batch:
+def batch_of(objective: Objective, examples: Sequence[Choice] | Sequence[TextExample]) -> Batch:
     """All examples in one batch."""
     [batch] = objective.batches(examples, len(examples), CPU)
     return batch

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
-from zoft.data.examples import Choice, Example, Sequence
+from zoft.data.examples import Choice, Example, TextExample
 from zoft.engine.build import estimator_for
 from zoft.engine.objectives.objective import objective_for
 from zoft.engine.optimizers.optimizer import optimizer_for
@@ -211,7 +211,7 @@ def _slice(
 def _example(texts: Texts, objective: str, length: int) -> Example:
     scored = min(texts.scored, length - 1)
     if objective == "lm":
-        return Sequence((1,) * length, tuple(range(length - max(1, scored), length)))
+        return TextExample((1,) * length, tuple(range(length - max(1, scored), length)))
     option = max(1, scored)
     options = tuple((i + 1,) * option for i in range(max(2, texts.rows)))
     return Choice((1,) * max(1, length - option), options, 0)
