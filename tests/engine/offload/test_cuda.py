@@ -124,18 +124,11 @@ def test_a_fault_is_found(cuda: Cuda, monkeypatch: pytest.MonkeyPatch, fault: st
 
 
 @EVERY_ROAD
-def test_after_clear_and_close_the_device_is_still(
-    cuda: Cuda, road: tuple[Road, Writeback]
-) -> None:
-    """Nothing that was handed over may still use a slot that is filled again, or given away."""
+def test_after_close_the_device_is_still(cuda: Cuda, road: tuple[Road, Writeback]) -> None:
+    """Nothing that was handed over may still use a slot that is given away."""
     driver, machine = Driver(Schedule(range(4), 3, *road)), Machine()
     made = Watched(Streams(GPU), cuda)
     play(cuda, made, machine, list(driver.do(("broken", 2))))
-    assert made.clear() is None
-    assert cuda.idle()
-    driver.forget()
-    play(cuda, made, machine, list(driver.do(("pass", 0))))
-    assert cuda.races() == []
     made.close()
     assert cuda.idle()
 

@@ -119,19 +119,6 @@ def test_blocks_that_all_find_a_slot_are_fetched_once() -> None:
     assert [op.block for op in ops if op.kind == "upload"] == [0, 2, 5]
 
 
-def test_after_an_error_nothing_is_held() -> None:
-    schedule = Schedule(range(4), 2, "memory", "device")
-    schedule.enter(0)
-    schedule.publish()
-    schedule.enter(1)
-    schedule.forget()
-    fresh = schedule.enter(0)
-    assert [op.kind for op in fresh if op.block == 0] == ["upload", "update", "download", "enter"]
-    assert next(op for op in fresh if op.kind == "upload").waits == ()
-    with pytest.raises(StopIteration):
-        schedule.slot_of(3)
-
-
 def test_what_it_cannot_plan_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one slot"):
         Schedule([0], 0, "memory")

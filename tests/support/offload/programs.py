@@ -8,6 +8,7 @@ from random import Random
 from typing import Literal
 
 from support.offload.clocks import Item, Look, Wait
+from support.offload.poison import poisoned
 from zoft.engine.offload.operations import Buffer, Op
 from zoft.engine.offload.schedule import Road, Schedule
 
@@ -34,9 +35,7 @@ class Program:
     actions: tuple[Action, ...]
 
     def schedule(self) -> Schedule:
-        return Schedule(
-            self.blocks, self.slots, self.road, self.writeback, self.stagings, self.poison
-        )
+        return Schedule(self.blocks, self.slots, self.road, self.writeback, self.stagings)
 
 
 def program(random: Random, road: Road, writeback: Writeback, length: int = 8) -> Program:
@@ -63,7 +62,10 @@ def trace(program: Program) -> list[Item]:
     without races means the same in every other.
     """
     driver = Driver(program.schedule())
-    return list(_checked(item for action in program.actions for item in driver.do(action)))
+    items = (item for action in program.actions for item in driver.do(action))
+    if program.poison:
+        items = (x for i in items for x in (poisoned(i) if isinstance(i, Op) else [i]))
+    return list(_checked(items))
 
 
 class Driver:
@@ -95,10 +97,6 @@ class Driver:
                 yield from map(Wait, self.schedule.at_home)
                 assert self.schedule.stale == []
                 yield from (Look(("home", block)) for block in blocks)
-
-    def forget(self) -> None:
-        self._inside = None
-        self.schedule.forget()
 
     def _enter(self, block: int) -> Iterator[Item]:
         yield from self._leave()

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from support import tiny
+from support.offload.poison import PoisonedStreamer
 from zoft.engine.estimator import Estimator, Losses
 from zoft.engine.offload.executor import Executor
 from zoft.engine.offload.homes import Files, Memory
@@ -148,11 +149,11 @@ def rig(
         sources = stored_tensors(folder)
         layouts = layouts_of(blocks, inside, kept, sources)
         files = Files(layouts, sources, folder / "run" / "working.bin")
-        streamer = Streamer(
+        streamer = (PoisonedStreamer if poison else Streamer)(
             blocks, inside, kept,
             Memory(layouts, files) if road in ("memory", "staged memory") else files,
             executor or Counting(), layouts=layouts, road=road.split()[0], slots=slots, device=CPU,
-            writeback=writeback, poison=poison,
+            writeback=writeback,
         )  # fmt: skip
         weights = Streamed(moving, streamer)
     try:

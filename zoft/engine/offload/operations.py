@@ -11,9 +11,7 @@ from typing import Literal
 
 Queue = Literal["host", "disk", "h2d", "compute", "d2h"]
 # "enter" and "leave" stand around the block's own forward, which runs between them on `compute`.
-Kind = Literal[
-    "poison", "read", "upload", "update", "enter", "leave", "download", "write", "master"
-]
+Kind = Literal["read", "upload", "update", "enter", "leave", "download", "write", "master"]
 Event = tuple[Queue, int]  # the n-th record of a queue
 Buffer = tuple[str, int]  # ("home", block), ("slot", n) or ("staging", n)
 

@@ -16,7 +16,7 @@ comes out of turn is fetched when it is entered.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from zoft.engine.offload.operations import Buffer, Event, Kind, Op, Queue
@@ -62,9 +62,8 @@ class _Stagings:
 class Schedule:
     """Plans for `blocks`, the numbers of the streamed ones in the order in which the model runs them.
 
-    `writeback` is None for frozen blocks. With `poison` a buffer is overwritten before it is filled
-    again, so that whoever reads it too late, or too early, is caught. Pure bookkeeping: it allocates
-    nothing and waits for nothing; the operations it returns are to be submitted in their order.
+    `writeback` is None for frozen blocks. Pure bookkeeping: it allocates nothing and waits for
+    nothing; the operations it returns are to be submitted in their order.
     """
 
     blocks: Sequence[int]
@@ -72,23 +71,16 @@ class Schedule:
     road: Road
     writeback: Literal["device", "host"] | None = None
     stagings: int = 2
-    poison: bool = False
     version: int = 0
-    _homes: dict[int, _Home] = field(init=False)
-    _records: dict[Queue, int] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         if self.slots < 1:
             raise ValueError("a model runs from at least one slot")
         if self.road == "file" and self.writeback == "host":
             raise ValueError("the host moves blocks in memory, not in a file")
+        self._records: dict[Queue, int] = {}
         self._homes = {block: _Home() for block in self.blocks}
-        self.forget()
-
-    def forget(self) -> None:
-        """Nothing is in a slot any more; homes are what they are. After all queues have stopped."""
         self._slots = [_Slot(number) for number in range(self.slots)]
-        self._homes = {block: _Home(home.version) for block, home in self._homes.items()}
         self._up = _Stagings(0, [None] * self.stagings)
         self._down = _Stagings(self.stagings, [None] * self.stagings)
 
@@ -198,33 +190,23 @@ class Schedule:
             case "memory":
                 waits = free + ((home.written,) if home.written else ())
                 keep = self.writeback == "host"  # the host must not write what is being read
-                ops = self._filled("h2d", "upload", slot, there, here, waits)
+                ops = [self._copy("h2d", "upload", slot, there, here, waits)]
                 home.read = ops[-1].records if keep else None
             case "file":
-                ops = self._filled("disk", "read", slot, there, here, free)
+                ops = [self._copy("disk", "read", slot, there, here, free)]
             case "staged":
                 turn = self._up.take()
                 staging, used = ("staging", self._up.first + turn), self._up.free[turn]
                 waits = ((used,) if used else ()) + ((home.written,) if home.written else ())
-                ops = self._filled("disk", "read", slot, there, staging, waits)
+                ops = [self._copy("disk", "read", slot, there, staging, waits)]
                 assert ops[-1].records is not None
                 home.read = ops[-1].records if self.writeback == "host" else None
                 # What went home from the slot went through the disk's queue before this was read.
                 waits = (*(e for e in free if e[0] == "compute"), ops[-1].records)
-                ops += self._filled("h2d", "upload", slot, staging, here, waits)
+                ops.append(self._copy("h2d", "upload", slot, staging, here, waits))
                 self._up.free[turn] = ops[-1].records
         slot.arrived = ops[-1].records
         return ops
-
-    def _filled(
-        self, queue: Queue, kind: Kind, slot: _Slot, source: Buffer, target: Buffer,
-        waits: tuple[Event, ...],
-    ) -> list[Op]:  # fmt: skip
-        """The operation that fills a buffer, behind one that spoils it if that is asked for."""
-        op = self._copy(queue, kind, slot, source, target, waits)
-        if not self.poison:
-            return [op]
-        return [replace(op, kind="poison", reads=(), records=None), replace(op, waits=())]
 
     def _copy(
         self, queue: Queue, kind: Kind, slot: _Slot, source: Buffer, target: Buffer,
@@ -257,10 +239,6 @@ class Schedule:
         assert ops[0].records is not None
         slot.free = (ops[0].records,)
         home.version, home.written = slot.version, ops[-1].records
-        if self.poison and self.road == "staged":
-            spoiled = self._copy("disk", "poison", slot, staging, staging, ())
-            ops.append(replace(spoiled, reads=()))
-            self._down.free[turn] = spoiled.records
         return ops
 
     def _master(self, block: int) -> Op:

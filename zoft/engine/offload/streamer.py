@@ -41,13 +41,10 @@ class Streamer:
         slots: int,
         device: torch.device,
         writeback: Literal["device", "host"] = "device",
-        poison: bool = False,
     ) -> None:
         self.blocks, self.home, self.executor, self.layouts = blocks, home, executor, layouts
         self.tuned, self.kept = tuned, tuple(kept)
-        self.schedule = Schedule(
-            list(blocks), slots, road, writeback if tuned else None, poison=poison
-        )
+        self.schedule = Schedule(list(blocks), slots, road, writeback if tuned else None)
         size = max(layout.size for layout in layouts.values())
         self._slots = [new_arena(size, device) for _ in range(slots)]
         self._views = {b: [layouts[b].views(slot) for slot in self._slots] for b in blocks}
@@ -115,20 +112,6 @@ class Streamer:
         self._inside = None
         self._submit(self.schedule.leave(block))
 
-    def recover(self) -> None:
-        """After an error: let every queue stand still and forget what is in the slots.
-
-        Frozen blocks go on from here. Of tuned ones, what was on its way home may be lost: their next
-        use raises, and a run goes on from its journal.
-        """
-        self.executor.clear()
-        self._inside = None
-        for block in self.blocks:
-            self._unbind(block)
-        self.schedule.forget()
-        if self.tuned:
-            self.executor.fail(RuntimeError("the weights at home lack updates: resume the run"))
-
     def close(self) -> None:
         """Stop the threads and delete the working copy; the model cannot run any more."""
         self.executor.close()
@@ -170,10 +153,6 @@ class Streamer:
                 return lambda: self.home.read(block, buffer)
             case "write":
                 return lambda: self.home.write(block, buffer)
-            case "poison":
-                target = buffer if op.writes[0][0] == "staging" else slot
-                assert target is not None
-                return lambda: target.fill_(0xFF)
         assert slot is not None
         if host is None:
             assert isinstance(self.home, Memory)
