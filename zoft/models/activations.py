@@ -1,4 +1,4 @@
-"""What a forward pass keeps in memory: read off a pass over a outline, at any shape, in no time.
+"""Bytes that a forward pass keeps in memory, counted in a pass over an outline (`meta.py`).
 
 Tensors on the meta device have shapes and lifetimes but no data, so a pass over them shows which
 activations are alive at once in any architecture. Not seen: what kernels take inside themselves.
@@ -29,7 +29,7 @@ class Pass:
 
 
 def trace_pass(model: nn.Module, rows: int, length: int) -> Pass:
-    """A pass over (rows, length) token ids. `model` is a outline; it is left as it was.
+    """Run (rows, length) token ids through an outline; it is left as it was.
 
     Raises RuntimeError or whatever else a model raises that looks at its numbers on the way.
     """

@@ -1,4 +1,4 @@
-"""A recipe's model as its config alone describes it: every tensor's shape and type, no weights."""
+"""A recipe's model on torch's meta device, an outline: all shapes and types, from the config alone."""
 
 from __future__ import annotations
 

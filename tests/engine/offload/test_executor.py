@@ -14,16 +14,18 @@ import pytest
 import torch
 from support.offload.clocks import Item, Look, Wait
 from support.offload.interleaving import Machine, plainly
-from support.offload.programs import ROADS, Driver, Writeback, program, trace
+from support.offload.programs import TRANSFERS, Driver, Writeback, program, trace
 
 from zoft.engine.offload.executor import Executor
 from zoft.engine.offload.operations import Event, Op
-from zoft.engine.offload.schedule import Road, Schedule
+from zoft.engine.offload.schedule import Schedule, Transfer
 
 LOAD = Op("h2d", "upload", 0, records=("h2d", 1))
 USE = Op("compute", "enter", 0, waits=(("h2d", 1),), records=("compute", 1))
 SAVE = Op("d2h", "download", 0, waits=(("h2d", 1),), records=("d2h", 1))
-EVERY_ROAD = pytest.mark.parametrize("road", ROADS, ids=lambda road: f"{road[0]}-{road[1]}")
+EVERY_TRANSFER = pytest.mark.parametrize(
+    "transfer", TRANSFERS, ids=lambda transfer: f"{transfer[0]}-{transfer[1]}"
+)
 
 
 def nothing() -> None:
@@ -72,11 +74,11 @@ def play(
             made.wait(item.records)
 
 
-@EVERY_ROAD
-def test_threads_give_the_bytes_of_a_plain_run(road: tuple[Road, Writeback]) -> None:
+@EVERY_TRANSFER
+def test_threads_give_the_bytes_of_a_plain_run(transfer: tuple[Transfer, Writeback]) -> None:
     for seed in range(4):
         random, machine = Random(seed), Machine()
-        items = trace(program(random, *road))
+        items = trace(program(random, *transfer))
         with executor() as made:
             play(made, machine, items, random)
         assert (machine.seen, machine.looked) == plainly(items)
@@ -98,12 +100,12 @@ def test_two_at_once_do_not_meet() -> None:
     assert [(machine.seen, machine.looked) for machine in machines] == [plainly(items)] * 2
 
 
-@EVERY_ROAD
+@EVERY_TRANSFER
 def test_an_error_in_any_operation_is_raised_again_and_again(
-    road: tuple[Road, Writeback],
+    transfer: tuple[Transfer, Writeback],
 ) -> None:
-    driver = Driver(Schedule(range(4), 2, *road))
-    actions = ["pass", "publish", "pass"] if road[1] else ["pass", "pass"]
+    driver = Driver(Schedule(range(4), 2, *transfer))
+    actions = ["pass", "update", "pass"] if transfer[1] else ["pass", "pass"]
     items = [item for action in actions for item in driver.do((action, 0))]  # type: ignore[arg-type]
     for fails in range(len(items)):
         with executor() as made:

@@ -1,4 +1,4 @@
-"""The queues of a plan on a GPU: two copy streams beside the one that computes."""
+"""The queues of a plan on a GPU: two copy streams, and the current stream to compute."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Works off the operations of a plan: one queue a thread, `compute` in the caller's own.
+"""Threads that do the operations of a plan: one for each queue; `compute` runs in the caller's.
 
-What a queue does on a GPU is handed to a stream (`cuda.Streams`) and returns at once; then an event is
-recorded when its operation was handed over, and who waits for it has the device wait. Without a GPU an
-operation is done when its thread has done it. A wait of the host and a wait of a queue are different
-calls: `wait` blocks the caller, `submit` only says what the operation must come after.
+On a GPU an operation is handed to a stream (`cuda.Streams`), which returns at once: an event then
+counts as recorded when its operation was handed over, and to wait for it is left to the device. A wait
+of the host and a wait of a queue are different calls: `wait` blocks the caller, `submit` only says
+what the operation must come after.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MARKS = 64  # of each queue; whoever waits for an older one waits for a little m
 
 
 class Device(Protocol):
-    """What a GPU adds: work that was handed over and is not done yet. A mark stands for its end."""
+    """A GPU, where work may be handed over and not done yet. A mark stands for the end of such work."""
 
     def run(self, queue: Queue, after: Sequence[object], work: Work) -> object:
         """Have the queue's stream wait for marks, hand it the work, and mark the end."""
@@ -102,6 +102,7 @@ class Executor:
     # -- in the threads -----------------------------------------------------------------------------
 
     def _serve(self, name: Queue) -> None:
+        """Run the operations of a queue, one after the other, until `close`."""
         # Of this thread: what moves bytes leaves the cores to what computes.
         torch.set_num_threads(self._cores if name == "host" else 1)
         waiting = self._queues[name]
@@ -109,6 +110,7 @@ class Executor:
             self._run(*item)
 
     def _run(self, op: Op, work: Work) -> None:
+        """Do the work after the operation's events, unless anything failed; then record its own."""
         begun = time.perf_counter()
         try:
             self._await(op.waits)
@@ -128,6 +130,7 @@ class Executor:
                 self._changed.notify_all()
 
     def _do(self, op: Op, work: Work) -> None:
+        """Do the work, or hand it to the device and keep the mark of its end."""
         if self.device is None:
             work()
             return
