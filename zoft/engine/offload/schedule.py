@@ -22,44 +22,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from zoft.engine.offload.buffers import BufferSlot, Home, Stagings
 from zoft.engine.offload.operations import Buffer, Event, Kind, Op, Queue
 
 Transfer = Literal["memory", "file", "staged"]
-
-
-@dataclass(slots=True)
-class BufferSlot:
-    """A slot: the block in it, the event of its arrival, and in `free` what a refill has to wait for."""
-
-    number: int
-    block: int | None = None
-    version: int = 0
-    arrived: Event | None = None
-    free: tuple[Event, ...] = ()
-    entered: bool = False
-
-
-@dataclass(slots=True)
-class _Home:
-    """A block's home: its version, and the events of its last write and its last read."""
-
-    version: int = 0
-    written: Event | None = None
-    read: Event | None = None
-
-
-@dataclass(slots=True)
-class _Stagings:
-    """Host buffers used in turn, numbered from `first`. `free`: what each one's refill waits for."""
-
-    first: int
-    free: list[Event | None]
-    turn: int = 0
-
-    def take(self) -> int:
-        """Return the index of the buffer whose turn it is."""
-        self.turn = (self.turn + 1) % len(self.free)
-        return self.turn
 
 
 @dataclass
@@ -83,10 +49,10 @@ class Schedule:
         if self.transfer == "file" and self.writeback == "host":
             raise ValueError("the host updates blocks in memory, not in a file")
         self._records: dict[Queue, int] = {}
-        self._homes = {block: _Home() for block in self.blocks}
+        self._homes = {block: Home() for block in self.blocks}
         self._slots = [BufferSlot(number) for number in range(self.slots)]
-        self._up = _Stagings(0, [None] * self.stagings)
-        self._down = _Stagings(self.stagings, [None] * self.stagings)
+        self._up = Stagings(0, [None] * self.stagings)
+        self._down = Stagings(self.stagings, [None] * self.stagings)
 
     @property
     def stale(self) -> list[int]:
