@@ -111,7 +111,7 @@ def load_adapter(
     try:
         with _peft_behind_transformers():
             adapted = PeftModel.from_pretrained(model, str(folder))
-    except Exception as error:
+    except Exception as error:  # peft, safetensors and torch each have their own for a misfit
         if lacks_memory(error):
             raise
         problem = f"cannot load the adapter {folder}: {first_line(error)}"

@@ -34,7 +34,7 @@ def load_tokenizer(location: Path | str, section: ModelSection) -> PreTrainedTok
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 str(location), trust_remote_code=section.trust_remote_code, local_files_only=True
             )
-    except Exception as error:
+    except Exception as error:  # transformers, tokenizers and a model's own code: any class
         problem = f"cannot load the tokenizer of {section.name}: {first_line(error)}"
         raise EnvironmentProblem(problem) from error
     return tokenizer

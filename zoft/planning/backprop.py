@@ -33,7 +33,7 @@ def first_order(recipe: Recipe, shape: Shape) -> FirstOrder | None:
     """For the recipe's batch and lengths; None for a model that cannot be traced."""
     try:
         return FirstOrder(_bytes(recipe, shape, lora=False), _bytes(recipe, shape, lora=True))
-    except Exception:  # what a model raises that looks at its numbers on the way
+    except Exception:  # a model that looks at its numbers may raise anything on the meta device
         return None
 
 
