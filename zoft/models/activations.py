@@ -59,6 +59,7 @@ def trace_saved(model: nn.Module, learns: Set[str], rows: int, length: int) -> i
 
 
 def _run(model: nn.Module, rows: int, length: int) -> Tensor:
+    """Return the logits of (rows, length) token ids on the meta device."""
     ids = torch.zeros(rows, length, dtype=torch.int64, device="meta")
     logits: Tensor = model(input_ids=ids, use_cache=False).logits
     return logits
@@ -151,6 +152,7 @@ class _Saved:
         self.seen: dict[int, Tensor] = {}  # held, so that no address is used twice
 
     def pack(self, x: Tensor) -> Tensor:
+        """Count the storage of a tensor that autograd saves, if it is a new one."""
         key = x.untyped_storage()._cdata
         if key not in self.kept and key not in self.seen:
             self.seen[key] = x

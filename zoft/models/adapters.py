@@ -61,6 +61,7 @@ def attach_adapter(
 
 
 def _config(model: PreTrainedModel, tune: TuneSection) -> PeftConfig:
+    """Make peft's config of the adapter that a recipe asks for."""
     match tune.method:
         case "lora":
             found = target_names(model, tune)

@@ -96,6 +96,7 @@ def build_empty_model(
 
 
 def _address(tensor: Tensor) -> int:
+    """Return the address of a tensor's storage, which tells placeholders apart."""
     return tensor.untyped_storage().data_ptr()
 
 

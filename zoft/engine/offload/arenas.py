@@ -111,4 +111,5 @@ def _place(entries: Mapping[str, Entry], begin: int) -> tuple[dict[str, int], in
 
 
 def _up(size: int, step: int) -> int:
+    """Round `size` up to a multiple of `step`."""
     return -(-size // step) * step

@@ -52,6 +52,7 @@ class Streams:
         torch.cuda.synchronize(self.device)
 
     def _stream(self, queue: Queue) -> torch.cuda.Stream | None:
+        """Return the queue's stream; None for a queue of the host."""
         if queue == "compute":
             return torch.cuda.current_stream(self.device)
         return self._copies.get(queue)

@@ -161,5 +161,6 @@ class Executor:
         )
 
     def _raise(self) -> None:
+        """Raise the first failure, if there was one."""
         if self._failure is not None:
             raise self._failure

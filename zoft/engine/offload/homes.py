@@ -143,6 +143,7 @@ class Memory:
 
 
 def _fill(layout: Layout, arena: Tensor, tensors: Mapping[str, Tensor]) -> None:
+    """Copy the tensors to their places in the arena."""
     views = layout.views(arena)
     for name, tensor in tensors.items():
         views[name].copy_(tensor)

@@ -123,6 +123,7 @@ class Streamer:
     # -- operations ---------------------------------------------------------------------------------
 
     def _submit(self, ops: Sequence[Op]) -> None:
+        """Hand the operations to the executor; if one cannot be, no later one is done."""
         try:
             for op in ops:
                 self.executor.submit(op, self._work(op))
@@ -163,6 +164,7 @@ class Streamer:
         return lambda: there[:size].copy_(here[:size], non_blocking=True)
 
     def _updates_of(self, op: Op) -> list[Update]:
+        """Return the updates between the versions of the operation, oldest first."""
         return [self._updates[version] for version in range(op.since + 1, op.until + 1)]
 
     def _apply_updates(

@@ -25,15 +25,18 @@ class Streamed:
         return iter(self.tuned)
 
     def keep(self, *names: str) -> None:
+        """See `Weights`; the blocks' arenas were made for the same names."""
         assert names == self.streamer.kept, "the arenas have no room for it"
         self.names = names
         self.resident.keep(*names)
 
     def apply(self, update: Update) -> None:
+        """Update what is resident at once, and the rest when it is next fetched."""
         self.resident.apply(update)
         self.streamer.enqueue_update(update)
 
     def visits(self) -> Iterator[Mapping[str, Tensor]]:
+        """See `Weights`: first all that is resident, then block by block."""
         yield from self.resident.visits()
         for block in self.streamer.visits():
             yield self.streamer.kept_of(block)
