@@ -42,11 +42,14 @@ def diffusion(recipe: Recipe, weight_rms: float) -> Diffusion | None:
         lr = folded_lr(lr, settings.betas[0])
     steps = [
         learning_rate(
-            step, lr=lr, steps=recipe.train.steps, schedule=settings.schedule,
+            step,
+            lr=lr,
+            steps=recipe.train.steps,
+            schedule=settings.schedule,
             warmup_steps=settings.warmup_steps,
         )
         for step in range(1, recipe.train.steps + 1)
-    ]  # fmt: skip
+    ]
     ulp = mean_ulp(weight_rms, MANTISSA[recipe.model.dtype])
     return Diffusion(
         update=math.sqrt(sum(step * step for step in steps)),

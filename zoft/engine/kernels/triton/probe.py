@@ -96,10 +96,24 @@ def perturb_kernel(out, minus, weight, rows, ks, scales, table, count: tl.int64,
                       GAUSSIAN, BATCH, True)  # fmt: skip
 
 
-def _launch(out: Tensor, minus: Tensor | None, weight: Tensor, *, runs: int, count: int,
-            param: int, gaussian: bool, offset: int = 0, rows: Tensor | None = None,
-            ks: Tensor | None = None, scales: Tensor | None = None, seed: int, step: int, k: int = 0,
-            scale: float = 0.0) -> None:  # fmt: skip
+def _launch(
+    out: Tensor,
+    minus: Tensor | None,
+    weight: Tensor,
+    *,
+    runs: int,
+    count: int,
+    param: int,
+    gaussian: bool,
+    offset: int = 0,
+    rows: Tensor | None = None,
+    ks: Tensor | None = None,
+    scales: Tensor | None = None,
+    seed: int,
+    step: int,
+    k: int = 0,
+    scale: float = 0.0,
+) -> None:
     tile = 512 if gaussian else 8192
     if rows is None:
         pieces = -(-(offset % tile + count) // tile)
@@ -116,38 +130,110 @@ def _launch(out: Tensor, minus: Tensor | None, weight: Tensor, *, runs: int, cou
 
 
 def perturb(
-    out: Tensor, weight: Tensor, *, offset: int = 0, seed: int, step: int, param: int, k: int,
-    scale: float, gaussian: bool,
-) -> None:  # fmt: skip
+    out: Tensor,
+    weight: Tensor,
+    *,
+    offset: int = 0,
+    seed: int,
+    step: int,
+    param: int,
+    k: int,
+    scale: float,
+    gaussian: bool,
+) -> None:
     """out = weight + scale * z in float32, rounded once to out's dtype (see `cpu.perturb`)."""
     last_word(0, k)
-    _launch(out, None, weight, runs=1, count=weight.numel(), offset=offset, seed=seed, step=step,
-            param=param, k=k, scale=scale, gaussian=gaussian)  # fmt: skip
+    _launch(
+        out,
+        None,
+        weight,
+        runs=1,
+        count=weight.numel(),
+        offset=offset,
+        seed=seed,
+        step=step,
+        param=param,
+        k=k,
+        scale=scale,
+        gaussian=gaussian,
+    )
 
 
 def perturb_pair(
-    plus: Tensor, minus: Tensor, weight: Tensor, *, offset: int = 0, seed: int, step: int,
-    param: int, k: int, scale: float, gaussian: bool,
-) -> None:  # fmt: skip
+    plus: Tensor,
+    minus: Tensor,
+    weight: Tensor,
+    *,
+    offset: int = 0,
+    seed: int,
+    step: int,
+    param: int,
+    k: int,
+    scale: float,
+    gaussian: bool,
+) -> None:
     """plus = weight + scale * z and minus = weight - scale * z, each as `perturb` rounds it."""
     last_word(0, k)
-    _launch(plus, minus, weight, runs=1, count=weight.numel(), offset=offset, seed=seed, step=step,
-            param=param, k=k, scale=scale, gaussian=gaussian)  # fmt: skip
+    _launch(
+        plus,
+        minus,
+        weight,
+        runs=1,
+        count=weight.numel(),
+        offset=offset,
+        seed=seed,
+        step=step,
+        param=param,
+        k=k,
+        scale=scale,
+        gaussian=gaussian,
+    )
 
 
 def perturb_rows(
-    out: Tensor, weight: Tensor, rows: Tensor, *, seed: int, step: int, param: int, k: int,
-    scale: float, gaussian: bool,
-) -> None:  # fmt: skip
+    out: Tensor,
+    weight: Tensor,
+    rows: Tensor,
+    *,
+    seed: int,
+    step: int,
+    param: int,
+    k: int,
+    scale: float,
+    gaussian: bool,
+) -> None:
     """out[i] = weight[rows[i]] + scale * z; weight (R, C), rows (n,) int64, out (n, C)."""
     last_word(0, k)
-    _launch(out, None, weight, runs=rows.numel(), count=weight.shape[1], rows=rows, seed=seed,
-            step=step, param=param, k=k, scale=scale, gaussian=gaussian)  # fmt: skip
+    _launch(
+        out,
+        None,
+        weight,
+        runs=rows.numel(),
+        count=weight.shape[1],
+        rows=rows,
+        seed=seed,
+        step=step,
+        param=param,
+        k=k,
+        scale=scale,
+        gaussian=gaussian,
+    )
 
 
 def perturb_each(
     out: Tensor, weight: Tensor, *, seed: int, step: int, param: int, ks: Tensor, scales: Tensor
 ) -> None:
     """out[i] = weight + scales[i] * z(ks[i]), signs; weight (C,), ks (n,) int64, out (n, C)."""
-    _launch(out, None, weight, runs=ks.numel(), count=weight.numel(), ks=ks, scales=scales,
-            seed=seed, step=step, param=param, gaussian=False)  # fmt: skip
+    _launch(
+        out,
+        None,
+        weight,
+        runs=ks.numel(),
+        count=weight.numel(),
+        ks=ks,
+        scales=scales,
+        seed=seed,
+        step=step,
+        param=param,
+        gaussian=False,
+    )
