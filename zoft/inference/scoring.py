@@ -54,9 +54,14 @@ def evaluate_set(
     )
     if result.hits is None and metric == "accuracy":
         chosen = score(
-            view, objective_for("choice"), examples, batch_size=size, masked=masked,
-            device=device, between=between,
-        )  # fmt: skip
+            view,
+            objective_for("choice"),
+            examples,
+            batch_size=size,
+            masked=masked,
+            device=device,
+            between=between,
+        )
         found["accuracy"] = chosen.accuracy
     elif result.hits is not None:
         found["accuracy"] = result.accuracy
@@ -103,9 +108,14 @@ def written_scores(
     require_room(view, prompts, tokens, advice)
     one_line = not any("\n" in answer.strip() for those in answers for answer in those)
     texts = completions(
-        view, tokenizer, prompts, Decoding(tokens, one_line),
-        batch_size=settings.batch_size, device=device, between=between,
-    )  # fmt: skip
+        view,
+        tokenizer,
+        prompts,
+        Decoding(tokens, one_line),
+        batch_size=settings.batch_size,
+        device=device,
+        between=between,
+    )
     pairs = list(zip(texts, answers, strict=True))
     return {
         "f1": fsum(best_f1(text, those) for text, those in pairs) / len(pairs),

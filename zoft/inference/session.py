@@ -85,9 +85,16 @@ def opened(
         if loaded.blocks:
             assert place.residency != "device"
             streamer = stream(
-                loaded.blocks, [], (), loaded.sources, residency=place.residency, device=device,
-                slots=place.slots, working=Path(codes, "working-copy.bin"), say=say,
-            )  # fmt: skip
+                loaded.blocks,
+                [],
+                (),
+                loaded.sources,
+                residency=place.residency,
+                device=device,
+                slots=place.slots,
+                working=Path(codes, "working-copy.bin"),
+                say=say,
+            )
         try:
             if found.adapter:
                 model = load_adapter(loaded.model, found.adapter, DTYPES[recipe.model.dtype])

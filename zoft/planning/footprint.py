@@ -71,11 +71,6 @@ class Footprint:
     def disk(self) -> int:
         return sum(x.disk for x in self.items)
 
-    @property
-    def busiest(self) -> Item:
-        """The phase in which the device's peak is reached."""
-        return max(self.phases, key=lambda x: x.device)
-
 
 def slots_for(device: str, *, tuned: bool) -> int:
     """One block computes and one is fetched. A third slot is for one that goes home, where that has a

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist, fmean
 
 from zoft.engine.optimizers.lr_schedule import learning_rate
 from zoft.recipe.schema import Recipe
@@ -37,11 +38,14 @@ def diffusion(recipe: Recipe, weight_rms: float) -> Diffusion | None:
     assumed = f", |c| 1 ({settings.TITLE}'s steps are lr |c|)" if settings.PROPORTIONAL else ""
     steps = [
         learning_rate(
-            step, lr=lr, steps=recipe.train.steps, schedule=settings.schedule,
+            step,
+            lr=lr,
+            steps=recipe.train.steps,
+            schedule=settings.schedule,
             warmup_steps=settings.warmup_steps,
         )
         for step in range(1, recipe.train.steps + 1)
-    ]  # fmt: skip
+    ]
     ulp = mean_ulp(weight_rms, MANTISSA[recipe.model.dtype])
     return Diffusion(
         update=math.sqrt(sum(step * step for step in steps)),
@@ -52,12 +56,7 @@ def diffusion(recipe: Recipe, weight_rms: float) -> Diffusion | None:
 
 def mean_ulp(rms: float, mantissa: int) -> float:
     """The mean spacing of floats at normal weights: 2**(floor(log2 |w|) - mantissa)."""
-    quantiles = [(i + 0.5) / 512 for i in range(512)]
-    total = 0.0
-    for q in quantiles:  # |w| at which a share q of the normal weights is smaller, by bisection
-        low, high = 0.0, 6.0
-        for _ in range(40):
-            middle = (low + high) / 2
-            low, high = (middle, high) if math.erf(middle / math.sqrt(2)) < q else (low, middle)
-        total += 2.0 ** (math.floor(math.log2(low * rms)) - mantissa)
-    return total / len(quantiles)
+    quantile = NormalDist(sigma=rms).inv_cdf
+    # |w| at which shares of 1/1024, 3/1024, ... 1023/1024 of the normal weights are smaller.
+    sizes = [quantile((1 + (i + 0.5) / 512) / 2) for i in range(512)]
+    return fmean(2.0 ** (math.floor(math.log2(size)) - mantissa) for size in sizes)

@@ -258,7 +258,7 @@ def _adapter_of(target: str) -> str:
         raise RecipeError(f"nothing to merge: {where} is already a whole model")
     try:
         config = PeftConfig.from_pretrained(where)
-    except Exception as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:  # no JSON, no type, no such keys
         raise EnvironmentProblem(f"cannot read the adapter {where}: {first_line(error)}") from error
     if config.is_prompt_learning:
         raise RecipeError(

@@ -42,24 +42,7 @@ def card(
     step = recipe.train.steps if step is None else step
     title = repo_id or Path(recipe.output_dir or "run").name
     scores = _scores(recipe, manifest, events, step)
-    license: dict[str, Any] = dict(base.license)
-    data = ModelCardData(
-        base_model=base.name,
-        base_model_relation=("adapter" if adapter else "finetune") if base.name else None,
-        base_model_revision=base.revision,
-        datasets=sorted({s.path for _, s in _sources(recipe) if not is_local(s.path)}) or None,
-        library_name="peft" if adapter else "transformers",
-        pipeline_tag="text-generation",
-        tags=[
-            "zoft",
-            "zeroth-order",
-            recipe.optimizer.name,
-            *([recipe.tune.method] if adapter else []),
-        ],
-        model_name=title,
-        eval_results=_results(scores, step) or None,
-        **license,
-    )
+    data = _metadata(recipe, base, title, _results(scores, step), adapter=adapter)
     shown = f"[{base.name}](https://huggingface.co/{base.name})" if base.name else "its base model"
     if base.name and base.revision:
         shown += f" at `{base.revision}`"
@@ -83,6 +66,26 @@ def card(
         LIMITS.rstrip(),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _metadata(
+    recipe: Recipe, base: Base, title: str, results: list[EvalResult], *, adapter: bool
+) -> ModelCardData:
+    """The card's first part, in YAML: what the Hub filters by."""
+    license: dict[str, Any] = dict(base.license)
+    kinds = [recipe.optimizer.name, *([recipe.tune.method] if adapter else [])]
+    return ModelCardData(
+        base_model=base.name,
+        base_model_relation=("adapter" if adapter else "finetune") if base.name else None,
+        base_model_revision=base.revision,
+        datasets=sorted({s.path for _, s in _sources(recipe) if not is_local(s.path)}) or None,
+        library_name="peft" if adapter else "transformers",
+        pipeline_tag="text-generation",
+        tags=["zoft", "zeroth-order", *kinds],
+        model_name=title,
+        eval_results=results or None,
+        **license,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from support import tiny
 from support.optimizers import optimizer as optimizer_of
+from support.offload.poison import PoisonedStreamer
 from zoft.engine.estimator import Estimator, Losses
 from zoft.engine.offload.executor import Executor
 from zoft.engine.offload.homes import Files, Memory
@@ -105,7 +106,7 @@ def rig(
     folder: Path,
     build: Callable[..., Any] = tiny.llama,
     *,
-    road: str | None = None,
+    transfer: str | None = None,
     slots: int = 3,
     writeback: str = "device",
     resident: tuple[int, ...] = (2,),
@@ -117,7 +118,7 @@ def rig(
     paired: bool = False,
     executor: Executor | None = None,
 ) -> Iterator[Rig]:
-    """Five layers of a tiny model. `road` None: all of it resident, else all blocks but `resident`."""
+    """Five layers of a tiny model, all resident without a `transfer`, else all blocks but `resident`."""
     section = TUNES[tune]
     model = deeper(build(dtype=compute if tune == "lora" else dtype))
     if tune == "lora":
@@ -130,7 +131,7 @@ def rig(
     ids = parameter_ids(tuned)
     moving = tuned_weights(tuned, ids, decays(model))
     streamer, weights = None, Resident(moving)
-    if road is not None:
+    if transfer is not None:
         kept = KEPT if optimizer == "full" and tune != "lora" else ()
         save_file({n: p.data for n, p in model.named_parameters()}, folder / "model.safetensors")
         found = find_blocks(model)
@@ -148,11 +149,11 @@ def rig(
         sources = stored_tensors(folder)
         layouts = layouts_of(blocks, inside, kept, sources)
         files = Files(layouts, sources, folder / "run" / "working.bin")
-        streamer = Streamer(
+        streamer = (PoisonedStreamer if poison else Streamer)(
             blocks, inside, kept,
-            Memory(layouts, files) if road in ("memory", "staged memory") else files,
-            executor or Counting(), layouts=layouts, road=road.split()[0], slots=slots, device=CPU,
-            writeback=writeback, poison=poison,
+            Memory(layouts, files) if transfer in ("memory", "staged memory") else files,
+            executor or Counting(), layouts=layouts, transfer=transfer.split()[0], slots=slots,
+            device=CPU, writeback=writeback,
         )  # fmt: skip
         weights = Streamed(moving, streamer)
     try:

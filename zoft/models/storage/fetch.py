@@ -103,6 +103,7 @@ def cache_folder() -> Path:
 
 
 def _has(folder: Path, *names: str) -> bool:
+    """Whether the folder holds a file of one of these names."""
     return any((folder / name).is_file() for name in names)
 
 
@@ -151,6 +152,7 @@ def local_folder(name: str) -> Path | None:
 
 
 def _gguf_name(file: Path) -> str:
+    """Name the folder of a converted file after its own name and its content's sha256."""
     try:
         with file.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -160,6 +162,8 @@ def _gguf_name(file: Path) -> str:
 
 
 def _from_gguf(file: Path, begin: Begin) -> Path:
+    """Convert a GGUF file, unless it was converted before, and return the folder."""
+
     def build(target: Path) -> None:
         with quiet(), redirect_stderr(io.StringIO()):  # the bar of this conversion has no switch
             tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
@@ -176,6 +180,7 @@ def _from_gguf(file: Path, begin: Begin) -> Path:
 
 
 def _from_bin(folder: Path, companions: tuple[str, ...], begin: Begin) -> Path:
+    """Convert `pytorch_model*.bin`, unless they were converted before, and return the folder."""
     index = folder / _BIN_INDEX
     try:
         names = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else ()

@@ -1,5 +1,5 @@
-"""Compiles every Triton kernel with no GPU and prints what came out as JSON; `test_triton_compiled.py`
-runs it in a process of its own, where nothing asked for the interpreter.
+"""Compiles every Triton kernel with no GPU and prints what came out as JSON; `test_compiled.py` runs
+it in a process of its own, where nothing asked for the interpreter.
 
 Counted are SASS instructions of one lane, uniform ones included, as nvdisasm prints them:
 
@@ -51,7 +51,7 @@ def perturb(
 ) -> Case:
     arguments = {
         "out": f"*{out}", "minus": None, "weight": f"*{weight}", "rows": None, "ks": None,
-        "scales": None, "address": None, "table": "*fp32:16" if gaussian else None, "count": "i64",
+        "scales": None, "table": "*fp32:16" if gaussian else None, "count": "i64",
         "pieces": "i32", "offset": "i64", "seed": "i64", "step": "i64", "param": "i64", "k": "i64",
         "scale": "fp32", "GAUSSIAN": gaussian, "EACH": each, **extra,
     }  # fmt: skip
@@ -87,13 +87,12 @@ def rank1(mode: int, weight: str, *, aligned: bool = True) -> Case:
 
 def cases() -> dict[str, Case]:
     """By name. Every kernel for both architectures, its variants for one."""
-    memory = {"address": "*i64:16", "scales": "*fp32:16"}
     draw = {"seed": "i64"}
     around = {"which": "*i64:16", "columns": "i64:16", "count": "i32"}
     both = (80, 90)
     return {
         "perturb float32": perturb("fp32", "fp32")._replace(architectures=both),
-        "perturb bfloat16, address in memory": perturb("bf16", "bf16", **memory),
+        "perturb bfloat16": perturb("bf16", "bf16"),
         "perturb float16": perturb("fp16", "fp16"),
         "perturb bfloat16 Gaussian": perturb("bf16", "bf16", gaussian=True),
         "perturb_pair float32 to bfloat16": perturb("bf16", "fp32", minus="*bf16"),

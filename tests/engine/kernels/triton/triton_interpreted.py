@@ -113,29 +113,6 @@ def test_perturb_each(dtype, columns):
     assert equal(fast, slow)
 
 
-def test_an_address_in_memory_is_the_same_address():
-    weight = weights((5, 300), torch.float32)
-    rows, ks = torch.tensor([4, 1]), torch.tensor([3, 9])
-    seed, step, param, k = ADDRESS.values()
-    address, scale = torch.tensor([seed, step, k]), torch.tensor([1e-2])
-    for gaussian in (False, True):
-        kind = {"param": param, "gaussian": gaussian}
-        a, b, c, d = (torch.empty(5, 300) for _ in range(4))
-        triton.perturb_pair_at(a, b, weight, address, scale, offset=77, **kind)
-        triton.perturb_pair(c, d, weight, offset=77, **ADDRESS, scale=1e-2, gaussian=gaussian)
-        assert equal(a, c)
-        assert equal(b, d)
-        triton.perturb_at(a, weight, address, scale, offset=77, **kind)
-        assert equal(a, c)
-        triton.perturb_rows_at(a[:2], weight, rows, address, scale, **kind)
-        triton.perturb_rows(c[:2], weight, rows, **ADDRESS, scale=1e-2, gaussian=gaussian)
-        assert equal(a[:2], c[:2])
-    triton.perturb_each_at(a[:2], weight[0], address[:2], ks, scale.repeat(2), param=param)
-    key = {"seed": seed, "step": step, "param": param, "ks": ks, "scales": scale.repeat(2)}
-    triton.perturb_each(c[:2], weight[0], **key)
-    assert equal(a[:2], c[:2])
-
-
 def test_signs():
     ks = torch.tensor([0, 5, 2**24 - 1])
     table, offset = [], 0

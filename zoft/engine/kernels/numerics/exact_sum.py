@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-LIMIT = 1 << 13  # largest |n_i|
 MAX_TERMS = 1 << 11  # directions in one exact float32 sum
 
 
