@@ -10,8 +10,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from zoft.errors import EnvironmentProblem
 from zoft.runs.console.progress import clock, rms
-from zoft.runs.journal_statistics import read_statistics
+from zoft.runs.journal import read
+from zoft.runs.journal_report import statistics_of
 from zoft.runs.metrics import Event, headline, in_words
 from zoft.runs.record import RunRecord, leaves, read_run
 from zoft.runs.report.charts import course, losses, write_loss_picture
@@ -119,20 +121,21 @@ def _charts(run: RunRecord) -> Iterator[str]:
 
 def _journal(run: RunRecord) -> Rows:
     try:
-        found = read_statistics(run.path / "journal.jsonl")
-    except (OSError, ValueError, KeyError, TypeError):
+        found = statistics_of(read(run.path / "journal.jsonl")[1])
+    except (OSError, EnvironmentProblem):
         return []
     rows = [
         ("steps", f"{found.steps:,}"),
         ("skipped, for a loss that was not finite", f"{found.nonfinite:,}"),
-        ("slopes c measured", f"{found.slopes:,}"),
+        ("slopes c measured", f"{len(found.sizes):,}"),
     ]
     if found.sizes:
+        size = {p: f"{found.percentile(p):.3g}" for p in (25, 50, 75, 95)}
         rows += [
-            ("of these positive", f"{found.positive / found.slopes:.1%}"),
-            ("|c|: median", f"{found.quantile(0.5):.3g}"),
-            ("|c|: middle half", f"{found.quantile(0.25):.3g} to {found.quantile(0.75):.3g}"),
-            ("|c|: 95 % below", f"{found.quantile(0.95):.3g}"),
+            ("of these positive", f"{found.positive / len(found.sizes):.1%}"),
+            ("|c|: median", size[50]),
+            ("|c|: middle half", f"{size[25]} to {size[75]}"),
+            ("|c|: 95 % below", size[95]),
             ("|c|: largest", f"{found.sizes[-1]:.3g}"),
         ]
     noise = run.manifest.get("noise") or {}
