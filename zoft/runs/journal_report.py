@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from zoft.engine.optimizers.measurement import rms
 from zoft.errors import EnvironmentProblem, RecipeError
 from zoft.runs import complete as manifest
 from zoft.runs.artefact import expected, journal_of
@@ -141,7 +142,7 @@ def _head(header: Header) -> Iterator[str]:
 def _short(entry: Entry) -> str:
     m = entry.measurement
     grads = m.projected_grad
-    what = f"|c| {_rms(grads):.3g}" if m.finite else "not finite: skipped"
+    what = f"|c| {rms(grads):.3g}" if m.finite else "not finite: skipped"
     slopes = "" if len(grads) == 1 else f" over {len(grads)}"
     return f"step {m.step:<6} lr {entry.lr:<9.4g} loss {m.loss:<8.4f} {what}{slopes}"
 
@@ -184,10 +185,6 @@ def _step_problems(header: Header, entries: Sequence[Entry]) -> Iterator[str]:
     ends = header.get("result", {}).get("step", len(entries))
     if ends != len(entries):
         yield f"it holds {len(entries)} steps, and the header says {ends}"
-
-
-def _rms(values: Sequence[float]) -> float:
-    return math.sqrt(sum(x * x for x in values) / len(values))
 
 
 def _seconds(file: Path) -> float | None:

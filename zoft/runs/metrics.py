@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from zoft.engine.optimizers.measurement import rms
 from zoft.errors import EnvironmentProblem
 
 Event = dict[str, Any]
@@ -83,11 +84,11 @@ def scalars(event: Event) -> dict[str, float]:
     """
     found: dict[str, float] = {}
     for key, value in event.items():
-        if isinstance(value, list):
-            whole = bool(value) and None not in value
-            squares = [x * x for x in value] if whole and key == "projected_grad" else []
-            mean = sum(squares or value) / len(value) if whole else None
-            value = math.sqrt(mean) if mean is not None and squares else mean
-        if isinstance(value, int | float) and not isinstance(value, bool) and key != "step":
+        if key == "projected_grad":
+            value = rms(value)
+        elif isinstance(value, list):
+            value = sum(value) / len(value) if value and None not in value else None
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if number and math.isfinite(value) and key != "step":
             found[f"{event['event']}/{key}"] = value
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -12,9 +13,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from zoft.engine.optimizers.measurement import rms
 from zoft.recipe.schema import Recipe
-from zoft.runs.console.progress import Progress, clock, rms
+from zoft.runs.console.progress import Progress, clock
 from zoft.runs.metrics import Event, headline, in_short, in_words
+from zoft.system.host_memory import gib
 
 Peak = Callable[[], int]  # bytes
 BAR = 10  # characters of the bar, at least
@@ -123,7 +126,7 @@ class Lines:
         if progress.train is None:
             return ""
         loss, *rest = losses(progress)
-        parts = [loss, *rest, *speeds(progress), f"{self._peak / 2**30:.2f} GiB"]
+        parts = [loss, *rest, *speeds(progress), gib(self._peak)]
         parts.append(f"lr {progress.train['lr']:.3g}")
         # lr and memory hardly change, tokens follow steps; the probes are noise by nature.
         for name in ("lr ", " GiB", " tok/s", "("):
@@ -141,7 +144,7 @@ def losses(progress: Progress) -> list[str]:
     return [
         f"loss {shown}",
         "(not finite)" if None in (*plus, *minus) else f"({plus[0]:.3f}/{minus[0]:.3f})",
-        f"|c| {'-' if size is None else format(size, '.3g')}",
+        f"|c| {'-' if math.isnan(size) else format(size, '.3g')}",
         *([f"skipped {event['skipped']}"] if event["skipped"] else []),
     ]
 

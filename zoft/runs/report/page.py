@@ -10,8 +10,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from zoft.engine.optimizers.measurement import rms
 from zoft.errors import EnvironmentProblem
-from zoft.runs.console.progress import clock, rms
+from zoft.runs.console.progress import clock
 from zoft.runs.journal import read
 from zoft.runs.journal_report import statistics_of
 from zoft.runs.metrics import Event, headline, in_words
@@ -114,7 +115,7 @@ def _charts(run: RunRecord) -> Iterator[str]:
             ends = [(0.0, before), (float(max(run.step, 1)), before)]
             lines.append(Line(f"zero-shot {before:.3f}", ends, "level"))
         yield chart(f"{name.capitalize()} on the eval set", lines)
-    sizes = [(float(e["step"]), size) for e in taken if (size := rms(e["projected_grad"]))]
+    sizes = [(float(e["step"]), size) for e in taken if (size := rms(e["projected_grad"])) > 0]
     yield chart("|c|, the slope along a direction (RMS of a step)", [Line("|c|", sizes)], log=True)
     yield chart("Learning rate", [Line("lr", course(taken, "lr"))])
 
