@@ -10,6 +10,7 @@ from typing import Any
 
 from zoft.engine.optimizers.measurement import rms
 from zoft.errors import EnvironmentProblem
+from zoft.system.atomic_io import write_atomically
 
 Event = dict[str, Any]
 # What an evaluation may have measured, as it is called in a line.
@@ -48,9 +49,7 @@ class Metrics:
         """Forget what lies beyond `step` (a power cut can leave the journal behind the metrics)."""
         kept = [e for e in self.read() if e["step"] <= step and e["event"] != "final"]
         text = "".join(json.dumps(event) + "\n" for event in kept)
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(self.path)
+        write_atomically(self.path, text)
 
 
 def in_words(event: Event) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from zoft.errors import EnvironmentProblem, ZoftError
 from zoft.recipe.load import load_recipe
 from zoft.recipe.schema import Recipe
 from zoft.runs.metrics import Event, headline
+from zoft.system.atomic_io import lock
 
 MARKS = ("run.json", "resolved.yaml", "journal.jsonl")  # a folder with one of these is a run
 
@@ -174,9 +174,6 @@ def _is_written(path: Path) -> bool:
     """Whether a process holds the run's journal."""
     try:
         with (path / "journal.jsonl").open("rb") as journal:
-            fcntl.flock(journal, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+            return not lock(journal, shared=True, wait=False)
     except OSError:
         return False
-    return False

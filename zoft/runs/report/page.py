@@ -20,6 +20,7 @@ from zoft.runs.record import RunRecord, leaves, read_run
 from zoft.runs.report.charts import course, losses, write_loss_picture
 from zoft.runs.report.style import STYLE
 from zoft.runs.report.svg import Line, chart
+from zoft.system.atomic_io import staged, write_atomically
 from zoft.system.host_memory import gib
 
 Rows = Sequence[tuple[str, str]]
@@ -48,16 +49,14 @@ def write_report(path: Path, *, picture: bool = True) -> Path:
     """Write report.html and loss.png into a run's folder; returns the page's path."""
     run = read_run(path)
     if picture:
-        temporary = path / "loss.tmp"
-        if (drawn := path / "final" / "loss.png").is_file():  # at the run's end
-            shutil.copyfile(drawn, temporary)
-        else:
-            write_loss_picture(run, temporary)
-        temporary.replace(path / "loss.png")
+        with staged(path / "loss.png") as partial:
+            if (drawn := path / "final" / "loss.png").is_file():  # at the run's end
+                shutil.copyfile(drawn, partial)
+            else:
+                write_loss_picture(run, partial)
     page = path / "report.html"
-    temporary = page.with_suffix(".tmp")
-    temporary.write_text(report(run), encoding="utf-8")
-    return temporary.replace(page)
+    write_atomically(page, report(run))
+    return page
 
 
 def report(run: RunRecord) -> str:
