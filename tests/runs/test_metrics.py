@@ -36,8 +36,8 @@ def test_events_come_back(
 
 def test_what_is_not_finite_is_null(tmp_path: Path) -> None:
     metrics = Metrics(tmp_path / "metrics.jsonl")
-    event = metrics.write("eval", 1, a=math.nan, b=math.inf, c=-math.inf, d=0.5)
-    assert event == {"event": "eval", "step": 1, "a": None, "b": None, "c": None, "d": 0.5}
+    event = metrics.write("eval", 1, a=math.nan, b=math.inf, c=(-math.inf, 1.0), d=0.5)
+    assert event == {"event": "eval", "step": 1, "a": None, "b": None, "c": [None, 1.0], "d": 0.5}
     assert json.loads(metrics.path.read_text()) == event
 
 
@@ -73,6 +73,17 @@ def test_a_rewind_forgets_what_lies_beyond_and_the_end(tmp_path: Path) -> None:
     kept = [(event["event"], event["step"]) for event in metrics.read()]
     assert kept == [("train", 0), ("train", 1), ("train", 2), ("eval", 2)]
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_damaged_line_hides_no_other_and_goes_with_a_rewind(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path / "metrics.jsonl")
+    first = metrics.write("train", 1)
+    with metrics.path.open("ab") as file:
+        file.write(b'{"event": "train", "st{"event": "train"}\n\xff\n[1]\n{"event": "train"}\n')
+    second = metrics.write("train", 2)
+    assert metrics.read() == [first, second]
+    metrics.rewind(2)
+    assert len(metrics.path.read_text().splitlines()) == 2
 
 
 def test_a_rewind_of_nothing(tmp_path: Path) -> None:

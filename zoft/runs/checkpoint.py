@@ -25,7 +25,7 @@ from zoft.errors import EnvironmentProblem, first_line
 from zoft.models.blocks import is_placeholder
 from zoft.models.storage.safetensors import Stored, Writer, tensors_in
 from zoft.models.storage.save import save_tensor_by_tensor
-from zoft.runs import complete as manifest
+from zoft.runs import complete
 from zoft.system.atomic_io import delete, staged
 from zoft.system.silence import quiet
 
@@ -50,7 +50,7 @@ def save(folder: Path, writer: Callable[[Path], None]) -> None:
         with staged(folder) as partial:
             partial.mkdir()
             writer(partial)
-            manifest.write(partial)
+            complete.write(partial)
     except (OSError, SafetensorError) as error:
         full = isinstance(error, OSError) and error.errno == errno.ENOSPC
         reason = "the disk is full" if full else first_line(error)
@@ -59,7 +59,7 @@ def save(folder: Path, writer: Callable[[Path], None]) -> None:
 
 def verify(folder: Path) -> bool:
     """Whether every file that COMPLETE names is there with its size and its sha256."""
-    return manifest.intact(folder)
+    return complete.intact(folder)
 
 
 def find(run_folder: Path) -> list[Path]:
@@ -67,7 +67,7 @@ def find(run_folder: Path) -> list[Path]:
     steps = {
         path: int(match[1])
         for path in (run_folder.iterdir() if run_folder.is_dir() else ())
-        if (match := _NAME.fullmatch(path.name)) and manifest.sizes_match(path)
+        if (match := _NAME.fullmatch(path.name)) and complete.sizes_match(path)
     }
     return sorted(steps, key=steps.__getitem__)
 

@@ -17,6 +17,7 @@ from zoft.recipe.load import dump_recipe, load_recipe
 from zoft.recipe.schema import Recipe
 from zoft.runs import checkpoint
 from zoft.runs.journal import nullable
+from zoft.runs.record import leaves, read_manifest
 from zoft.system.atomic_io import lock, write_atomically
 
 # What a run writes before its journal begins, and may write again if it was killed there.
@@ -103,12 +104,8 @@ class RunFolder:
             os.close(handle)
 
     def manifest(self) -> dict[str, Any]:
-        """run.json, or nothing."""
-        try:
-            content = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return content if isinstance(content, dict) else {}
+        """Read run.json; empty if it is missing or damaged."""
+        return read_manifest(self.path)
 
     def update_manifest(self, **values: Any) -> None:
         """Change some entries of run.json, atomically."""
@@ -193,7 +190,9 @@ def require_same(recipe: Recipe, previous: Recipe) -> None:
     free: tuple[str, ...] = FREE
     if previous.optimizer.schedule == recipe.optimizer.schedule == "constant":
         free = (*FREE, "train.steps")
-    now, before = dict(_leaves(recipe)), dict(_leaves(previous))
+    now, before = (
+        {key: value for key, value, _ in leaves(section)} for section in (recipe, previous)
+    )
     problems = [
         f"{key}: the run was started with {before.get(key)!r}, the recipe says {now.get(key)!r}"
         for key in dict.fromkeys([*before, *now])
@@ -206,12 +205,3 @@ def require_same(recipe: Recipe, previous: Recipe) -> None:
                 [*problems, "set it back to go on with the run, or choose another output_dir"]
             )
         )
-
-
-def _leaves(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name in type(section).model_fields:
-        value = getattr(section, name)
-        if isinstance(value, BaseModel):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

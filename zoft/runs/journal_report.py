@@ -9,11 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from zoft.engine.optimizers.measurement import rms
 from zoft.errors import EnvironmentProblem, RecipeError
-from zoft.runs import complete as manifest
+from zoft.runs import complete
 from zoft.runs.artefact import expected, journal_of
 from zoft.runs.journal import Entry, Header, missing_entries, parse, read
 
@@ -81,7 +80,7 @@ def verify(target: Path, say: Callable[[str], None]) -> None:
         return
     folder = journal.parent / says
     if folder.is_dir():
-        found = manifest.weight_hashes(folder)
+        found = complete.weight_hashes(folder)
         for name in files:
             if found.get(name) != files[name]:
                 raise EnvironmentProblem(f"{folder / name} is not as it was written")
@@ -95,6 +94,8 @@ def verify(target: Path, say: Callable[[str], None]) -> None:
 
 def stats(target: Path, say: Callable[[str], None]) -> None:
     """Numbers over all steps. Raises EnvironmentProblem."""
+    from zoft.runs.record import read_manifest  # loads the schema: `show` and `verify` need none
+
     journal = journal_of(target)
     size = journal.stat().st_size
     header, entries = read(journal)
@@ -115,7 +116,7 @@ def stats(target: Path, say: Callable[[str], None]) -> None:
         say(f"loss       {first:.4f} over the first {part} steps, {last:.4f} over the last {part}")
         rates = [entry.lr for entry in finite]
         say(f"lr         {rates[0]:g} at first, {max(rates):g} at most, {rates[-1]:g} at last")
-    if seconds := _seconds(journal.parent / "run.json"):
+    if seconds := read_manifest(journal.parent).get("seconds"):
         say(f"seconds    {seconds:,.1f} in training, {seconds / max(1, len(entries)):.3f} a step")
 
 
@@ -185,11 +186,3 @@ def _step_problems(header: Header, entries: Sequence[Entry]) -> Iterator[str]:
     ends = header.get("result", {}).get("step", len(entries))
     if ends != len(entries):
         yield f"it holds {len(entries)} steps, and the header says {ends}"
-
-
-def _seconds(file: Path) -> float | None:
-    try:
-        content: dict[str, Any] = json.loads(file.read_text())
-        return float(content["seconds"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None

@@ -10,6 +10,7 @@ from typing import Any
 
 from zoft.engine.optimizers.measurement import rms
 from zoft.errors import EnvironmentProblem
+from zoft.runs.journal import nullable
 from zoft.system.atomic_io import write_atomically
 
 Event = dict[str, Any]
@@ -25,11 +26,7 @@ class Metrics:
         self.path, self.after = path, after
 
     def write(self, event: str, step: int, **values: Any) -> Event:
-        clean = {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in values.items()
-        }
-        record: Event = {"event": event, "step": step, **clean}
+        record: Event = nullable({"event": event, "step": step, **values})
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
@@ -39,17 +36,30 @@ class Metrics:
         return record
 
     def read(self) -> list[Event]:
-        """All complete events."""
-        if not self.path.exists():
-            return []
-        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("}\n")]
+        """Read all whole events."""
+        return read_events(self.path)
 
     def rewind(self, step: int) -> None:
         """Forget what lies beyond `step` (a power cut can leave the journal behind the metrics)."""
         kept = [e for e in self.read() if e["step"] <= step and e["event"] != "final"]
         text = "".join(json.dumps(event) + "\n" for event in kept)
         write_atomically(self.path, text)
+
+
+def read_events(path: Path) -> list[Event]:
+    """Read the whole events of metrics.jsonl; none if there is no file. Raises OSError.
+
+    A line that is torn or damaged hides no other.
+    """
+    found: list[Event] = []
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
+        try:
+            event = json.loads(line) if line.endswith(b"\n") else None
+        except ValueError:
+            continue
+        if isinstance(event, dict) and isinstance(event.get("step"), int) and "event" in event:
+            found.append(event)
+    return found
 
 
 def in_words(event: Event) -> str:
