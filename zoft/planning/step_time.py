@@ -34,6 +34,7 @@ from zoft.planning.footprint import footprint
 from zoft.planning.workload import Shape, Texts
 from zoft.recipe.schema import Recipe
 from zoft.system.device import DTYPES, make_repeatable
+from zoft.system.host_memory import gib
 from zoft.system.silence import quiet
 
 # Multiplications and additions of the larger slice's step: about a second on two cores or on a card.
@@ -71,7 +72,7 @@ def calibrate(recipe: Recipe, shape: Shape, free: int) -> Seconds:
     a model raises that cannot be cut down to two blocks."""
     slice_bytes = _slice_bytes(recipe, shape, 2)
     if slice_bytes > free:
-        raise MemoryError(f"two blocks take {slice_bytes / 2**30:.1f} GiB")
+        raise MemoryError(f"two blocks take {gib(slice_bytes)}")
     rows, length = _affordable(recipe, shape)
     one, two = (_times(recipe, shape, blocks, rows, length) for blocks in (1, 2))
     typical = recipe.train.batch_size * shape.train.rows * shape.train.typical

@@ -161,7 +161,7 @@ def _time(made: Plan, console: Console) -> None:
 
 def _streaming(found: Streaming) -> str:
     text = (
-        f"A step moves {found.moved / 2**30:.2f} GiB at {found.bandwidth / 1e9:.2f} GB/s from the "
+        f"A step moves {gib(found.moved)} at {found.bandwidth / 1e9:.2f} GB/s from the "
         f"{found.residency}; passes of {found.hiding_tokens:,.0f} tokens or more hide it."
     )
     if found.free_factor > 1:

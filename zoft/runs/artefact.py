@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from zoft.errors import EnvironmentProblem
-from zoft.runs import complete as manifest
+from zoft.runs import complete
 from zoft.runs.journal import Header, as_line, parse
 
 JOURNAL, START = "journal.jsonl", "start"
@@ -36,7 +36,7 @@ def expected(journal: Path, header: Header, steps: int, step: int) -> tuple[str,
     if step == steps:
         folders.insert(0, run / "final")
     for folder in folders:
-        if files := manifest.weight_files(folder):
+        if files := complete.weight_files(folder):
             return folder.name, files
     result = header.get("result")
     if result and result["step"] == step:

@@ -13,6 +13,7 @@ from zoft.recipe.schema import Recipe
 from zoft.recipe.sections.data import DataSource, listed
 from zoft.runs.metrics import SCORES, Event
 from zoft.sharing.base_model import Base, is_local
+from zoft.system.host_memory import gib
 
 LIMITS = """\
 - Zeroth-order tuning moves a model along few directions for each step: expect it to do the task it was
@@ -193,7 +194,7 @@ def _facts(recipe: Recipe, manifest: Mapping[str, Any], step: int) -> str:
         "types": f"weights {recipe.model.dtype}, computed in {recipe.model.compute_dtype}"
         + ("" if coded == "none" else f", base in {coded}"),
         "hardware": ", ".join(str(part) for part in machine if part),
-        "peak memory": f"{peak / 2**30:.2f} GiB" if peak else "",
+        "peak memory": gib(peak) if peak else "",
         "wall time": f"{seconds:,.0f} s" if seconds and step == recipe.train.steps else "",
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
     }

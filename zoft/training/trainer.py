@@ -28,6 +28,7 @@ from zoft.runs import checkpoint
 from zoft.runs.console.narrator import Narrator
 from zoft.runs.journal import Entry, Journal
 from zoft.runs.metrics import Event, Metrics
+from zoft.runs.record import best_first
 from zoft.system.signals import Stop
 
 
@@ -166,9 +167,9 @@ class Trainer:
             "train",
             m.step,
             loss=m.loss,
-            loss_plus=_clean(m.loss_plus),
-            loss_minus=_clean(m.loss_minus),
-            projected_grad=_clean(m.projected_grad),
+            loss_plus=m.loss_plus,
+            loss_minus=m.loss_minus,
+            projected_grad=m.projected_grad,
             lr=entry.lr,
             skipped=self.skipped,
             seconds=round(seconds, 4),
@@ -234,19 +235,8 @@ class Trainer:
         checkpoint.write_model(folder, self.model, self.tokenizer, streamed)
 
     def best_steps(self) -> list[int]:
-        """The scored checkpoints' steps, best first: by eval.metric, then loss, then the earlier."""
-        metric, lower = self.recipe.eval.metric, self.recipe.eval.metric == "loss"
-        present = {path.name for path in checkpoint.find(self.folder)}
-        scored = [
-            event
-            for step, event in self.scores.items()
-            if checkpoint.checkpoint_folder(self.folder, step).name in present
-            and event["loss"] is not None
-            and event.get(metric) is not None  # a resumed run may have another metric than before
-        ]
-        scored.sort(key=lambda e: (e[metric] if lower else -e[metric], e["loss"], e["step"]))
-        return [event["step"] for event in scored]
-
-
-def _clean(values: Sequence[float]) -> list[float | None]:
-    return [value if value - value == 0 else None for value in values]
+        """The scored checkpoints' steps, best first."""
+        saved = {path.name for path in checkpoint.find(self.folder)}
+        ranked = best_first(self.scores.values(), self.recipe.eval.metric)
+        steps = [event["step"] for event in ranked]
+        return [s for s in steps if checkpoint.checkpoint_folder(self.folder, s).name in saved]

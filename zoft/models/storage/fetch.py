@@ -7,7 +7,6 @@ cache: `$XDG_CACHE_HOME/zoft`, by default `~/.cache/zoft`.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import io
 import json
@@ -35,6 +34,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from zoft.errors import EnvironmentProblem, first_line
 from zoft.models.storage.safetensors import WEIGHTS, WEIGHTS_INDEX
+from zoft.system.atomic_io import lock, staged
 from zoft.system.silence import quiet
 
 _BIN = "pytorch_model.bin"
@@ -237,25 +237,18 @@ def _once(key: str, source: Path, begin: Begin, build: Callable[[Path], None]) -
     target = cache_folder() / key
     if target.is_dir():
         return target
-    partial = target.with_name(f".{key}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with target.with_name(f".{key}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # the ranks of one machine convert together: one works
+        with target.with_name(f".{key}.lock").open("w") as file:
+            lock(file)  # the ranks of one machine convert together: one works
             if target.is_dir():
                 return target
             begin()
-            shutil.rmtree(partial, ignore_errors=True)  # a killed conversion's
-            partial.mkdir()
-            build(partial)
-            for file in partial.iterdir():
-                with file.open("rb") as stream:
-                    os.fsync(stream.fileno())
-            partial.rename(target)
+            with staged(target) as partial:
+                partial.mkdir()
+                build(partial)
     except (EnvironmentProblem, MemoryError):
         raise
     except Exception as error:  # whatever transformers, torch and gguf raise at a file they dislike
         raise EnvironmentProblem(f"cannot convert {source}: {first_line(error)}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return target
