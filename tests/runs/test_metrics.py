@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from support.events import train_event
 
 from zoft.errors import EnvironmentProblem
-from zoft.runs.metrics import Metrics, headline, in_short, in_words, scalars
+from zoft.runs.metrics import Metrics, format_primary, in_words, primary_metric, scalars
 
 VALUES = st.floats(allow_nan=False, allow_infinity=False) | st.integers() | st.text()
 
@@ -96,10 +96,10 @@ def test_a_score_in_words() -> None:
 
 def test_the_first_score_of_an_event_stands_for_it() -> None:
     event = {"event": "eval", "step": 3, "accuracy": 0.5321, "loss": 1.104, "rows": 1000}
-    assert headline(event) == ("accuracy", 0.5321)
-    assert in_short(event) == "accuracy 0.532"
-    assert in_short({"event": "eval", "step": 0, "loss": 1.104}) == "loss 1.1040"
-    assert in_short({"event": "eval", "step": 0, "loss": None}) == "loss not finite"
+    assert primary_metric(event) == ("accuracy", 0.5321)
+    assert format_primary(event) == "accuracy 0.532"
+    assert format_primary({"event": "eval", "step": 0, "loss": 1.104}) == "loss 1.1040"
+    assert format_primary({"event": "eval", "step": 0, "loss": None}) == "loss not finite"
 
 
 def test_trackers_get_one_number_for_each_key() -> None:

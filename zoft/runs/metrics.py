@@ -62,15 +62,15 @@ def _score(name: str, value: float | None) -> str:
     return "not finite" if value is None else f"{value:.{4 if name == 'loss' else 3}f}"
 
 
-def headline(event: Event) -> tuple[str, float | None]:
-    """The score that an evaluation is judged by, and its name: the first one in the event."""
+def primary_metric(event: Event) -> tuple[str, float | None]:
+    """Return the name and value of the score that an evaluation is judged by: the event's first."""
     name = next(name for name in event if name in SCORES)
     return name, event[name]
 
 
-def in_short(event: Event) -> str:
-    """accuracy 0.532, or loss 1.1040 where that is all there is."""
-    name, value = headline(event)
+def format_primary(event: Event) -> str:
+    """Format the primary metric: accuracy 0.532, or loss 1.1040 where that is all there is."""
+    name, value = primary_metric(event)
     digits = 4 if name == "loss" else 3
     return f"{name} not finite" if value is None else f"{name} {value:.{digits}f}"
 

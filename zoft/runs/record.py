@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from zoft.errors import EnvironmentProblem, ZoftError
 from zoft.recipe.load import load_recipe
 from zoft.recipe.schema import Recipe
-from zoft.runs.metrics import Event, headline
+from zoft.runs.metrics import Event, primary_metric
 
 MARKS = ("run.json", "resolved.yaml", "journal.jsonl")  # a folder with one of these is a run
 
@@ -80,7 +80,7 @@ class RunRecord:
     @property
     def best(self) -> Event | None:
         """The best evaluation after the start: by its first score, then by loss, then the earlier."""
-        scored = [e for e in self.of("eval") if e["step"] > 0 and headline(e)[1] is not None]
+        scored = [e for e in self.of("eval") if e["step"] > 0 and primary_metric(e)[1] is not None]
         return min(scored, key=_worse, default=None)
 
     @property
@@ -137,7 +137,7 @@ def leaves(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any, Any
 
 def _worse(event: Event) -> tuple[float, float]:
     """Sorts better events first; of equal scores the one with less loss."""
-    name, value = headline(event)
+    name, value = primary_metric(event)
     assert value is not None
     loss = event.get("loss")
     return value if name == "loss" else -value, float("inf") if loss is None else loss

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from zoft.recipe.schema import Recipe
 from zoft.runs.console.progress import Progress, clock, rms
-from zoft.runs.metrics import Event, headline, in_short, in_words
+from zoft.runs.metrics import Event, format_primary, in_words, primary_metric
 
 Peak = Callable[[], int]  # bytes
 BAR = 10  # characters of the bar, at least
@@ -165,9 +165,11 @@ def compared(progress: Progress, *, short: bool = False) -> str:
     """accuracy 0.781 (zero-shot 0.514): the last evaluation beside the first. Short: 0.781 (0.514)."""
     if progress.score is None:
         return ""
-    words = in_short(progress.score)
+    words = format_primary(progress.score)
     if progress.zero_shot and progress.score is not progress.zero_shot:
-        before = in_short(progress.zero_shot).removeprefix(f"{headline(progress.zero_shot)[0]} ")
+        before = format_primary(progress.zero_shot).removeprefix(
+            f"{primary_metric(progress.zero_shot)[0]} "
+        )
         return f"{words} ({before})" if short else f"{words} (zero-shot {before})"
     return words if short else f"zero-shot {words}"
 
@@ -176,7 +178,7 @@ def told(event: Event, zero_shot: Event | None) -> str:
     """The line that an evaluation leaves."""
     if event["step"] == 0:
         return f"eval before tuning: {in_words(event)}"
-    beside = f"; zero-shot {in_short(zero_shot)}" if zero_shot else ""
+    beside = f"; zero-shot {format_primary(zero_shot)}" if zero_shot else ""
     return f"eval step {event['step']}: {in_words(event)}{beside}"
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from zoft.runs.console.progress import clock, rms
 from zoft.runs.journal_statistics import read_statistics
-from zoft.runs.metrics import Event, headline, in_words
+from zoft.runs.metrics import Event, in_words, primary_metric
 from zoft.runs.record import RunRecord, leaves, read_run
 from zoft.runs.report.charts import course, losses, write_loss_picture
 from zoft.runs.report.style import STYLE
@@ -105,10 +105,10 @@ def _charts(run: RunRecord) -> Iterator[str]:
     raw, smooth = losses(run)
     eval_loss = Line("eval", course(evaluations, "loss"), "other")
     yield chart("Loss", [Line("of a step", raw, "raw"), Line("smoothed", smooth), eval_loss])
-    name = headline(evaluations[0])[0] if evaluations else "loss"
+    name = primary_metric(evaluations[0])[0] if evaluations else "loss"
     if name != "loss":
         lines = [Line(name, course(evaluations, name), "other")]
-        if run.zero_shot and (before := headline(run.zero_shot)[1]) is not None:
+        if run.zero_shot and (before := primary_metric(run.zero_shot)[1]) is not None:
             ends = [(0.0, before), (float(max(run.step, 1)), before)]
             lines.append(Line(f"zero-shot {before:.3f}", ends, "level"))
         yield chart(f"{name.capitalize()} on the eval set", lines)
