@@ -43,7 +43,7 @@ class Rounding:
 
 @dataclass(frozen=True, slots=True)
 class Adam:
-    """R-AdaZO's constants of one element-wise update, each used in float32 (METHODS section 3)."""
+    """R-AdaZO's constants of one element-wise update, each in float32 (docs/methods.md#r-adazo)."""
 
     beta1: float
     beta2: float
