@@ -58,7 +58,7 @@ def main() -> None:
     if a.check:
         check(device)
         return
-    # IEEE float32 and reproducible sums (METHODS section 6.8).
+    # IEEE float32 and reproducible sums (docs/methods.md#repeatable-arithmetic-on-gpus).
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     print("\n".join([*steps(a, device), "", *sweeps(a, device), "", where(device)]))

@@ -172,7 +172,7 @@ def require_fits(model: nn.Module, examples: Sequence[Example], objective: Objec
 def needs_mask(
     view: View, objective: Objective, examples: Sequence[Example], device: torch.device
 ) -> bool:
-    """Whether this model needs an attention mask over right padding (METHODS section 6, rule 9).
+    """Whether this model needs an attention mask over right padding (docs/methods.md#attention-mask).
 
     With causal attention no scored position can see a pad, so both passes agree up to rounding;
     looked at on a first batch instead of believed.

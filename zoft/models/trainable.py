@@ -68,7 +68,7 @@ def _learning(model: nn.Module, tune: TuneSection) -> dict[str, nn.Parameter]:
 
 
 def parameter_ids(names: Iterable[str]) -> dict[str, int]:
-    """Name -> 32-bit counter word of its directions (METHODS §1): the CRC-32 of the name.
+    """Name -> 32-bit word of its directions (docs/methods.md#random-numbers): CRC-32 of the name.
 
     The id does not depend on what else is tuned, unless two names collide: then the later one in
     sorted order takes the next free number.

@@ -25,8 +25,9 @@ class Diffusion:
 
 
 def diffusion(recipe: Recipe, weight_rms: float) -> Diffusion | None:
-    """METHODS section 6.2: a step of RMS D that is rounded stochastically to multiples of ulp > D adds
-    a variance of D * ulp, so T steps diffuse by sqrt(T D ulp); updates across each other go sqrt(T) D.
+    """docs/methods.md#low-precision-updates: a step of RMS D that is rounded stochastically to multiples
+    of ulp > D adds a variance of D * ulp, so T steps diffuse by sqrt(T D ulp); updates across each other
+    go sqrt(T) D.
 
     None where tuned weights are float32: there, an ulp is far below a step.
     """

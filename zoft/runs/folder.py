@@ -49,7 +49,7 @@ FREE = (
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """runs/NAME and the files in it (ARCHITECTURE, "Files a run writes")."""
+    """runs/NAME and the files in it (docs/train.md#the-runs-folder)."""
 
     path: Path
 

@@ -17,9 +17,8 @@ import numpy.typing as npt
 
 Words = npt.NDArray[np.uint32]
 
-LAYOUT = (
-    1  # how blocks map to elements (engine/probe/directions.py); stands in every journal's header
-)
+# How blocks map to elements (engine/kernels/cpu/probe.py); stands in every journal's header.
+LAYOUT = 1
 
 PURPOSE_DENSE = 0
 PURPOSE_U = 1

@@ -35,7 +35,7 @@ class Directions(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class AdamConstants:
-    """The constants of one element-wise update with moments, each used in float32."""
+    """The constants of one element-wise update, each used in float32 (docs/methods.md#r-adazo)."""
 
     beta1: float
     beta2: float
