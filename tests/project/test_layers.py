@@ -1,7 +1,6 @@
 """The order of folders in CONTRIBUTING.md, held against the sources, which are read and not imported.
 
 Imports point down in that order, those inside functions too. On every level neither files nor folders
-from support import ROOT
 import each other in a circle.
 """
 
