@@ -70,9 +70,9 @@ def row_by_row(
 class TimeFirst(nn.Module):
     """Hands on (T, R, C): the rows do not lead any more; where T is a multiple of R, nothing tells."""
 
-    def __init__(self, inner):
+    def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner = inner
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return self.inner(x.transpose(0, 1)).transpose(0, 1)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,14 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from support import reference
-from torch import nn
+from torch import Tensor, nn
 
 from zoft.engine.estimator import _float32
 from zoft.engine.kernels import reference as kernels
 from zoft.engine.optimizers.measurement import Measurement
 from zoft.engine.optimizers.mezo import MeZO
 from zoft.engine.optimizers.radazo import RAdaZO, Rule
-from zoft.engine.optimizers.update import Resident, tuned_weights
+from zoft.engine.optimizers.update import Resident, Tuned, tuned_weights
 from zoft.engine.probe.directions import Direction
 from zoft.models.storage.safetensors import tensors_in
 from zoft.models.trainable import parameter_ids
@@ -29,7 +32,9 @@ SEED = 9
 SHAPES = {"a": (40, 30), "b": (7,), "c": (3, 5, 11)}
 
 
-def weights(dtype=torch.float32, decaying=frozenset()):
+def weights(
+    dtype: torch.dtype = torch.float32, decaying: Collection[str] = frozenset()
+) -> Resident:
     generator = torch.Generator().manual_seed(1)
     parameters = {
         name: nn.Parameter(torch.randn(shape, generator=generator).to(dtype), requires_grad=False)
@@ -38,7 +43,7 @@ def weights(dtype=torch.float32, decaying=frozenset()):
     return Resident(tuned_weights(parameters, parameter_ids(parameters), set(decaying)))
 
 
-def rule(moments="full", **changes):
+def rule(moments: str = "full", **changes: Any) -> Rule:
     base = {
         "betas": (0.9, 0.99), "eps": 1e-8, "bias_correction": "v", "moments": moments,
         "window": 44, "fold_momentum": False, "weight_decay": 0.0,
@@ -46,7 +51,7 @@ def rule(moments="full", **changes):
     return Rule(**{**base, **changes})
 
 
-def measurements(steps, directions=1, seed=0):
+def measurements(steps: int, directions: int = 1, seed: int = 0) -> list[Measurement]:
     generator = torch.Generator().manual_seed(seed)
     values = torch.randn(steps, directions, generator=generator) * 20
     return [
@@ -55,7 +60,7 @@ def measurements(steps, directions=1, seed=0):
     ]
 
 
-def materialised(tuned, step, k, rank1, gaussian=False):
+def materialised(tuned: Tuned, step: int, k: int, rank1: bool, gaussian: bool = False) -> Tensor:
     """z as it is stored, the outer product of two factors for a rank-1 direction of a matrix."""
     shape = tuned.data.shape
     if not rank1 or len(shape) != 2:
@@ -66,7 +71,9 @@ def materialised(tuned, step, k, rank1, gaussian=False):
     return reference.outer(*out.split(list(shape)))
 
 
-def gradients(tuned, found, gaussian=False, rank1=False):
+def gradients(
+    tuned: Tuned, found: list[Measurement], gaussian: bool = False, rank1: bool = False
+) -> list[Tensor]:
     """The estimated gradient of every step for one parameter, dense, in float64."""
     result = []
     for m in found:
@@ -75,13 +82,13 @@ def gradients(tuned, found, gaussian=False, rank1=False):
     return result
 
 
-def run(optimizer, found, lr=1e-2):
+def run(optimizer: MeZO | RAdaZO, found: list[Measurement], lr: float = 1e-2) -> list[Tensor]:
     for m in found:
         optimizer.update(m, lr)
     return [w.data.clone() for w in optimizer.weights]
 
 
-def assert_moves_alike(results, expected, start):
+def assert_moves_alike(results: list[Tensor], expected: list[Tensor], start: list[Tensor]) -> None:
     """Equal but for the rounding of coefficients (2**-13), relative to how far the weights moved.
 
     Where m is next to zero the quotient m / sqrt(v) magnifies it, hence a bound on the worst too.
@@ -94,7 +101,7 @@ def assert_moves_alike(results, expected, start):
 
 @pytest.mark.parametrize("gaussian", [False, True])
 @pytest.mark.parametrize("directions", [1, 3])
-def test_mezo_equals_its_twin(gaussian, directions):
+def test_mezo_equals_its_twin(gaussian: bool, directions: int) -> None:
     found = measurements(6, directions)
     optimizer = MeZO(weights(decaying={"a"}), seed=SEED, gaussian=gaussian, weight_decay=0.1)
     expected = [
@@ -112,7 +119,9 @@ def test_mezo_equals_its_twin(gaussian, directions):
 @pytest.mark.parametrize("moments", ["full", "window"])
 @pytest.mark.parametrize("correction", ["v", "none", "adam"])
 @pytest.mark.parametrize("directions", [1, 3])
-def test_radazo_equals_its_twin(gaussian, moments, correction, directions):
+def test_radazo_equals_its_twin(
+    gaussian: bool, moments: str, correction: str, directions: int
+) -> None:
     found = measurements(12, directions)
     window = 5 if moments == "window" else None
     settings_ = rule(moments, window=window or 1, bias_correction=correction)
@@ -128,7 +137,7 @@ def test_radazo_equals_its_twin(gaussian, moments, correction, directions):
     assert_moves_alike(run(optimizer, found), expected, start)
 
 
-def test_scalar_equals_its_twin():
+def test_scalar_equals_its_twin() -> None:
     found = measurements(30)
     optimizer = RAdaZO(weights(), rule("scalar", window=300), seed=SEED, gaussian=False)
     expected = [
@@ -144,7 +153,7 @@ RANK1_COUNTS = [1, 3, 12]
 
 
 @pytest.mark.parametrize("directions", RANK1_COUNTS)
-def test_mezo_of_rank_one_equals_its_twin(directions):
+def test_mezo_of_rank_one_equals_its_twin(directions: int) -> None:
     found = measurements(6, directions)
     optimizer = MeZO(
         weights(decaying={"a"}), seed=SEED, gaussian=False, weight_decay=0.1, rank1=True
@@ -163,7 +172,7 @@ def test_mezo_of_rank_one_equals_its_twin(directions):
 @pytest.mark.parametrize("moments", ["full", "window"])
 @pytest.mark.parametrize("correction", ["v", "none", "adam"])
 @pytest.mark.parametrize("directions", RANK1_COUNTS)
-def test_radazo_of_rank_one_equals_its_twin(moments, correction, directions):
+def test_radazo_of_rank_one_equals_its_twin(moments: str, correction: str, directions: int) -> None:
     found = measurements(12, directions)
     window = 5 if moments == "window" else None
     settings_ = rule(moments, window=window or 1, bias_correction=correction)
@@ -181,7 +190,7 @@ def test_radazo_of_rank_one_equals_its_twin(moments, correction, directions):
 
 @pytest.mark.parametrize("folded", [False, True])
 @pytest.mark.parametrize("directions", RANK1_COUNTS)
-def test_scalar_of_rank_one_equals_its_twin(folded, directions):
+def test_scalar_of_rank_one_equals_its_twin(folded: bool, directions: int) -> None:
     found = measurements(30, directions)
     settings_ = rule("scalar", window=150, fold_momentum=folded)
     optimizer = RAdaZO(weights(), settings_, seed=SEED, gaussian=False, rank1=True)
@@ -195,7 +204,7 @@ def test_scalar_of_rank_one_equals_its_twin(folded, directions):
     assert_moves_alike(run(optimizer, found), expected, start)
 
 
-def test_what_a_rank_one_sum_squares_to_follows_from_the_scalars():
+def test_what_a_rank_one_sum_squares_to_follows_from_the_scalars() -> None:
     """mean(g**2) over a matrix is sum c_k**2 / K**2 up to O(1 / sqrt(d)), as scalar moments assume."""
     [w] = tuned_weights(
         {"w": nn.Parameter(torch.zeros(300, 500), requires_grad=False)}, {"w": 1}, set()
@@ -206,7 +215,7 @@ def test_what_a_rank_one_sum_squares_to_follows_from_the_scalars():
     assert float((g**2).mean()) == pytest.approx(expected, rel=0.02)
 
 
-def test_a_rank_one_update_is_no_dense_one():
+def test_a_rank_one_update_is_no_dense_one() -> None:
     found = measurements(1)
     dense, rank1 = (
         run(MeZO(weights(), seed=SEED, gaussian=False, weight_decay=0.0, rank1=is_rank1), found)
@@ -221,7 +230,7 @@ def test_a_rank_one_update_is_no_dense_one():
 
 
 @pytest.mark.parametrize("rank1", [False, True])
-def test_a_window_as_long_as_the_run_is_full_bit_for_bit(rank1):
+def test_a_window_as_long_as_the_run_is_full_bit_for_bit(rank1: bool) -> None:
     found, z = measurements(20, directions=2), {"seed": SEED, "gaussian": False, "rank1": rank1}
     full = run(RAdaZO(weights(), rule("full"), **z), found)
     window = run(RAdaZO(weights(), rule("window", window=20), **z), found)
@@ -232,7 +241,7 @@ def test_a_window_as_long_as_the_run_is_full_bit_for_bit(rank1):
 
 @pytest.mark.parametrize("moments", ["full", "window", "scalar"])
 @pytest.mark.parametrize("c", [1e-3, 17.0, 4e4])
-def test_the_first_update_has_the_length_of_the_rate(moments, c):
+def test_the_first_update_has_the_length_of_the_rate(moments: str, c: float) -> None:
     optimizer = RAdaZO(weights(), rule(moments), seed=SEED, gaussian=False)
     before = [w.data.clone() for w in optimizer.weights]
     optimizer.update(Measurement(1, (0.0,), (0.0,), _float32([c])), 1e-2)
@@ -242,7 +251,7 @@ def test_the_first_update_has_the_length_of_the_rate(moments, c):
     assert moved.pow(2).mean().sqrt().item() == pytest.approx(1e-2, rel=0.05)
 
 
-def test_without_correction_the_first_update_is_ten_times_as_long():
+def test_without_correction_the_first_update_is_ten_times_as_long() -> None:
     optimizer = RAdaZO(weights(), rule("full", bias_correction="none"), seed=SEED, gaussian=False)
     before = optimizer.weights.tuned[0].data.clone()
     optimizer.update(measurements(1)[0], 1e-2)
@@ -250,7 +259,7 @@ def test_without_correction_the_first_update_is_ten_times_as_long():
     assert moved == pytest.approx(0.1, rel=0.05)
 
 
-def quadratic(optimizer, h, lr, steps):
+def quadratic(optimizer: MeZO | RAdaZO, h: Tensor, lr: float, steps: int) -> list[float]:
     """Loss of sum h theta**2 / 2 over the run, with exact projected gradients."""
     [w] = optimizer.weights
     losses = []
@@ -262,13 +271,13 @@ def quadratic(optimizer, h, lr, steps):
     return losses
 
 
-def one_weight(d=2000):
+def one_weight(d: int = 2000) -> Resident:
     theta = nn.Parameter(torch.randn(d, generator=torch.Generator().manual_seed(0)), False)
     return Resident(tuned_weights({"theta": theta}, {"theta": 1}, set()))
 
 
 @pytest.mark.parametrize(("lr", "bound"), [(1e-3, 0.004), (3e-3, 0.005), (1e-2, 0.012)])
-def test_folded_and_unfolded_momentum_agree(lr, bound):
+def test_folded_and_unfolded_momentum_agree(lr: float, bound: float) -> None:
     h = torch.logspace(0, -2, 2000)
     folded = RAdaZO(one_weight(), rule("scalar", fold_momentum=True), seed=SEED, gaussian=False)
     plain = RAdaZO(one_weight(), rule("scalar", window=200), seed=SEED, gaussian=False)
@@ -278,7 +287,7 @@ def test_folded_and_unfolded_momentum_agree(lr, bound):
 
 
 @pytest.mark.parametrize("moments", ["mezo", "full", "window", "scalar", "folded"])
-def test_a_quadratic_falls(moments):
+def test_a_quadratic_falls(moments: str) -> None:
     h = torch.logspace(0, -1, 300)
     if moments == "mezo":
         optimizer, lr = MeZO(one_weight(300), seed=SEED, gaussian=False, weight_decay=0.0), 2e-3
@@ -294,8 +303,10 @@ def test_a_quadratic_falls(moments):
 @pytest.mark.parametrize("moments", ["mezo", "full", "window", "scalar", "folded"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rank1", [False, True])
-def test_a_saved_state_goes_on_bit_for_bit(moments, dtype, rank1, tmp_path):
-    def make():
+def test_a_saved_state_goes_on_bit_for_bit(
+    moments: str, dtype: torch.dtype, rank1: bool, tmp_path: Path
+) -> None:
+    def make() -> MeZO | RAdaZO:
         if moments == "mezo":
             return MeZO(weights(dtype), seed=SEED, gaussian=False, weight_decay=0.1, rank1=rank1)
         kind = "scalar" if moments == "folded" else moments
@@ -315,7 +326,7 @@ def test_a_saved_state_goes_on_bit_for_bit(moments, dtype, rank1, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_small_updates_of_low_precision_weights_arrive_on_average(dtype):
+def test_small_updates_of_low_precision_weights_arrive_on_average(dtype: torch.dtype) -> None:
     ones = nn.Parameter(torch.ones(200_000, dtype=dtype), requires_grad=False)
     optimizer = MeZO(
         Resident(tuned_weights({"w": ones}, {"w": 3}, set())),
@@ -333,7 +344,9 @@ def test_small_updates_of_low_precision_weights_arrive_on_average(dtype):
 @given(
     order=st.permutations(sorted(SHAPES)), cs=st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=4)
 )
-def test_the_result_does_not_depend_on_the_order_of_the_parameters(order, cs):
+def test_the_result_does_not_depend_on_the_order_of_the_parameters(
+    order: list[str], cs: list[float]
+) -> None:
     found = [Measurement(1, (0.0,), (0.0,), _float32(cs))]
     usual = RAdaZO(weights(), rule("scalar"), seed=SEED, gaussian=False)
     other = RAdaZO(weights(), rule("scalar"), seed=SEED, gaussian=False)
@@ -344,14 +357,14 @@ def test_the_result_does_not_depend_on_the_order_of_the_parameters(order, cs):
     assert all(torch.equal(w.data, by_name[w.name]) for w in usual.weights)
 
 
-def test_too_many_directions_for_an_exact_sum_are_refused():
+def test_too_many_directions_for_an_exact_sum_are_refused() -> None:
     optimizer = MeZO(weights(), seed=SEED, gaussian=False, weight_decay=0.0)
     many = Measurement(1, (0.0,), (0.0,), (1.0,) * 2049)
     with pytest.raises(ValueError, match="2048"):
         optimizer.update(many, 1e-3)
 
 
-def test_coefficients_keep_thirteen_bits():
+def test_coefficients_keep_thirteen_bits() -> None:
     from zoft.engine.kernels.numerics.exact_sum import make_terms
 
     for largest in (1e-30, 3.7e-4, 1.0, 8191.9, 1e20):

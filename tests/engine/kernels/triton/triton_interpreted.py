@@ -56,7 +56,7 @@ def terms(count: int, *, gaussian: bool = False, rank1: bool = False, step: int 
     )
 
 
-def test_the_signatures_are_the_references():
+def test_the_signatures_are_the_references() -> None:
     names = "perturb perturb_pair perturb_rows perturb_each signs project spread widen prefill"
     for name in [*names.split(), "add_directions", "radazo_full", "radazo_window"]:
         assert inspect.signature(getattr(triton, name)) == inspect.signature(
@@ -74,7 +74,7 @@ def test_the_signatures_are_the_references():
         (torch.bfloat16, False, 8193, 0),
     ],
 )
-def test_perturb(stored, gaussian, n, offset):
+def test_perturb(stored: torch.dtype, gaussian: bool, n: int, offset: int) -> None:
     weight = weights(n, stored)
     arguments = {"offset": offset, **ADDRESS, "scale": 3e-3, "gaussian": gaussian}
     # One type into all only where it is cheap.
@@ -91,7 +91,7 @@ def test_perturb(stored, gaussian, n, offset):
 
 @pytest.mark.parametrize("gaussian", [False, True])
 @pytest.mark.parametrize("columns", [1, 255, 512, 1031])
-def test_perturb_rows(gaussian, columns):
+def test_perturb_rows(gaussian: bool, columns: int) -> None:
     weight = weights((41, columns), torch.bfloat16)
     rows = torch.tensor([40, 0, 7, 7, 31])
     fast, slow = torch.empty(5, columns), torch.empty(5, columns)
@@ -103,7 +103,7 @@ def test_perturb_rows(gaussian, columns):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("columns", [1, 577])
-def test_perturb_each(dtype, columns):
+def test_perturb_each(dtype: torch.dtype, columns: int) -> None:
     weight = weights(columns, dtype)
     ks, scales = torch.tensor([0, 5, 2**24 - 1]), torch.tensor([1e-3, -1e-3, 0.3])
     arguments = {"seed": 1, "step": 2, "param": 3, "ks": ks, "scales": scales}
@@ -113,7 +113,7 @@ def test_perturb_each(dtype, columns):
     assert equal(fast, slow)
 
 
-def test_an_address_in_memory_is_the_same_address():
+def test_an_address_in_memory_is_the_same_address() -> None:
     weight = weights((5, 300), torch.float32)
     rows, ks = torch.tensor([4, 1]), torch.tensor([3, 9])
     seed, step, param, k = ADDRESS.values()
@@ -136,7 +136,7 @@ def test_an_address_in_memory_is_the_same_address():
     assert equal(a[:2], c[:2])
 
 
-def test_signs():
+def test_signs() -> None:
     ks = torch.tensor([0, 5, 2**24 - 1])
     table, offset = [], 0
     for param, purpose, length in (
@@ -155,7 +155,7 @@ def test_signs():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("runs", "count", "columns"), [(1, 1, 1), (3, 2, 577), (2, 3, 1024)])
-def test_what_surrounds_a_product(dtype, runs, count, columns):
+def test_what_surrounds_a_product(dtype: torch.dtype, runs: int, count: int, columns: int) -> None:
     generator = torch.Generator().manual_seed(0)
     n, vectors, outputs = runs + 1, runs * count, 515
 
@@ -199,7 +199,7 @@ def test_what_surrounds_a_product(dtype, runs, count, columns):
         (torch.bfloat16, "signs", (8193,)),
     ],
 )
-def test_updates(dtype, kind, shape):
+def test_updates(dtype: torch.dtype, kind: str, shape: tuple[int, ...]) -> None:
     which = {"gaussian": kind == "gaussian", "rank1": kind == "rank1"}
     window = [terms(2, **which, step=step) for step in (1, 2)]
     results = []
@@ -218,7 +218,7 @@ def test_updates(dtype, kind, shape):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_no_update_leaves_what_is_representable_alone(dtype):
+def test_no_update_leaves_what_is_representable_alone(dtype: torch.dtype) -> None:
     weight = weights(600, dtype)
     before = weight.clone()
     nothing = make_terms(7, False, [(1, 0)], [0.0])
@@ -228,7 +228,7 @@ def test_no_update_leaves_what_is_representable_alone(dtype):
     triton.add_directions(weight[:0], nothing, param=1, decay=1.0, rounding=Rounding(7, 1))
 
 
-def test_a_direction_number_beyond_its_field_is_refused():
+def test_a_direction_number_beyond_its_field_is_refused() -> None:
     with pytest.raises(ValueError, match="2\\*\\*24"):
         triton.perturb(torch.empty(3), torch.zeros(3), **{**ADDRESS, "k": 1 << 24}, scale=1.0,
                        gaussian=False)  # fmt: skip
@@ -259,6 +259,6 @@ def replayed(kernels: ModuleType, rule: str, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("rule", ["mezo", "scalar", "full", "window"])
-def test_a_journal_leads_to_the_same_bits(rule, monkeypatch):
+def test_a_journal_leads_to_the_same_bits(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for a, b in zip(*(replayed(x, rule, monkeypatch) for x in (reference, triton)), strict=True):
         assert equal(a, b)
