@@ -75,4 +75,5 @@ class TimeFirst(nn.Module):
         self.inner = inner
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.inner(x.transpose(0, 1)).transpose(0, 1)
+        handed: Tensor = self.inner(x.transpose(0, 1)).transpose(0, 1)
+        return handed

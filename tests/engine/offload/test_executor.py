@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from random import Random
 
 import pytest
@@ -17,7 +18,7 @@ from support.offload.interleaving import Machine, at, plainly
 from support.offload.programs import ROADS, Driver, Writeback, program, trace
 
 from zoft.engine.offload.executor import Executor
-from zoft.engine.offload.operations import Event, Op
+from zoft.engine.offload.operations import Event, Op, Queue
 from zoft.engine.offload.schedule import Road, Schedule
 
 LOAD = Op("h2d", "upload", 0, records=("h2d", 1))
@@ -238,14 +239,19 @@ def test_close_drops_what_is_queued_and_ends_every_thread(deferred: bool) -> Non
 
 
 def test_threads_that_move_bytes_leave_the_cores_to_what_computes() -> None:
-    before, seen = torch.get_num_threads(), {}
+    before = torch.get_num_threads()
+    seen: dict[Queue, int] = {}
+    queues: tuple[Queue, ...] = ("host", "disk", "h2d")
+
+    def note(queue: Queue) -> None:
+        seen[queue] = torch.get_num_threads()
+
     torch.set_num_threads(3)
     try:
         with executor() as made:
-            for queue in ("host", "disk", "h2d"):
-                op = Op(queue, "read", 0, records=(queue, 1))  # type: ignore[arg-type]
-                made.submit(op, lambda queue=queue: seen.update({queue: torch.get_num_threads()}))
-                made.wait((queue, 1))  # type: ignore[arg-type]
+            for queue in queues:
+                made.submit(Op(queue, "read", 0, records=(queue, 1)), partial(note, queue))
+                made.wait((queue, 1))
         assert seen == {"disk": 1, "host": 3, "h2d": 1}
         assert torch.get_num_threads() == 3
     finally:

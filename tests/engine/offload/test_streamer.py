@@ -14,10 +14,11 @@ from support.offload.streamed import LAYERS, Rig, rig
 from torch import Tensor
 
 from zoft.engine.offload import streamer as streamer_module
-from zoft.engine.offload.operations import Op
+from zoft.engine.offload.operations import Kind, Op
 from zoft.engine.offload.streamer import Streamer
 from zoft.models.blocks import is_placeholder
 
+Outcome = tuple[list[float], dict[str, Tensor]]  # losses of all probes, weights and moments
 STEPS = 4
 TIED = partial(tiny.llama, tie=True)
 UNTIED = partial(tiny.qwen2, tie=False)
@@ -35,7 +36,7 @@ WAYS = [
 ]
 
 
-def run(folder: Path, steps: int = STEPS, **settings: Any) -> tuple[list[float], dict[str, Tensor]]:
+def run(folder: Path, steps: int = STEPS, **settings: Any) -> Outcome:
     with rig(folder, **settings) as made:
         for number in range(1, steps + 1):
             made.step(number)
@@ -43,12 +44,12 @@ def run(folder: Path, steps: int = STEPS, **settings: Any) -> tuple[list[float],
 
 
 @cache
-def resident(name: str, **settings: Any) -> tuple[list[float], dict[str, Tensor]]:
+def resident(name: str, **settings: Any) -> Outcome:
     with TemporaryDirectory() as folder:
         return run(Path(folder), build=MODELS[name], **settings)
 
 
-def same(one: tuple[list[float], dict[str, Tensor]], other: Any) -> None:
+def same(one: Outcome, other: Outcome) -> None:
     assert one[0] == other[0]
     assert one[1].keys() == other[1].keys()
     for name, tensor in one[1].items():
@@ -107,7 +108,7 @@ def test_every_rule_and_type(
 def test_resident_blocks_stand_anywhere_between(
     tmp_path: Path, resident_blocks: tuple[int, ...], slots: int
 ) -> None:
-    settings = {"road": "file", "slots": slots, "resident": resident_blocks}
+    settings: dict[str, Any] = {"road": "file", "slots": slots, "resident": resident_blocks}
     same(resident("gpt2"), run(tmp_path, build=tiny.gpt2, **settings))
 
 
@@ -120,7 +121,7 @@ def test_a_block_that_is_many_updates_behind_gets_them_in_order(
 ) -> None:
     """Updates without a pass between, as on a replay; beyond a limit they are applied at once."""
     monkeypatch.setattr(streamer_module, "PENDING", 5)
-    ends = []
+    ends: list[Outcome] = []
     for road in (None, "file", "memory"):
         with rig(tmp_path, road=road, slots=2, optimizer="full") as made:
             measurement = made.estimator.measure(1, made._loss)
@@ -141,8 +142,8 @@ def test_a_block_that_is_many_updates_behind_gets_them_in_order(
 def test_a_block_comes_once_a_pass_and_goes_home_once_a_step(
     tmp_path: Path, road: str, paired: bool
 ) -> None:
-    fetch = "read" if road == "file" else "upload"
-    home = "download" if road == "memory" else "write"
+    fetch: Kind = "read" if road == "file" else "upload"
+    home: Kind = "download" if road == "memory" else "write"
     with rig(tmp_path, road=road, slots=2, paired=paired) as made:
         made.step(1)
         for number in range(2, 5):
@@ -304,7 +305,7 @@ def test_a_pass_that_is_broken_off_in_a_block_leaves_it(tmp_path: Path) -> None:
 
     with rig(tmp_path, road="file", slots=2, tune="lora") as made:
         assert made.streamer is not None
-        inner = made.streamer.blocks[1].module.mlp
+        inner = made.streamer.blocks[1].module.get_submodule("mlp")
 
         def stop(*_args: object) -> None:
             raise Enough

@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from zoft.sharing.hub import retry as patience
 from zoft.sharing.hub.push import push_run
 from zoft.sharing.hub.retry import careful_client
 
-patience.PAUSES = (0.05, 0.1, 0.2)
+patience.PAUSES = (0.05, 0.1, 0.2)  # type: ignore[assignment]  # shorter, and fewer
 patience.ANSWER_SECONDS = 3.0
 ROWS = torch.arange(24).reshape(2, 12)
 
@@ -82,7 +82,11 @@ if __name__ == "__main__":
     answers = os.fdopen(os.dup(1), "w")
     logging.disable()  # torchao and bitsandbytes say what this machine lacks
     os.dup2(2, 1)  # whatever prints to the screen must not stand between the answers
-    orders = {"zoft": zoft, "pushes": pushes, "difference": difference}
+    orders: dict[str, Callable[..., Any]] = {
+        "zoft": zoft,
+        "pushes": pushes,
+        "difference": difference,
+    }
     for line in sys.stdin:
         name, arguments, options = json.loads(line)
         print(json.dumps(orders[name](*arguments, **options)), file=answers, flush=True)

@@ -11,7 +11,8 @@ from support.offload.clocks import Item, Look, Wait
 from zoft.engine.offload.operations import Buffer, Op
 from zoft.engine.offload.schedule import Road, Schedule
 
-Action = tuple[Literal["pass", "broken", "visit", "publish", "flush"], int]
+ActionKind = Literal["pass", "broken", "visit", "publish", "flush"]
+Action = tuple[ActionKind, int]
 Writeback = Literal["device", "host"] | None
 # Of every road, who may write back; None: the blocks are frozen.
 ROADS: tuple[tuple[Road, Writeback], ...] = (
@@ -42,7 +43,7 @@ class Program:
 def program(random: Random, road: Road, writeback: Writeback, length: int = 8) -> Program:
     """Whole passes with and without a publish for the most part, now and then anything else."""
     blocks = tuple(sorted(random.sample(range(10), random.randint(1, 7))))
-    kinds = random.choices(
+    kinds: list[ActionKind] = random.choices(
         ["pass", "publish", "broken", "visit", "flush"], [6, 4, 1, 2, 1], k=length
     )
     actions = tuple((kind, random.randrange(len(blocks))) for kind in kinds)

@@ -129,7 +129,8 @@ def rig(
     tuned = tuned_parameters(model, section)
     ids = parameter_ids(tuned)
     moving = tuned_weights(tuned, ids, decays(model))
-    streamer, weights = None, Resident(moving)
+    streamer: Streamer | None = None
+    weights: Weights = Resident(moving)
     if road is not None:
         kept = KEPT if optimizer == "full" and tune != "lora" else ()
         save_file({n: p.data for n, p in model.named_parameters()}, folder / "model.safetensors")
@@ -151,8 +152,9 @@ def rig(
         streamer = Streamer(
             blocks, inside, kept,
             Memory(layouts, files) if road in ("memory", "staged memory") else files,
-            executor or Counting(), layouts=layouts, road=road.split()[0], slots=slots, device=CPU,
-            writeback=writeback, poison=poison,
+            executor or Counting(), layouts=layouts, slots=slots, device=CPU, poison=poison,
+            road=road.split()[0],  # type: ignore[arg-type]
+            writeback=writeback,  # type: ignore[arg-type]
         )  # fmt: skip
         weights = Streamed(moving, streamer)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -63,7 +64,7 @@ def test_signs_equal_reference(length: int) -> None:
     table = [[7, PURPOSE_U, length, 0], [2**32 - 1, PURPOSE_V, 37, 3 * length]]
     fast = drawn(cpu, table, ks)
     assert_same(fast, drawn(reference, table, ks))
-    assert set(fast.unique().tolist()) <= {-1, 1}
+    assert set(fast.tolist()) <= {-1, 1}
 
 
 @given(
@@ -101,7 +102,7 @@ def test_a_pair_equals_two_perturbations_and_reference(
     gaussian: bool, stored: torch.dtype, out: torch.dtype, n: int, offset: int
 ) -> None:
     weight = numbers(n, dtype=stored)
-    z = {"offset": offset, **ADDRESS, "k": 5, "gaussian": gaussian}
+    z: dict[str, Any] = {"offset": offset, **ADDRESS, "k": 5, "gaussian": gaussian}
     pairs = []
     for kernels in (cpu, reference):
         pairs.append([torch.empty(n, dtype=out) for _ in range(2)])
@@ -272,7 +273,7 @@ def test_a_sum_is_that_of_the_outer_products(count: int) -> None:
         table = [[11, PURPOSE_U, 19, 0], [11, PURPOSE_V, 283, 19]]
         out = torch.empty(302, dtype=torch.int8)
         reference.signs(out, torch.tensor(table), seed=7, step=3, ks=torch.tensor([k]))
-        u, v = out.double().split([19, 283])
+        u, v = out[:19].double(), out[19:].double()
         exact += n * made.unit * torch.outer(u, v)
     assert torch.equal(weight.double(), exact)  # not a bit is lost in 2048 terms
 
@@ -312,7 +313,7 @@ def test_threads_cut_a_large_matrix_anywhere(monkeypatch: pytest.MonkeyPatch) ->
         for threads in (1, 3):
             torch.set_num_threads(threads)
             results.append(numbers(331, 257, dtype=torch.bfloat16))
-            common = {"param": 1, "decay": 0.99, "rounding": Rounding(7, 1)}
+            common: dict[str, Any] = {"param": 1, "decay": 0.99, "rounding": Rounding(7, 1)}
             cpu.add_directions(results[-1], terms(5), **common)
     finally:
         torch.set_num_threads(before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -42,7 +43,7 @@ def test_perturb_equals_reference(
 ) -> None:
     weight = weights(n, stored)
     fast, slow = torch.empty(n, dtype=out), torch.empty(n, dtype=out)
-    arguments = {"offset": offset, **ADDRESS, "scale": 3e-3, "gaussian": gaussian}
+    arguments: dict[str, Any] = {"offset": offset, **ADDRESS, "scale": 3e-3, "gaussian": gaussian}
     cpu.perturb(fast, weight, **arguments)
     reference.perturb(slow, weight, **arguments)
     assert torch.equal(bits(fast), bits(slow))
@@ -75,12 +76,12 @@ def test_any_cut_and_any_number_of_threads_give_the_same_direction(
     try:
         bounds = [0, *sorted(cuts), 30_000]
         for a, b in itertools.pairwise(bounds):
-            part = {**ADDRESS, "scale": 1.0, "gaussian": False, "offset": a}
+            part: dict[str, Any] = {**ADDRESS, "scale": 1.0, "gaussian": False, "offset": a}
             cpu.perturb(parts[a:b], weight[a:b], **part)
     finally:
         torch.set_num_threads(before)
     assert torch.equal(whole, parts)
-    assert set(whole.unique().tolist()) == {-1.0, 1.0}
+    assert set(whole.tolist()) == {-1.0, 1.0}
 
 
 @pytest.mark.parametrize("gaussian", [False, True])

@@ -4,7 +4,7 @@
 `triton_aot.py` counts them. To write it anew after a change that is meant (it needs the versions of
 constraints.txt):
 
-    ZOFT_WRITE_GOLDEN=1 bash scripts/test.sh tests/kernels/test_triton_compiled.py
+    ZOFT_WRITE_GOLDEN=1 bash scripts/test.sh tests/engine/kernels/triton/test_compiled.py
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ def rank1(mode: int, weight: str, *, aligned: bool = True) -> Case:
 
 def cases() -> dict[str, Case]:
     """By name. Every kernel for both architectures, its variants for one."""
-    memory = {"address": "*i64:16", "scales": "*fp32:16"}
+    memory: dict[str, Any] = {"address": "*i64:16", "scales": "*fp32:16"}
     draw = {"seed": "i64"}
     around = {"which": "*i64:16", "columns": "i64:16", "count": "i32"}
     both = (80, 90)

@@ -1,13 +1,15 @@
-"""Run by `test_triton.py` with TRITON_INTERPRET=1: equal bits, whatever the shape and the type."""
+"""Run by `test_sweeps.py` with TRITON_INTERPRET=1: equal bits, whatever the shape and the type."""
 
 from __future__ import annotations
 
 import inspect
 import itertools
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from zoft.engine.kernels import reference
 from zoft.engine.kernels.numerics.exact_sum import Adam, Rounding, Terms, make_terms
@@ -29,7 +31,7 @@ COMMON = {"param": 0xDEADBEEF, "decay": 1 - 1e-4, "rounding": Rounding(2**32 - 7
 ADAM = Adam(beta1=0.9, beta2=0.99, lr=1e-3, correction=0.0297, eps=1e-8)
 
 
-def weights(shape: int | tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
+def weights(shape: int | tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> Tensor:
     """From float16's subnormal range to well above 1, and what is no number at all."""
     generator = torch.Generator().manual_seed(seed)
     shape = (shape,) if isinstance(shape, int) else shape
@@ -42,7 +44,7 @@ def weights(shape: int | tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> 
     return x.to(dtype)
 
 
-def equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+def equal(a: Tensor, b: Tensor) -> bool:
     kind = {1: torch.int8, 2: torch.int16, 4: torch.int32}[a.element_size()]
     # A NaN's payload is the adder's own; only that it is one is promised.
     nan = a.isnan() & b.isnan()
@@ -76,7 +78,7 @@ def test_the_signatures_are_the_references() -> None:
 )
 def test_perturb(stored: torch.dtype, gaussian: bool, n: int, offset: int) -> None:
     weight = weights(n, stored)
-    arguments = {"offset": offset, **ADDRESS, "scale": 3e-3, "gaussian": gaussian}
+    arguments: dict[str, Any] = {"offset": offset, **ADDRESS, "scale": 3e-3, "gaussian": gaussian}
     # One type into all only where it is cheap.
     for dtype in DTYPES if n == 255 else [stored]:
         fast, slow, plus, minus = (torch.empty(n, dtype=dtype) for _ in range(4))
@@ -106,7 +108,7 @@ def test_perturb_rows(gaussian: bool, columns: int) -> None:
 def test_perturb_each(dtype: torch.dtype, columns: int) -> None:
     weight = weights(columns, dtype)
     ks, scales = torch.tensor([0, 5, 2**24 - 1]), torch.tensor([1e-3, -1e-3, 0.3])
-    arguments = {"seed": 1, "step": 2, "param": 3, "ks": ks, "scales": scales}
+    arguments: dict[str, Any] = {"seed": 1, "step": 2, "param": 3, "ks": ks, "scales": scales}
     fast, slow = torch.empty(3, columns, dtype=dtype), torch.empty(3, columns, dtype=dtype)
     triton.perturb_each(fast, weight, **arguments)
     reference.perturb_each(slow, weight, **arguments)
@@ -119,7 +121,7 @@ def test_an_address_in_memory_is_the_same_address() -> None:
     seed, step, param, k = ADDRESS.values()
     address, scale = torch.tensor([seed, step, k]), torch.tensor([1e-2])
     for gaussian in (False, True):
-        kind = {"param": param, "gaussian": gaussian}
+        kind: dict[str, Any] = {"param": param, "gaussian": gaussian}
         a, b, c, d = (torch.empty(5, 300) for _ in range(4))
         triton.perturb_pair_at(a, b, weight, address, scale, offset=77, **kind)
         triton.perturb_pair(c, d, weight, offset=77, **ADDRESS, scale=1e-2, gaussian=gaussian)
@@ -131,7 +133,13 @@ def test_an_address_in_memory_is_the_same_address() -> None:
         triton.perturb_rows(c[:2], weight, rows, **ADDRESS, scale=1e-2, gaussian=gaussian)
         assert equal(a[:2], c[:2])
     triton.perturb_each_at(a[:2], weight[0], address[:2], ks, scale.repeat(2), param=param)
-    key = {"seed": seed, "step": step, "param": param, "ks": ks, "scales": scale.repeat(2)}
+    key: dict[str, Any] = {
+        "seed": seed,
+        "step": step,
+        "param": param,
+        "ks": ks,
+        "scales": scale.repeat(2),
+    }
     triton.perturb_each(c[:2], weight[0], **key)
     assert equal(a[:2], c[:2])
 
@@ -159,14 +167,14 @@ def test_what_surrounds_a_product(dtype: torch.dtype, runs: int, count: int, col
     generator = torch.Generator().manual_seed(0)
     n, vectors, outputs = runs + 1, runs * count, 515
 
-    def pm1(*shape: int) -> torch.Tensor:
+    def pm1(*shape: int) -> Tensor:
         return (torch.randint(0, 2, shape, generator=generator) * 2 - 1).to(torch.int8)
 
     x = torch.randn(vectors, columns, generator=generator).to(dtype)
     which = torch.arange(runs) + 1
     v, u, scales = pm1(3, n, columns), pm1(n, outputs), torch.linspace(-1, 1, runs) + 0.1
     weight = weights((outputs, columns), dtype)
-    results = []
+    results: list[list[Tensor]] = []
     for kernels in (triton, reference):
         s, padded = torch.empty(3, vectors), torch.full((vectors, columns + n), 7.0).to(dtype)
         kernels.project(s, x, v, which, scales, padded)
@@ -234,7 +242,7 @@ def test_a_direction_number_beyond_its_field_is_refused() -> None:
                        gaussian=False)  # fmt: skip
 
 
-def replayed(kernels: ModuleType, rule: str, monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+def replayed(kernels: ModuleType, rule: str, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """A matrix and a vector after four steps of a journal, one of them skipped."""
     for module in (sweep, radazo):
         monkeypatch.setattr(module, "kernels_for", lambda _: kernels)
@@ -243,7 +251,7 @@ def replayed(kernels: ModuleType, rule: str, monkeypatch: pytest.MonkeyPatch) ->
     tuned = [
         Tuned(x, torch.nn.Parameter(t), 11 + i, i == 0) for i, (x, t) in enumerate(start.items())
     ]
-    given = {"seed": 2**32 - 3, "gaussian": rule == "mezo", "rank1": rule != "mezo"}
+    given: dict[str, Any] = {"seed": 2**32 - 3, "gaussian": rule == "mezo", "rank1": rule != "mezo"}
     optimizer: MeZO | RAdaZO
     if rule == "mezo":
         optimizer = MeZO(Resident(tuned), weight_decay=0.1, **given)
