@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import abc
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -59,11 +60,13 @@ def view_of(model: nn.Module, dtype: torch.dtype = torch.float32) -> View:
 @pytest.fixture(scope="module")
 def view() -> View:
     model = tiny.llama()
-    model.get_output_embeddings().weight.mul_(30)
+    model.lm_head.weight.mul_(30)
     return view_of(model)
 
 
-def scored(view: View, name: Any, examples: list[Example], size: int, masked: bool) -> Score:
+def scored(
+    view: View, name: Any, examples: abc.Sequence[Example], size: int, masked: bool
+) -> Score:
     return score(view, objective_for(name), examples, batch_size=size, masked=masked, device=CPU)
 
 
@@ -71,7 +74,7 @@ def scored(view: View, name: Any, examples: list[Example], size: int, masked: bo
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("size", [2, 3, 64])
 def test_batches_score_as_single_examples(
-    view: View, name: str, examples: list[Example], size: int, masked: bool
+    view: View, name: str, examples: abc.Sequence[Example], size: int, masked: bool
 ) -> None:
     single = scored(view, name, examples, 1, masked)
     batched = scored(view, name, examples, size, masked)
@@ -102,7 +105,11 @@ def test_between_is_called_after_each_batch_and_may_stop(view: View) -> None:
 
 
 def evaluated(
-    view: View, name: Any, examples: list[Example], between: Any = lambda: None, **settings: Any
+    view: View,
+    name: Any,
+    examples: abc.Sequence[Example],
+    between: Any = lambda: None,
+    **settings: Any,
 ) -> dict[str, Any]:
     section = EvalSection(batch_size=3, **settings)
     return evaluate_set(
@@ -124,7 +131,7 @@ def evaluated(
     ],
 )
 def test_the_metric_comes_first(
-    view: View, name: str, examples: list[Example], metric: str, keys: list[str]
+    view: View, name: str, examples: abc.Sequence[Example], metric: str, keys: list[str]
 ) -> None:
     found = evaluated(view, name, examples, metric=metric, max_new_tokens=3)
     assert list(found) == [*keys, "rows", "seconds"]
@@ -185,13 +192,15 @@ def test_what_a_metric_cannot_score_is_said(view: View) -> None:
 @pytest.mark.parametrize(("name", "examples"), SETS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_causal_models_need_no_mask(
-    build: Callable[[], nn.Module], name: Any, examples: list[Example], dtype: torch.dtype
+    build: Callable[[], nn.Module], name: Any, examples: abc.Sequence[Example], dtype: torch.dtype
 ) -> None:
     assert needs_mask(view_of(build(), dtype), objective_for(name), examples, CPU) is False
 
 
 @pytest.mark.parametrize(("name", "examples"), SETS)
-def test_a_model_that_sees_the_padding_needs_a_mask(name: Any, examples: list[Example]) -> None:
+def test_a_model_that_sees_the_padding_needs_a_mask(
+    name: Any, examples: abc.Sequence[Example]
+) -> None:
     view = view_of(Bidirectional())
     assert needs_mask(view, objective_for(name), examples, CPU) is True
     # And with one, its batches score as single examples; without, they do not.

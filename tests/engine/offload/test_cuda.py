@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 import torch
@@ -73,10 +75,14 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cuda]:
 
 
 def play(cuda: Cuda, made: Executor, machine: Machine, items: Sequence[Item]) -> None:
+
+    def launch(op: Op) -> None:
+        cuda.launch(op, machine.work(op))
+
     for item in items:
         match item:
             case Op():
-                made.submit(item, lambda item=item: cuda.launch(item, machine.work(item)))
+                made.submit(item, partial(launch, item))
             case Wait(event):
                 made.wait(event)
             case Look(buffer):
@@ -94,7 +100,9 @@ def test_conflicting_accesses_are_ordered_and_the_bytes_right(
         items, machine = trace(program(Random(seed), *transfer)), Machine()
         made = Watched(Streams(GPU), cuda)
         play(cuda, made, machine, items)
-        made.wait([i.records for i in items if isinstance(i, Op) and i.queue == "compute"][-1])
+        last = [i for i in items if isinstance(i, Op) and i.queue == "compute"][-1]
+        assert last.records is not None
+        made.wait(last.records)
         assert cuda.races() == []
         assert (machine.seen, machine.looked) == plainly(items)
         made.close()
@@ -178,7 +186,8 @@ def test_a_streamed_model_whose_copies_come_late(
     device.cuda = cuda
     late = {"executor": Executor(device), "transfer": transfer, "writeback": writeback, "slots": 2}
     found = []
-    for settings in ({}, late):
+    resident: dict[str, Any] = {}
+    for settings in (resident, late):
         with rig(tmp_path, tune=tune, **settings) as made:
             for number in range(1, 5):
                 made.step(number)

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from random import Random
 
 import pytest
@@ -220,14 +221,19 @@ def test_close_drops_what_is_queued_and_ends_every_thread() -> None:
 
 
 def test_threads_that_move_bytes_leave_the_cores_to_what_computes() -> None:
-    before, seen = torch.get_num_threads(), {}
+    before = torch.get_num_threads()
+    seen: dict[Queue, int] = {}
+    queues: tuple[Queue, ...] = ("host", "disk", "h2d")
+
+    def note(queue: Queue) -> None:
+        seen[queue] = torch.get_num_threads()
+
     torch.set_num_threads(3)
     try:
         with executor() as made:
-            for queue in ("host", "disk", "h2d"):
-                op = Op(queue, "read", 0, records=(queue, 1))  # type: ignore[arg-type]
-                made.submit(op, lambda queue=queue: seen.update({queue: torch.get_num_threads()}))
-                made.wait((queue, 1))  # type: ignore[arg-type]
+            for queue in queues:
+                made.submit(Op(queue, "read", 0, records=(queue, 1)), partial(note, queue))
+                made.wait((queue, 1))
         assert seen == {"disk": 1, "host": 3, "h2d": 1}
         assert torch.get_num_threads() == 3
     finally:

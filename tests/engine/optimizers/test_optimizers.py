@@ -5,6 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +31,9 @@ SEED = 9
 SHAPES = {"a": (40, 30), "b": (7,), "c": (3, 5, 11)}
 
 
-def weights(dtype=torch.float32, decaying=frozenset()):
+def weights(
+    dtype: torch.dtype = torch.float32, decaying: Collection[str] = frozenset()
+) -> Resident:
     generator = torch.Generator().manual_seed(1)
     parameters = {
         name: nn.Parameter(torch.randn(shape, generator=generator).to(dtype), requires_grad=False)
@@ -46,7 +51,7 @@ def mezo(weights_, **changes):
     return optimizer_of(weights_, "mezo", **{"seed": SEED, **changes})
 
 
-def measurements(steps, directions=1, seed=0):
+def measurements(steps: int, directions: int = 1, seed: int = 0) -> list[Measurement]:
     generator = torch.Generator().manual_seed(seed)
     values = torch.randn(steps, directions, generator=generator) * 20
     return [
@@ -55,7 +60,7 @@ def measurements(steps, directions=1, seed=0):
     ]
 
 
-def materialised(tuned, step, k, rank1, gaussian=False):
+def materialised(tuned: Tuned, step: int, k: int, rank1: bool, gaussian: bool = False) -> Tensor:
     """z as it is stored, the outer product of two factors for a rank-1 direction of a matrix."""
     shape = tuned.data.shape
     if not rank1 or len(shape) != 2:
@@ -63,10 +68,12 @@ def materialised(tuned, step, k, rank1, gaussian=False):
     out = torch.empty(sum(shape), dtype=torch.int8)
     table = [[tuned.param, PURPOSE_U, shape[0], 0], [tuned.param, PURPOSE_V, shape[1], shape[0]]]
     kernels.signs(out, torch.tensor(table), seed=SEED, step=step, ks=torch.tensor([k]))
-    return reference.outer(*out.split(list(shape)))
+    return reference.outer(out[: shape[0]], out[shape[0] :])
 
 
-def gradients(tuned, found, gaussian=False, rank1=False):
+def gradients(
+    tuned: Tuned, found: list[Measurement], gaussian: bool = False, rank1: bool = False
+) -> list[Tensor]:
     """The estimated gradient of every step for one parameter, dense, in float64."""
     result = []
     for m in found:
@@ -75,13 +82,13 @@ def gradients(tuned, found, gaussian=False, rank1=False):
     return result
 
 
-def run(optimizer, found, lr=1e-2):
+def run(optimizer: MeZO | RAdaZO, found: list[Measurement], lr: float = 1e-2) -> list[Tensor]:
     for m in found:
         optimizer.update(m, lr)
     return [w.data.clone() for w in optimizer.weights]
 
 
-def assert_moves_alike(results, expected, start):
+def assert_moves_alike(results: list[Tensor], expected: list[Tensor], start: list[Tensor]) -> None:
     """Equal but for the rounding of coefficients (2**-13), relative to how far the weights moved.
 
     Where m is next to zero the quotient m / sqrt(v) magnifies it, hence a bound on the worst too.
@@ -94,7 +101,7 @@ def assert_moves_alike(results, expected, start):
 
 @pytest.mark.parametrize("gaussian", [False, True])
 @pytest.mark.parametrize("directions", [1, 3])
-def test_mezo_equals_its_twin(gaussian, directions):
+def test_mezo_equals_its_twin(gaussian: bool, directions: int) -> None:
     found = measurements(6, directions)
     optimizer = mezo(weights(decaying={"a"}), gaussian=gaussian, weight_decay=0.1)
     expected = [
@@ -112,7 +119,9 @@ def test_mezo_equals_its_twin(gaussian, directions):
 @pytest.mark.parametrize("moments", ["full", "window"])
 @pytest.mark.parametrize("correction", ["v", "none", "adam"])
 @pytest.mark.parametrize("directions", [1, 3])
-def test_radazo_equals_its_twin(gaussian, moments, correction, directions):
+def test_radazo_equals_its_twin(
+    gaussian: bool, moments: str, correction: str, directions: int
+) -> None:
     found = measurements(12, directions)
     window = 5 if moments == "window" else None
     optimizer = radazo(
@@ -129,7 +138,7 @@ def test_radazo_equals_its_twin(gaussian, moments, correction, directions):
     assert_moves_alike(run(optimizer, found), expected, start)
 
 
-def test_scalar_equals_its_twin():
+def test_scalar_equals_its_twin() -> None:
     found = measurements(30)
     optimizer = radazo(weights(), "scalar", window=300)
     expected = [
@@ -145,7 +154,7 @@ RANK1_COUNTS = [1, 3, 12]
 
 
 @pytest.mark.parametrize("directions", RANK1_COUNTS)
-def test_mezo_of_rank_one_equals_its_twin(directions):
+def test_mezo_of_rank_one_equals_its_twin(directions: int) -> None:
     found = measurements(6, directions)
     optimizer = mezo(weights(decaying={"a"}), weight_decay=0.1, rank1=True)
     expected = [
@@ -162,7 +171,7 @@ def test_mezo_of_rank_one_equals_its_twin(directions):
 @pytest.mark.parametrize("moments", ["full", "window"])
 @pytest.mark.parametrize("correction", ["v", "none", "adam"])
 @pytest.mark.parametrize("directions", RANK1_COUNTS)
-def test_radazo_of_rank_one_equals_its_twin(moments, correction, directions):
+def test_radazo_of_rank_one_equals_its_twin(moments: str, correction: str, directions: int) -> None:
     found = measurements(12, directions)
     window = 5 if moments == "window" else None
     optimizer = radazo(
@@ -181,7 +190,7 @@ def test_radazo_of_rank_one_equals_its_twin(moments, correction, directions):
 
 @pytest.mark.parametrize("folded", [False, True])
 @pytest.mark.parametrize("directions", RANK1_COUNTS)
-def test_scalar_of_rank_one_equals_its_twin(folded, directions):
+def test_scalar_of_rank_one_equals_its_twin(folded: bool, directions: int) -> None:
     found = measurements(30, directions)
     optimizer = radazo(weights(), "scalar", window=150, fold_momentum=folded, rank1=True)
     squares = [sum(c * c for c in m.projected_grad) / directions**2 for m in found]
@@ -194,7 +203,7 @@ def test_scalar_of_rank_one_equals_its_twin(folded, directions):
     assert_moves_alike(run(optimizer, found), expected, start)
 
 
-def test_what_a_rank_one_sum_squares_to_follows_from_the_scalars():
+def test_what_a_rank_one_sum_squares_to_follows_from_the_scalars() -> None:
     """mean(g**2) over a matrix is sum c_k**2 / K**2 up to O(1 / sqrt(d)), as scalar moments assume."""
     [w] = tuned_weights(
         {"w": nn.Parameter(torch.zeros(300, 500), requires_grad=False)}, {"w": 1}, set()
@@ -205,7 +214,7 @@ def test_what_a_rank_one_sum_squares_to_follows_from_the_scalars():
     assert float((g**2).mean()) == pytest.approx(expected, rel=0.02)
 
 
-def test_a_rank_one_update_is_no_dense_one():
+def test_a_rank_one_update_is_no_dense_one() -> None:
     found = measurements(1)
     dense, rank1 = (run(mezo(weights(), rank1=is_rank1), found) for is_rank1 in (False, True))
     moved = [(after - w.data).double() for after, w in zip(rank1, weights(), strict=True)]
@@ -242,11 +251,11 @@ def test_without_correction_the_first_update_is_ten_times_as_long():
     optimizer = radazo(weights(), bias_correction="none")
     before = optimizer.weights.tuned[0].data.clone()
     optimizer.update(measurements(1)[0], 1e-2)
-    moved = (optimizer.weights.tuned[0].data - before).pow(2).mean().sqrt().item()
+    moved = (first.data - before).pow(2).mean().sqrt().item()
     assert moved == pytest.approx(0.1, rel=0.05)
 
 
-def quadratic(optimizer, h, lr, steps):
+def quadratic(optimizer: MeZO | RAdaZO, h: Tensor, lr: float, steps: int) -> list[float]:
     """Loss of sum h theta**2 / 2 over the run, with exact projected gradients."""
     [w] = optimizer.weights
     losses = []
@@ -258,13 +267,13 @@ def quadratic(optimizer, h, lr, steps):
     return losses
 
 
-def one_weight(d=2000):
+def one_weight(d: int = 2000) -> Resident:
     theta = nn.Parameter(torch.randn(d, generator=torch.Generator().manual_seed(0)), False)
     return Resident(tuned_weights({"theta": theta}, {"theta": 1}, set()))
 
 
 @pytest.mark.parametrize(("lr", "bound"), [(1e-3, 0.004), (3e-3, 0.005), (1e-2, 0.012)])
-def test_folded_and_unfolded_momentum_agree(lr, bound):
+def test_folded_and_unfolded_momentum_agree(lr: float, bound: float) -> None:
     h = torch.logspace(0, -2, 2000)
     folded = radazo(one_weight(), "scalar", fold_momentum=True)
     plain = radazo(one_weight(), "scalar", window=200)
@@ -274,8 +283,9 @@ def test_folded_and_unfolded_momentum_agree(lr, bound):
 
 
 @pytest.mark.parametrize("moments", ["mezo", "full", "window", "scalar", "folded"])
-def test_a_quadratic_falls(moments):
+def test_a_quadratic_falls(moments: str) -> None:
     h = torch.logspace(0, -1, 300)
+    optimizer: MeZO | RAdaZO
     if moments == "mezo":
         optimizer, lr = mezo(one_weight(300)), 2e-3
     else:
@@ -290,8 +300,10 @@ def test_a_quadratic_falls(moments):
 @pytest.mark.parametrize("moments", ["mezo", "full", "window", "scalar", "folded"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rank1", [False, True])
-def test_a_saved_state_goes_on_bit_for_bit(moments, dtype, rank1, tmp_path):
-    def make():
+def test_a_saved_state_goes_on_bit_for_bit(
+    moments: str, dtype: torch.dtype, rank1: bool, tmp_path: Path
+) -> None:
+    def make() -> MeZO | RAdaZO:
         if moments == "mezo":
             return mezo(weights(dtype), weight_decay=0.1, rank1=rank1)
         kind = "scalar" if moments == "folded" else moments
@@ -311,7 +323,7 @@ def test_a_saved_state_goes_on_bit_for_bit(moments, dtype, rank1, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_small_updates_of_low_precision_weights_arrive_on_average(dtype):
+def test_small_updates_of_low_precision_weights_arrive_on_average(dtype: torch.dtype) -> None:
     ones = nn.Parameter(torch.ones(200_000, dtype=dtype), requires_grad=False)
     optimizer = mezo(
         Resident(tuned_weights({"w": ones}, {"w": 3}, set())),
@@ -329,7 +341,9 @@ def test_small_updates_of_low_precision_weights_arrive_on_average(dtype):
 @given(
     order=st.permutations(sorted(SHAPES)), cs=st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=4)
 )
-def test_the_result_does_not_depend_on_the_order_of_the_parameters(order, cs):
+def test_the_result_does_not_depend_on_the_order_of_the_parameters(
+    order: list[str], cs: list[float]
+) -> None:
     found = [Measurement(1, (0.0,), (0.0,), _float32(cs))]
     usual = radazo(weights(), "scalar")
     other = radazo(weights(), "scalar")
@@ -347,7 +361,7 @@ def test_too_many_directions_for_an_exact_sum_are_refused():
         optimizer.update(many, 1e-3)
 
 
-def test_coefficients_keep_thirteen_bits():
+def test_coefficients_keep_thirteen_bits() -> None:
     from zoft.engine.kernels.numerics.exact_sum import make_terms
 
     for largest in (1e-30, 3.7e-4, 1.0, 8191.9, 1e20):

@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,11 @@ if __name__ == "__main__":
     answers = os.fdopen(os.dup(1), "w")
     logging.disable()  # torchao and bitsandbytes say what this machine lacks
     os.dup2(2, 1)  # whatever prints to the screen must not stand between the answers
-    orders = {"zoft": zoft, "pushes": pushes, "difference": difference}
+    orders: dict[str, Callable[..., Any]] = {
+        "zoft": zoft,
+        "pushes": pushes,
+        "difference": difference,
+    }
     for line in sys.stdin:
         name, arguments, options = json.loads(line)
         print(json.dumps(orders[name](*arguments, **options)), file=answers, flush=True)
