@@ -14,7 +14,7 @@ from pathlib import Path
 
 from zoft.recipe.docs.json_schema import editor_schema
 from zoft.recipe.docs.reference import Entry, entries
-from zoft.sharing.model_card import ALGORITHMS
+from zoft.recipe.sections.optimizer import RULES
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 CITATION = DOCS.parent / "CITATION.cff"
@@ -70,8 +70,7 @@ def _cell(text: str) -> str:
 
 def wrong_citations() -> set[str]:
     """Papers of the update rules that CITATION.cff lacks, and papers that it names and no rule does."""
-    rules = " ".join(ALGORITHMS.values())
-    return papers(rules) ^ papers(CITATION.read_text(encoding="utf-8"))
+    return {rule.CITATION for rule in RULES.values()} ^ papers(CITATION.read_text(encoding="utf-8"))
 
 
 def papers(text: str) -> set[str]:

@@ -10,7 +10,6 @@ from support.recipes import of_tiny_llama as recipe
 from torch import nn
 
 from zoft.data.examples import Choice, TextExample
-from zoft.models.activations import Pass
 from zoft.planning.resolve import resolve
 from zoft.planning.workload import Shape, Texts, shape_of, texts_of
 from zoft.recipe.defaults import with_defaults

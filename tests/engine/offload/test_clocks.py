@@ -10,7 +10,6 @@ from support.offload.clocks import Item, Look, Wait, edges, races, without_recor
 from support.offload.programs import TRANSFERS, program, trace
 
 from zoft.engine.offload.operations import Op
-from zoft.engine.offload.schedule import Road
 
 SLOT = ("slot", 0)
 FILL = Op("h2d", "upload", 0, writes=(SLOT,), records=("h2d", 1))

@@ -18,7 +18,7 @@ from support.offload.interleaving import Machine, plainly
 from support.offload.programs import TRANSFERS, Driver, Writeback, program, trace
 
 from zoft.engine.offload.executor import Executor
-from zoft.engine.offload.operations import Event, Op
+from zoft.engine.offload.operations import Event, Op, Queue
 from zoft.engine.offload.schedule import Schedule, Transfer
 
 LOAD = Op("h2d", "upload", 0, records=("h2d", 1))

@@ -22,7 +22,7 @@ FROZEN = {
         "enter after upload", "upload after leave", "upload after read", "read after upload",
     },
 }  # fmt: skip
-TUNED: dict[tuple[Road, Writeback], set[str]] = {
+TUNED: dict[tuple[Transfer, Writeback], set[str]] = {
     ("memory", "device"): {
         "update after upload", "update after download", "download after update",
         "upload after download", "host after download",

@@ -14,7 +14,7 @@ from support.offload.streamed import LAYERS, rig
 from torch import Tensor
 
 from zoft.engine.offload import streamer as streamer_module
-from zoft.engine.offload.operations import Kind, Op
+from zoft.engine.offload.operations import Op
 from zoft.engine.offload.streamer import Streamer
 from zoft.models.blocks import is_placeholder
 

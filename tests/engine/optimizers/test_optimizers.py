@@ -7,7 +7,6 @@ import json
 import math
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,12 +15,13 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from support import reference
 from support.optimizers import optimizer as optimizer_of
-from torch import nn
+from torch import Tensor, nn
 
 from zoft.engine.estimator import _float32
 from zoft.engine.kernels import reference as kernels
 from zoft.engine.optimizers.measurement import Measurement
-from zoft.engine.optimizers.update import Resident, tuned_weights
+from zoft.engine.optimizers.optimizer import Optimizer
+from zoft.engine.optimizers.update import Resident, Tuned, Weights, tuned_weights
 from zoft.engine.probe.directions import Direction
 from zoft.models.storage.safetensors import tensors_in
 from zoft.models.trainable import parameter_ids
@@ -42,12 +42,12 @@ def weights(
     return Resident(tuned_weights(parameters, parameter_ids(parameters), set(decaying)))
 
 
-def radazo(weights_, moments="full", **changes):
+def radazo(weights_: Weights, moments: str = "full", **changes: Any) -> Optimizer:
     base = {"moments": moments, "fold_momentum": False, "seed": SEED}
     return optimizer_of(weights_, "r-adazo", **{**base, **changes})
 
 
-def mezo(weights_, **changes):
+def mezo(weights_: Weights, **changes: Any) -> Optimizer:
     return optimizer_of(weights_, "mezo", **{"seed": SEED, **changes})
 
 
@@ -82,7 +82,7 @@ def gradients(
     return result
 
 
-def run(optimizer: MeZO | RAdaZO, found: list[Measurement], lr: float = 1e-2) -> list[Tensor]:
+def run(optimizer: Optimizer, found: list[Measurement], lr: float = 1e-2) -> list[Tensor]:
     for m in found:
         optimizer.update(m, lr)
     return [w.data.clone() for w in optimizer.weights]
@@ -251,11 +251,11 @@ def test_without_correction_the_first_update_is_ten_times_as_long():
     optimizer = radazo(weights(), bias_correction="none")
     before = optimizer.weights.tuned[0].data.clone()
     optimizer.update(measurements(1)[0], 1e-2)
-    moved = (first.data - before).pow(2).mean().sqrt().item()
+    moved = (optimizer.weights.tuned[0].data - before).pow(2).mean().sqrt().item()
     assert moved == pytest.approx(0.1, rel=0.05)
 
 
-def quadratic(optimizer: MeZO | RAdaZO, h: Tensor, lr: float, steps: int) -> list[float]:
+def quadratic(optimizer: Optimizer, h: Tensor, lr: float, steps: int) -> list[float]:
     """Loss of sum h theta**2 / 2 over the run, with exact projected gradients."""
     [w] = optimizer.weights
     losses = []
@@ -285,7 +285,7 @@ def test_folded_and_unfolded_momentum_agree(lr: float, bound: float) -> None:
 @pytest.mark.parametrize("moments", ["mezo", "full", "window", "scalar", "folded"])
 def test_a_quadratic_falls(moments: str) -> None:
     h = torch.logspace(0, -1, 300)
-    optimizer: MeZO | RAdaZO
+    optimizer: Optimizer
     if moments == "mezo":
         optimizer, lr = mezo(one_weight(300)), 2e-3
     else:
@@ -303,7 +303,7 @@ def test_a_quadratic_falls(moments: str) -> None:
 def test_a_saved_state_goes_on_bit_for_bit(
     moments: str, dtype: torch.dtype, rank1: bool, tmp_path: Path
 ) -> None:
-    def make() -> MeZO | RAdaZO:
+    def make() -> Optimizer:
         if moments == "mezo":
             return mezo(weights(dtype), weight_decay=0.1, rank1=rank1)
         kind = "scalar" if moments == "folded" else moments

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from support import tiny
-from support.optimizers import optimizer as optimizer_of
 from support.offload.poison import PoisonedStreamer
+from support.optimizers import optimizer as optimizer_of
 from zoft.engine.estimator import Estimator, Losses
 from zoft.engine.offload.executor import Executor
 from zoft.engine.offload.homes import Files, Memory
