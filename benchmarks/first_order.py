@@ -26,7 +26,7 @@ from zoft.models.adapters import attach_adapter
 from zoft.models.load import load_model, load_tokenizer
 from zoft.models.storage.fetch import local_safetensors
 from zoft.planning.resolve import resolve
-from zoft.recipe.defaults import with_defaults
+from zoft.recipe.resolved import with_defaults
 from zoft.recipe.load import load_recipe
 from zoft.runs import checkpoint
 from zoft.runs.metrics import Metrics, in_words

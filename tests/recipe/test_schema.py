@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from zoft.recipe.defaults import with_defaults
+from zoft.recipe.resolved import with_defaults
 from zoft.recipe.fields import fields, holds_text
 from zoft.recipe.messages import explain
 from zoft.recipe.schema import Recipe

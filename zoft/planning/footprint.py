@@ -15,7 +15,8 @@ from typing import Literal
 from zoft.engine.probe.head import chunk_words
 from zoft.engine.probe.rows import PRODUCT
 from zoft.planning.workload import Shape, Texts, Weight
-from zoft.recipe.schema import GENERATED, Recipe
+from zoft.recipe.resolved import Resolved
+from zoft.recipe.schema import GENERATED
 from zoft.system.device import DTYPES
 
 Residency = Literal["device", "host", "disk"]
@@ -79,7 +80,7 @@ def slots_for(device: str, *, tuned: bool) -> int:
 
 
 def footprint(
-    recipe: Recipe,
+    recipe: Resolved,
     shape: Shape,
     residency: Residency = "device",
     resident: Sequence[int] | None = None,
@@ -161,7 +162,7 @@ def _aligned(size: int) -> int:
 class _Count:
     """Bytes of one thing after the other, for one recipe and shape."""
 
-    def __init__(self, recipe: Recipe, shape: Shape) -> None:
+    def __init__(self, recipe: Resolved, shape: Shape) -> None:
         self.recipe, self.shape, self.quantization = recipe, shape, recipe.model.quantization
         self.own = DTYPES[recipe.model.dtype].itemsize
         self.compute = DTYPES[recipe.model.compute_dtype].itemsize
@@ -169,7 +170,6 @@ class _Count:
         self.rank1 = settings.structure == "rank1"
         self.copies = 2 if settings.sides == 2 and settings.paired is not False else 1
         self.states = len(settings.state())
-        assert isinstance(recipe.train.micro_batch_size, int)
         self.rows = recipe.train.micro_batch_size
         self.writes_back = any(w.tuned and not w.adapter for w in shape.weights)
 

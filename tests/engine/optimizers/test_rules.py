@@ -22,7 +22,7 @@ from zoft.engine.probe.directions import Direction
 from zoft.models.trainable import parameter_ids
 from zoft.planning.footprint import footprint
 from zoft.planning.workload import shape_of
-from zoft.recipe.defaults import what_learns
+from zoft.recipe.resolved import what_learns
 from zoft.recipe.sections.optimizer import RULES
 from zoft.recipe.sections.tune import TuneSection
 from zoft.runs.journal import read

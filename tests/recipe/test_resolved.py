@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from zoft.recipe.defaults import with_defaults
+from zoft.recipe.resolved import with_defaults
 from zoft.recipe.schema import Recipe
 
 
