@@ -42,7 +42,7 @@ def main() -> None:
     recipe = resolve(with_defaults(load_recipe(a.recipe, a.overrides)))
     where = local_safetensors(recipe.model.name, recipe.model.revision)
     tokenizer = load_tokenizer(where, recipe.model)
-    objective = objective_for(recipe.objective.name)  # type: ignore[arg-type]
+    objective = objective_for(recipe.objective.name)
 
     recipe, sets = prepare(recipe, tokenizer, names=("train", "eval"))
     train, held_out = sets["train"].examples, sets["eval"].examples

@@ -33,7 +33,7 @@ def evaluate(target: str, source: str, overrides: Sequence[str] = ()) -> dict[st
     device = torch.device(recipe.device)
     make_repeatable(device)
     hand_back_freed_memory()
-    objective = objective_for(recipe.objective.name)  # type: ignore[arg-type]
+    objective = objective_for(recipe.objective.name)
     results: dict[str, dict[str, Any]] = {}
     with stop_on_signals() as stop, memory_explained(recipe):
         found = find(target, recipe.model)

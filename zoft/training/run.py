@@ -173,7 +173,7 @@ def build(
             model = load_adapter(loaded.model, adapter, own)
         else:
             model = attach_adapter(loaded.model, recipe.tune, recipe.seed, own)
-    objective = objective_for(recipe.objective.name)  # type: ignore[arg-type]
+    objective = objective_for(recipe.objective.name)
     for encoded in sets.values():
         require_fits(model, encoded.examples, objective)
     if "eval" in sets:

@@ -16,7 +16,7 @@ from zoft.data.examples import Example
 from zoft.data.order import Order
 from zoft.engine.estimator import Estimator, Losses
 from zoft.engine.objectives.batch import Batch
-from zoft.engine.objectives.objective import Objective
+from zoft.engine.objectives.objective import Objective, batch_losses, micro_batches
 from zoft.engine.offload.streamer import Streamer
 from zoft.engine.optimizers.lr_schedule import learning_rate
 from zoft.engine.optimizers.optimizer import Optimizer
@@ -88,11 +88,12 @@ class Trainer:
         size = self.recipe.train.micro_batch_size
         assert isinstance(size, int)
         rows = self.order.rows(step)
-        return self.objective.batches([self.train_set[row] for row in rows], size, self.device)
+        examples = [self.train_set[row] for row in rows]
+        return micro_batches(self.objective, examples, size, self.device)
 
     def losses(self, batches: Sequence[Batch]) -> Losses:
         """What each example lost at the weights that the open probe shows."""
-        return self.objective.losses(self.estimator.view, batches, masked=self.masked)
+        return batch_losses(self.objective, self.estimator.view, batches, masked=self.masked)
 
     def _measure(self, step: int, batches: Sequence[Batch]) -> Entry:
         settings = self.recipe.optimizer

@@ -213,7 +213,7 @@ def _examples(
     recipe, sets = prepare(recipe, tokenizer, names=(name,))
     found = sets[name]
     if shape is not None and shape.outline is not None:
-        objective = objective_for("choice" if recipe.objective.name == "choice" else "lm")
+        objective = objective_for(recipe.objective.name)
         require_fits(shape.outline, found.examples, objective)
     longest = max(map(length, found.examples))
     return recipe, found.examples, f"{in_words(found.counts)}, up to {longest} tokens"
