@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 
 from zoft.engine.diagnostics import measure_noise
 from zoft.engine.estimator import Estimator
-from zoft.engine.objectives.objective import objective_for
+from zoft.engine.objectives.objective import batch_losses, objective_for
 from zoft.engine.probe.view import View
 from zoft.models.adapters import attach_adapter
 from zoft.models.load import load_model
@@ -89,7 +89,7 @@ def _measured(recipe: Recipe, directions: int, base: str, compute: str) -> dict[
         view, seed=0, gaussian=False, perturbation=PERTURBATION, paired=base in OURS
     )
     noise = measure_noise(
-        estimator, lambda: objective.losses(view, [batch], masked=False), directions
+        estimator, lambda: batch_losses(objective, view, [batch], masked=False), directions
     )
     return {
         "signal_to_noise": noise.signal_to_noise,

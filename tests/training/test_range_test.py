@@ -14,8 +14,8 @@ from zoft.cli.main import main
 from zoft.engine.range_probes import Rung, radius
 from zoft.errors import RecipeError
 from zoft.planning.resolve import resolve
-from zoft.recipe.resolved import with_defaults
 from zoft.recipe.load import load_recipe
+from zoft.recipe.resolved import with_defaults
 from zoft.training import range_test as rate_range
 from zoft.training.range_test import HEAD, TOLERANCE, advise, row, steps_walked, update_size
 

@@ -17,7 +17,7 @@ from zoft.data.examples import Example, length
 from zoft.data.order import Order
 from zoft.engine.estimator import Estimator, Losses
 from zoft.engine.objectives.batch import Batch
-from zoft.engine.objectives.objective import Objective
+from zoft.engine.objectives.objective import Objective, batch_losses, micro_batches
 from zoft.engine.offload.stream import stream
 from zoft.engine.offload.streamer import Streamer
 from zoft.engine.optimizers.optimizer import Optimizer
@@ -47,11 +47,11 @@ class Engine:
 
     def batches(self, examples: Sequence[Example], size: int) -> list[Batch]:
         """Micro-batches of at most `size` examples, of equal width, on the device."""
-        return self.objective.batches(examples, size, self.device)
+        return micro_batches(self.objective, examples, size, self.device)
 
     def losses_of(self, batches: Sequence[Batch]) -> Callable[[], Losses]:
         """The loss of every example at the weights that the open probe shows, when it is called."""
-        return partial(self.objective.losses, self.view, batches, masked=self.masked)
+        return partial(batch_losses, self.objective, self.view, batches, masked=self.masked)
 
     def with_pairing(self, paired: bool) -> Engine:
         """The engine that runs both signs of a probe as one batch, or one after the other."""

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from zoft.data.examples import Example
 from zoft.data.sets import metric_of
 from zoft.engine.objectives.answers import answers_of, best_f1, exact_match, prompt_of
-from zoft.engine.objectives.objective import Objective, objective_for
+from zoft.engine.objectives.objective import Objective, batch_score, micro_batches, objective_for
 from zoft.engine.objectives.score import Score
 from zoft.engine.probe.view import View
 from zoft.errors import DataError
@@ -121,8 +121,8 @@ def score(
     total: Score | None = None
     with view.plain():
         for i in range(0, len(ordered), batch_size):
-            [batch] = objective.batches(ordered[i : i + batch_size], batch_size, device)
-            part = objective.score(view, batch, masked=masked)
+            [batch] = micro_batches(objective, ordered[i : i + batch_size], batch_size, device)
+            part = batch_score(objective, view, batch, masked=masked)
             total = part if total is None else total + part
             between()
     assert total is not None  # data.encode leaves no set empty

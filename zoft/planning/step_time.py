@@ -21,7 +21,7 @@ from transformers import PreTrainedConfig
 
 from zoft.data.examples import Choice, Example, TextExample
 from zoft.engine.build import estimator_for
-from zoft.engine.objectives.objective import objective_for
+from zoft.engine.objectives.objective import batch_losses, micro_batches, objective_for
 from zoft.engine.optimizers.optimizer import optimizer_for
 from zoft.engine.optimizers.update import Resident, tuned_weights
 from zoft.engine.probe.view import View
@@ -151,7 +151,7 @@ def _times(
     )
     objective = objective_for(recipe.objective.name)
     examples = [_example(shape.train, recipe.objective.name, length)] * rows
-    batches = objective.batches(examples, rows, device)
+    batches = micro_batches(objective, examples, rows, device)
     found = []
     for step in (1, 2, 3):  # the first compiles, and allocates
         measured = None
@@ -159,7 +159,7 @@ def _times(
         def probe(step: int = step) -> None:
             nonlocal measured
             measured = estimator.measure(
-                step, lambda: objective.losses(view, batches, masked=False)
+                step, lambda: batch_losses(objective, view, batches, masked=False)
             )
 
         first = _timed(probe, device)

@@ -8,12 +8,13 @@ from support import tiny
 from transformers import PreTrainedModel
 
 from zoft.data.examples import TextExample
-from zoft.engine.objectives import lm
-from zoft.engine.objectives.objective import objective_for
+from zoft.engine.objectives.lm import LMObjective
+from zoft.engine.objectives.objective import batch_score
 from zoft.engine.objectives.score import Score
 from zoft.engine.probe.head import Head
 from zoft.engine.probe.view import View
 
+LM = LMObjective()
 ROWS = [
     TextExample((0, 30, 31, 32, 33, 34, 1), (4, 5, 6)),
     TextExample((0, 90, 91, 1), (1, 2, 3)),
@@ -38,13 +39,13 @@ def view_of(model: PreTrainedModel) -> View:
 
 def scored(view: View, rows: list[TextExample]) -> Score:
     with view.plain():
-        return objective_for("lm").score(view, lm.collate(rows, lm.width(rows)), masked=False)
+        return batch_score(LM, view, LM.collate(rows, LM.width(rows)), masked=False)
 
 
 @pytest.mark.parametrize("build", [tiny.llama, tiny.opt, tiny.gpt2, tiny.qwen2])
 def test_the_loss_of_transformers(build: Callable[[], PreTrainedModel]) -> None:
     model = sharp(build())
-    batch = lm.collate(ROWS, lm.width(ROWS))
+    batch = LM.collate(ROWS, LM.width(ROWS))
     labels = torch.full_like(batch.input_ids, -100)
     for i, row in enumerate(ROWS):
         for p in row.supervised:
@@ -71,7 +72,7 @@ def test_only_supervised_positions_count(view: View) -> None:
 def test_only_supervised_positions_go_through_the_head(
     view: View, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batch, seen = lm.collate(ROWS, 9), []
+    batch, seen = LM.collate(ROWS, 9), []
     inner = Head._losses
 
     def losses(self: Head, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -81,15 +82,15 @@ def test_only_supervised_positions_go_through_the_head(
     monkeypatch.setattr(Head, "_losses", losses)
     with view.plain():
         assert view.logits(batch.input_ids, batch.positions).shape == (8, tiny.VOCABULARY)
-        lm.losses(view, batch, None)
+        LM.losses(view, batch, None)
     assert seen == [(8, 48)]
 
 
 def test_losses_stand_by_example(view: View) -> None:
-    batch = lm.collate(ROWS, lm.width(ROWS))
+    batch = LM.collate(ROWS, LM.width(ROWS))
     with view.plain():
-        found, hits = lm.losses(view, batch, None)
-        single = [lm.losses(view, lm.collate([row], 7), None)[0].sums[0] for row in ROWS]
+        found, hits = LM.losses(view, batch, None)
+        single = [LM.losses(view, LM.collate([row], 7), None)[0].sums[0] for row in ROWS]
     assert hits is None
     assert found.weights.tolist() == [3.0, 3.0, 2.0]
     assert found.sums.dtype == torch.float64
@@ -99,7 +100,7 @@ def test_losses_stand_by_example(view: View) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_loss_is_float32_whatever_the_logits_are(dtype: torch.dtype) -> None:
     view = View(sharp(tiny.llama(dtype=dtype)), {}, {}, dtype, torch.tensor([[1, 2, 3, 4]]))
-    batch = lm.collate(ROWS, lm.width(ROWS))
+    batch = LM.collate(ROWS, LM.width(ROWS))
     with view.plain():
         logits = view.logits(batch.input_ids, batch.positions)
         losses = view.token_losses(batch.input_ids, batch.positions, batch.targets)

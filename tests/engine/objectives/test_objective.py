@@ -10,7 +10,7 @@ from support import tiny
 from torch import Tensor
 
 from zoft.data.examples import Choice, Example, TextExample
-from zoft.engine.objectives.objective import objective_for
+from zoft.engine.objectives.objective import batch_losses, batch_score, micro_batches, objective_for
 from zoft.engine.objectives.score import Score
 from zoft.engine.probe.directions import Direction
 from zoft.engine.probe.view import View
@@ -33,8 +33,8 @@ def test_micro_batches_score_as_the_whole(
     view: View, name: Any, examples: list[Example], size: int
 ) -> None:
     objective = objective_for(name)
-    [whole] = objective.batches(examples, len(examples), CPU)
-    parts = objective.batches(examples, size, CPU)
+    [whole] = micro_batches(objective, examples, len(examples), CPU)
+    parts = micro_batches(objective, examples, size, CPU)
     assert [batch.examples for batch in parts] == {
         1: [1] * 5, 2: [2, 2, 1], 4: [4, 1]
     }[size]  # fmt: skip
@@ -43,10 +43,10 @@ def test_micro_batches_score_as_the_whole(
     # And each knows where its examples stand in the whole.
     assert [n for batch in parts for n in batch.example_of_row] == whole.example_of_row
     with view.plain():
-        once = objective.losses(view, [whole], masked=False)
-        joined = objective.losses(view, parts, masked=False)
-        score = objective.score(view, whole, masked=False)
-        scores = [objective.score(view, part, masked=False) for part in parts]
+        once = batch_losses(objective, view, [whole], masked=False)
+        joined = batch_losses(objective, view, parts, masked=False)
+        score = batch_score(objective, view, whole, masked=False)
+        scores = [batch_score(objective, view, part, masked=False) for part in parts]
     torch.testing.assert_close(joined.sums, once.sums, rtol=1e-5, atol=0)
     assert joined.sums.shape == (1, 5)
     assert torch.equal(joined.weights, once.weights)
@@ -59,12 +59,12 @@ def test_micro_batches_score_as_the_whole(
 @pytest.mark.parametrize(("name", "examples"), [("lm", SEQUENCES), ("choice", CHOICES)])
 def test_every_copy_has_losses_of_its_own(view: View, name: Any, examples: list[Example]) -> None:
     objective = objective_for(name)
-    parts = objective.batches(examples, 2, CPU)
+    parts = micro_batches(objective, examples, 2, CPU)
     z = Direction(seed=1, step=1, k=0, gaussian=False)
     with view.probe(z, 1.0, -1.0):  # of a view that tunes nothing
-        copies = objective.losses(view, parts, masked=False).sums
+        copies = batch_losses(objective, view, parts, masked=False).sums
     with view.plain():
-        plain = objective.losses(view, parts, masked=False).sums
+        plain = batch_losses(objective, view, parts, masked=False).sums
     assert copies.shape == (2, 5)
     torch.testing.assert_close(copies, plain.expand(2, -1), rtol=1e-6, atol=0)
 
@@ -72,10 +72,10 @@ def test_every_copy_has_losses_of_its_own(view: View, name: Any, examples: list[
 @pytest.mark.parametrize("name", ["lm", "choice"])
 def test_a_loss_that_is_not_finite_is_scored_as_such(name: Any) -> None:
     objective = objective_for(name)
-    [batch] = objective.batches(SEQUENCES if name == "lm" else CHOICES, 5, CPU)
+    [batch] = micro_batches(objective, SEQUENCES if name == "lm" else CHOICES, 5, CPU)
     lost = torch.full(batch.targets.shape, torch.nan)
     broken = SimpleNamespace(token_losses=lambda *_: lost)
-    assert math.isnan(objective.score(broken, batch, masked=False).loss)  # type: ignore[arg-type]
+    assert math.isnan(batch_score(objective, broken, batch, masked=False).loss)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -91,8 +91,8 @@ def test_a_mask_is_given_where_it_is_needed(masked: bool) -> None:
         return torch.zeros(len(positions))
 
     objective = objective_for("lm")
-    batches = objective.batches(SEQUENCES, 3, CPU)
-    objective.losses(SimpleNamespace(token_losses=token_losses), batches, masked=masked)  # type: ignore[arg-type]
+    batches = micro_batches(objective, SEQUENCES, 3, CPU)
+    batch_losses(objective, SimpleNamespace(token_losses=token_losses), batches, masked=masked)  # type: ignore[arg-type]
     if masked:
         shown = [mask.sum().item() for mask in masks if mask is not None]
         assert shown == [6 + 3 + 10, 4 + 8]

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from zoft.data.examples import Choice, TextExample
 from zoft.engine.estimator import Estimator
 from zoft.engine.kernels.cpu import sweeps as cpu
-from zoft.engine.objectives.objective import objective_for
+from zoft.engine.objectives.objective import batch_losses, micro_batches, objective_for
 from zoft.engine.probe.directions import Direction
 
 ROWS, WIDTH = 4, 9
@@ -196,10 +196,10 @@ def test_a_step_waits_once_for_the_device(objective, kind, paired, monkeypatch):
     if objective == "choice":
         rows = [Choice(row.ids, ((40,), (50, 51)), i % 2) for i, row in enumerate(rows)]
     made = objective_for(objective)
-    batches = made.batches(rows, 2, torch.device("cpu"))
+    batches = micro_batches(made, rows, 2, torch.device("cpu"))
     with monkeypatch.context() as patch:
         syncs = Syncs(patch)
-        estimator.measure(1, lambda: made.losses(view, batches, masked=False))
+        estimator.measure(1, lambda: batch_losses(made, view, batches, masked=False))
     passes = 2 * (1 if paired else 2) * len(batches)
     expected = PASSES[kind] * passes + ["zoft.engine.estimator._on_the_host"]
     assert sorted(syncs.places) == sorted(expected)
