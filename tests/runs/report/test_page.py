@@ -18,7 +18,7 @@ from zoft.runs.record import read_run
 from zoft.runs.report import page as reports
 from zoft.runs.report.page import report, reported, write_report
 
-VOID = {"meta", "link", "circle", "path", "polyline", "br"}
+VOID = {"meta", "link", "path", "use", "br"}
 
 
 class Tags(HTMLParser):
