@@ -7,8 +7,7 @@ import math
 import pytest
 import torch
 from support import tiny
-from support.twins import TimeFirst
-from torch import nn
+from support.mixing import BatchMean, TimeFirst
 
 from zoft.engine.diagnostics import (
     LOUD,
@@ -174,17 +173,6 @@ def test_rank_one_probes_deliver_whatever_the_type():
     assert (
         measure_delivery(view, Resident([]), z, 1e-3) is None
     )  # they are added inside the products
-
-
-class BatchMean(nn.Module):
-    """Adds the mean over all rows, as a module with a capacity to share may."""
-
-    def __init__(self, inner):
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x):
-        return self.inner(x) + x.mean(0, keepdim=True)
 
 
 F32, BF16 = torch.float32, torch.bfloat16

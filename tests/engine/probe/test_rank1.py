@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 from support import tiny
-from support.twins import TimeFirst, moved, row_by_row, view_of
+from support.mixing import TimeFirst
+from support.twins import moved, row_by_row, view_of
 from torch import nn
 from torch.nn.functional import cosine_similarity, cross_entropy
 from transformers import (

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,7 @@ def pretend(
     monkeypatch.setenv("PYTHONPATH", str(folder))
 
 
-def until(condition, seconds: float = 30.0) -> None:
+def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
@@ -69,7 +70,9 @@ def sent(run: Path) -> list[int]:
     return [step for step, values in map(json.loads, lines) if "train/loss" in values]
 
 
-def test_all_that_the_run_writes_arrives_also_after_signals(tmp_path, monkeypatch) -> None:
+def test_all_that_the_run_writes_arrives_also_after_signals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pretend(monkeypatch, tmp_path)
     run, said = a_run(tmp_path), []
     with tracked(RunFolder(run), ["tensorboard"], said.append, Stop()) as look:
@@ -85,7 +88,7 @@ def test_all_that_the_run_writes_arrives_also_after_signals(tmp_path, monkeypatc
     assert os.getpgid(0) != process
 
 
-def test_one_that_raises_costs_one_line(tmp_path, monkeypatch) -> None:
+def test_one_that_raises_costs_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, tmp_path, log="raise OSError('disk on fire')")
     run, said = a_run(tmp_path), []
     with tracked(RunFolder(run), ["tensorboard"], said.append, Stop()) as look:
@@ -100,7 +103,9 @@ def test_one_that_raises_costs_one_line(tmp_path, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("where", ["start", "finish"])
-def test_one_that_hangs_is_stopped_in_the_end(tmp_path, monkeypatch, where) -> None:
+def test_one_that_hangs_is_stopped_in_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
     monkeypatch.setattr(trackers, "SILENT", 0.5)
     pretend(monkeypatch, tmp_path, **{where: "time.sleep(600)"})
     run, said = a_run(tmp_path), []
@@ -115,7 +120,9 @@ def test_one_that_hangs_is_stopped_in_the_end(tmp_path, monkeypatch, where) -> N
         os.kill(process, 0)
 
 
-def test_a_run_that_is_told_to_stop_does_not_wait_long(tmp_path, monkeypatch) -> None:
+def test_a_run_that_is_told_to_stop_does_not_wait_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(trackers, "STOPPED", 0.3)
     pretend(monkeypatch, tmp_path, start="time.sleep(600)")
     run, said = a_run(tmp_path), []
@@ -126,7 +133,7 @@ def test_a_run_that_is_told_to_stop_does_not_wait_long(tmp_path, monkeypatch) ->
     assert len(said) == 1
 
 
-def test_a_killed_one_is_told_of(tmp_path, monkeypatch) -> None:
+def test_a_killed_one_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, tmp_path)
     run, said = a_run(tmp_path), []
     with tracked(RunFolder(run), ["tensorboard"], said.append, Stop()) as look:
@@ -152,14 +159,16 @@ def test_a_tracker_gets_no_secret_of_others(monkeypatch: pytest.MonkeyPatch) -> 
     assert kept & set(environment("trackio")) == {"HF_TOKEN", "LANG"}
 
 
-def test_what_is_not_installed_is_said_before_anything_begins(monkeypatch) -> None:
+def test_what_is_not_installed_is_said_before_anything_begins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     require_installed(["wandb", "tensorboard", "trackio"])
     monkeypatch.setattr(trackers, "find_spec", lambda name: None if name == "trackio" else 1)
     with pytest.raises(EnvironmentProblem, match=r'trackio.*pip install "zoft\[trackio\]"'):
         require_installed(["wandb", "trackio"])
 
 
-def test_wandb_keeps_its_name_in_run_json(tmp_path, monkeypatch) -> None:
+def test_wandb_keeps_its_name_in_run_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trackers._Child, "start", lambda *_: 1 / 0)
     run = RunFolder(tmp_path)
     names = []

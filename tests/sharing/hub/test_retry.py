@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import httpx2
 import pytest
@@ -20,14 +21,14 @@ def answered(status: int, **headers: str) -> HfHubHTTPError:
 
 
 @pytest.fixture
-def waited(monkeypatch):
+def waited(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The seconds of each pause, none of which is taken."""
     found: list[float] = []
     monkeypatch.setattr(patience, "_sleep", lambda seconds, _: found.append(seconds))
     return found
 
 
-def failing(*errors: BaseException):
+def failing(*errors: BaseException) -> Callable[[], str]:
     left = list(errors)
 
     def action() -> str:
@@ -45,7 +46,7 @@ def wrapped(error: Exception) -> RuntimeError:
     return outer
 
 
-def test_what_may_pass_is_tried_again(waited):
+def test_what_may_pass_is_tried_again(waited: list[float]) -> None:
     said: list[str] = []
     errors = (
         answered(500), answered(429, **{"Retry-After": "7"}), wrapped(httpx2.ReadError("cut")),
@@ -57,7 +58,7 @@ def test_what_may_pass_is_tried_again(waited):
     assert "secret" not in "".join(said)
 
 
-def test_patience_ends(waited):
+def test_patience_ends(waited: list[float]) -> None:
     with pytest.raises(EnvironmentProblem, match=r"^cannot push: the Hub does not answer$"):
         patiently(failing(*[httpx2.ReadTimeout("slow")] * 6), "cannot push", say=str, check=nothing)
     assert len(waited) == 5
@@ -73,13 +74,13 @@ def test_patience_ends(waited):
         (ValueError("Invalid metadata in README.md."), "Invalid metadata"),
     ],
 )
-def test_what_will_not_pass_is_not(waited, error, words):
+def test_what_will_not_pass_is_not(waited: list[float], error: Exception, words: str) -> None:
     with pytest.raises(EnvironmentProblem, match=words):
         patiently(failing(error), "cannot push", say=str, check=nothing)
     assert waited == []
 
 
-def test_a_pause_ends_when_the_run_is_stopped():
+def test_a_pause_ends_when_the_run_is_stopped() -> None:
     asked = 0
 
     def check() -> None:
