@@ -11,7 +11,7 @@ from support import tiny
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from zoft.data.examples import Choice, Example, Sequence
+from zoft.data.examples import Choice, Example, TextExample
 from zoft.engine.objectives.objective import objective_for
 from zoft.engine.objectives.score import Score
 from zoft.engine.probe.view import View
@@ -23,7 +23,7 @@ from zoft.recipe.schema import EvalSection
 from zoft.recipe.sections.tune import TuneSection
 
 CPU = torch.device("cpu")
-SEQUENCES = [Sequence((0, *range(9, 9 + n)), (n - 1, n)) for n in (5, 2, 9, 3, 7, 4, 2)]
+SEQUENCES = [TextExample((0, *range(9, 9 + n)), (n - 1, n)) for n in (5, 2, 9, 3, 7, 4, 2)]
 CHOICES = [Choice(x.ids, ((40,), (50, 51)), i % 2) for i, x in enumerate(SEQUENCES)]
 SETS = [("lm", SEQUENCES), ("choice", CHOICES)]
 
@@ -143,10 +143,10 @@ def test_the_metric_comes_first(
 
 def test_lm_loss_of_a_choice_is_that_of_its_right_option(view: View) -> None:
     texts = [
-        Sequence(x.ids + c.options[c.label], ()) for x, c in zip(SEQUENCES, CHOICES, strict=True)
+        TextExample(x.ids + c.options[c.label], ()) for x, c in zip(SEQUENCES, CHOICES, strict=True)
     ]
     texts = [
-        Sequence(t.ids, tuple(range(len(x.ids), len(t.ids))))
+        TextExample(t.ids, tuple(range(len(x.ids), len(t.ids))))
         for x, t in zip(SEQUENCES, texts, strict=True)
     ]
     there = scored(view, "lm", CHOICES, 3, False)
@@ -159,7 +159,7 @@ def test_a_model_that_writes_the_answer_is_right(view: View) -> None:
     written = completions(view, tiny.tokenizer(), prompts, Decoding(4), batch_size=1, device=CPU)
     answers = [text if i % 7 else "something else" for i, text in enumerate(written)]
     rows: list[Example] = [
-        Sequence((*ids, 40), (len(ids),), ("never", answer))
+        TextExample((*ids, 40), (len(ids),), ("never", answer))
         for ids, answer in zip(prompts, answers, strict=True)
     ]
     found = evaluated(view, "lm", rows, metric="f1", max_new_tokens=4)
@@ -210,7 +210,7 @@ def test_a_model_that_sees_the_padding_needs_a_mask(
 
 
 def test_rows_of_one_length_are_padded_to_see_what_padding_does() -> None:
-    view, same = view_of(Bidirectional()), [Sequence((0, 9, n), (2,)) for n in (10, 20)]
+    view, same = view_of(Bidirectional()), [TextExample((0, 9, n), (2,)) for n in (10, 20)]
     assert needs_mask(view, objective_for("lm"), same, CPU) is True
     assert needs_mask(view_of(tiny.llama()), objective_for("lm"), same, CPU) is False
 
@@ -218,7 +218,7 @@ def test_rows_of_one_length_are_padded_to_see_what_padding_does() -> None:
 def test_the_mask_is_looked_at_in_few_positions_of_long_texts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    long = [Sequence(tuple([7] * n), tuple(range(1, n))) for n in (90, 120)]
+    long = [TextExample(tuple([7] * n), tuple(range(1, n))) for n in (90, 120)]
     view, seen = view_of(tiny.llama()), []
     logits = View.logits
 
@@ -236,7 +236,7 @@ def test_virtual_tokens_take_positions() -> None:
     """OPT has 128: a row that fills them has no room behind a prompt, and is not padded for a look."""
     objective = objective_for("lm")
     model = attach_adapter(tiny.opt(), TuneSection(method="prompt"), seed=0)
-    full, fits = (Sequence(tuple(9 for _ in range(n)), (n - 1,)) for n in (128, 123))
+    full, fits = (TextExample(tuple(9 for _ in range(n)), (n - 1,)) for n in (128, 123))
     with pytest.raises(DataError, match=r"128 tokens and 5 virtual .*data\.max_length=123 "):
         require_fits(model, [full], objective)
     require_fits(model, [fits], objective)

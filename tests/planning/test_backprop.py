@@ -7,6 +7,7 @@ from support import tiny
 from support.autograd import kept_bytes
 from support.recipes import of_tiny_llama as recipe
 
+from zoft.planning import backprop
 from zoft.planning.backprop import first_order
 from zoft.planning.footprint import libraries
 from zoft.planning.workload import shape_of
@@ -28,6 +29,17 @@ def test_lora_takes_less_whatever_the_recipe_tunes(tmp_path: Path, method: str) 
     found = first_order(made, shape_of(made))
     assert found
     assert libraries() < found.lora < found.full
+
+
+def test_a_model_that_looks_at_its_numbers_has_no_estimate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def peek(*_: object) -> int:
+        raise NotImplementedError("no data on the meta device")
+
+    monkeypatch.setattr(backprop, "trace_saved", peek)
+    made = recipe(tmp_path)
+    assert first_order(made, shape_of(made)) is None
 
 
 def test_activations_grow_with_the_batch(tmp_path: Path) -> None:

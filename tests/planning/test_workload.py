@@ -9,7 +9,7 @@ from support import tiny
 from support.recipes import of_tiny_llama as recipe
 from torch import nn
 
-from zoft.data.examples import Choice, Sequence
+from zoft.data.examples import Choice, TextExample
 from zoft.planning.resolve import resolve
 from zoft.planning.workload import Shape, Texts, shape_of, texts_of
 from zoft.recipe.defaults import with_defaults
@@ -48,7 +48,7 @@ def test_without_data_the_recipes_limit_stands_in(tmp_path: Path) -> None:
 
 
 def test_with_data_the_longest_example_counts(tmp_path: Path) -> None:
-    sets = {"train": [Sequence((1, 2, 3), (2,)), Sequence((1, 2, 3, 4), (1, 2, 3))]}
+    sets = {"train": [TextExample((1, 2, 3), (2,)), TextExample((1, 2, 3, 4), (1, 2, 3))]}
     shape = shape_of(recipe(tmp_path), sets)
     assert shape.known
     assert shape.train == Texts(4, 1, 3, 7, 2)

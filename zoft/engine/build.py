@@ -13,14 +13,11 @@ from zoft.data.order import Order
 from zoft.engine.estimator import Estimator
 from zoft.engine.offload.stream import stream
 from zoft.engine.offload.streamer import Streamer
-from zoft.engine.optimizers.mezo import MeZO
-from zoft.engine.optimizers.radazo import MOMENTS, RAdaZO, Rule
-from zoft.engine.optimizers.update import Tuned, Weights
+from zoft.engine.optimizers.update import Tuned
 from zoft.engine.probe.view import View
 from zoft.models.load import Loaded
 from zoft.models.storage.safetensors import Stored
 from zoft.recipe.schema import Recipe
-from zoft.recipe.sections.optimizer import OptimizerSection
 
 
 def streamer_for(
@@ -44,7 +41,7 @@ def streamer_for(
     return stream(
         loaded.blocks,
         tuned,
-        kept_by(recipe.optimizer),
+        recipe.optimizer.state(),
         {**loaded.sources, **moments},
         residency=recipe.model.residency,
         device=torch.device(recipe.device),
@@ -69,37 +66,6 @@ def estimator_for(recipe: Recipe, view: View) -> Estimator:
         examples=recipe.train.batch_size if settings.scope == "example" else None,
         paired=settings.paired is True,
     )
-
-
-def kept_by(settings: OptimizerSection) -> tuple[str, ...]:
-    """What the update rule keeps beside every weight."""
-    return MOMENTS if (settings.name, settings.moments) == ("r-adazo", "full") else ()
-
-
-def optimizer_for(settings: OptimizerSection, seed: int, weights: Weights) -> MeZO | RAdaZO:
-    gaussian, rank1 = settings.distribution == "gaussian", settings.structure == "rank1"
-    match settings.name:
-        case "mezo":
-            return MeZO(
-                weights,
-                seed=seed,
-                gaussian=gaussian,
-                weight_decay=settings.weight_decay,
-                rank1=rank1,
-            )
-        case "r-adazo":
-            assert settings.moments != "auto"
-            assert isinstance(settings.window, int)
-            rule = Rule(
-                betas=settings.betas,
-                eps=settings.eps,
-                bias_correction=settings.bias_correction,
-                moments=settings.moments,
-                window=settings.window,
-                fold_momentum=settings.fold_momentum,
-                weight_decay=settings.weight_decay,
-            )
-            return RAdaZO(weights, rule, seed=seed, gaussian=gaussian, rank1=rank1)
 
 
 def order_for(recipe: Recipe, train_set: Sequence[Example]) -> Order:

@@ -20,12 +20,16 @@ from zoft.engine.offload import executor as executor_module
 from zoft.engine.offload.cuda import Streams
 from zoft.engine.offload.executor import Executor, Work
 from zoft.engine.offload.operations import Event, Op, Queue
-from zoft.engine.offload.schedule import Road, Schedule
+from zoft.engine.offload.schedule import Schedule, Transfer
 
-ROADS: list[tuple[Road, Writeback]] = [
-    (road, writeback) for road in ("memory", "staged") for writeback in (None, "device", "host")
+TRANSFERS: list[tuple[Transfer, Writeback]] = [
+    (transfer, writeback)
+    for transfer in ("memory", "staged")
+    for writeback in (None, "device", "host")
 ]
-EVERY_ROAD = pytest.mark.parametrize("road", ROADS, ids=lambda road: f"{road[0]}-{road[1]}")
+EVERY_TRANSFER = pytest.mark.parametrize(
+    "transfer", TRANSFERS, ids=lambda transfer: f"{transfer[0]}-{transfer[1]}"
+)
 GPU = torch.device("cuda")
 
 
@@ -86,14 +90,14 @@ def play(cuda: Cuda, made: Executor, machine: Machine, items: Sequence[Item]) ->
 
 
 @pytest.mark.parametrize("marks", [1, 2, 64])
-@EVERY_ROAD
+@EVERY_TRANSFER
 def test_conflicting_accesses_are_ordered_and_the_bytes_right(
-    cuda: Cuda, monkeypatch: pytest.MonkeyPatch, road: tuple[Road, Writeback], marks: int
+    cuda: Cuda, monkeypatch: pytest.MonkeyPatch, transfer: tuple[Transfer, Writeback], marks: int
 ) -> None:
     """Also where marks are forgotten long before somebody waits for them."""
     monkeypatch.setattr(executor_module, "MARKS", marks)
     for seed in range(3):
-        items, machine = trace(program(Random(seed), *road)), Machine()
+        items, machine = trace(program(Random(seed), *transfer)), Machine()
         made = Watched(Streams(GPU), cuda)
         play(cuda, made, machine, items)
         last = [i for i in items if isinstance(i, Op) and i.queue == "compute"][-1]
@@ -131,19 +135,12 @@ def test_a_fault_is_found(cuda: Cuda, monkeypatch: pytest.MonkeyPatch, fault: st
     assert cuda.races() != []
 
 
-@EVERY_ROAD
-def test_after_clear_and_close_the_device_is_still(
-    cuda: Cuda, road: tuple[Road, Writeback]
-) -> None:
-    """Nothing that was handed over may still use a slot that is filled again, or given away."""
-    driver, machine = Driver(Schedule(range(4), 3, *road)), Machine()
+@EVERY_TRANSFER
+def test_after_close_the_device_is_still(cuda: Cuda, transfer: tuple[Transfer, Writeback]) -> None:
+    """Nothing that was handed over may still use a slot that is given away."""
+    driver, machine = Driver(Schedule(range(4), 3, *transfer)), Machine()
     made = Watched(Streams(GPU), cuda)
     play(cuda, made, machine, list(driver.do(("broken", 2))))
-    assert made.clear() is None
-    assert cuda.idle()
-    driver.forget()
-    play(cuda, made, machine, list(driver.do(("pass", 0))))
-    assert cuda.races() == []
     made.close()
     assert cuda.idle()
 
@@ -179,20 +176,15 @@ class Late(Streams):
 
 @pytest.mark.parametrize("tune", ["some", "lora"])
 @pytest.mark.parametrize(
-    ("road", "writeback"),
+    ("transfer", "writeback"),
     [("memory", "device"), ("memory", "host"), ("staged", "device"), ("staged memory", "host")],
 )
 def test_a_streamed_model_whose_copies_come_late(
-    cuda: Cuda, tmp_path: Path, road: str, writeback: str, tune: str
+    cuda: Cuda, tmp_path: Path, transfer: str, writeback: str, tune: str
 ) -> None:
     device = Late(GPU)
     device.cuda = cuda
-    late: dict[str, Any] = {
-        "executor": Executor(device),
-        "road": road,
-        "writeback": writeback,
-        "slots": 2,
-    }
+    late = {"executor": Executor(device), "transfer": transfer, "writeback": writeback, "slots": 2}
     found = []
     resident: dict[str, Any] = {}
     for settings in (resident, late):

@@ -14,11 +14,11 @@ Cost = Callable[[Op], float]
 INLINE = pytest.mark.parametrize("inline", [False, True])
 
 
-def passes(schedule: Schedule, count: int, publish: bool = False) -> list[Op]:
+def passes(schedule: Schedule, count: int, update: bool = False) -> list[Op]:
     ops = []
     for _ in range(count):
-        if publish:
-            ops += schedule.publish()
+        if update:
+            ops += schedule.enqueue_update()
         for block in schedule.blocks:
             ops += [*schedule.enter(block), *schedule.leave(block)]
     return ops

@@ -226,7 +226,7 @@ class Hub:
                     if file["size"] >= LFS_FROM or file["path"].endswith(".safetensors")
                     else "regular",
                     "shouldIgnore": False,
-                    "oid": files[file["path"]].oid if file["path"] in files else None,
+                    "oid": files[file["path"]].known_as if file["path"] in files else None,
                 }
                 for file in (await request.json())["files"]
             ]

@@ -9,7 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from zoft.engine.kernels.numerics.exact_sum import Adam, Rounding, Terms
+from zoft.engine.kernels.numerics.exact_sum import Rounding, Terms
+from zoft.recipe.sections.optimizers.rule import AdamConstants
 
 
 class Kernels(Protocol):
@@ -57,12 +58,12 @@ class Kernels(Protocol):
     ) -> None: ...
 
     def radazo_full(
-        self, weight: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, terms: Terms, adam: Adam, *,
+        self, weight: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, terms: Terms, adam: AdamConstants, *,
         param: int, decay: float, rounding: Rounding,
     ) -> None: ...  # fmt: skip
 
     def radazo_window(
-        self, weight: Tensor, window: list[Terms], adam: Adam, *, param: int, decay: float,
+        self, weight: Tensor, window: list[Terms], adam: AdamConstants, *, param: int, decay: float,
         rounding: Rounding,
     ) -> None: ...  # fmt: skip
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from zoft.engine.kernels.numerics import gaussian as normal
-from zoft.engine.kernels.numerics.exact_sum import Adam, Rounding, Terms
+from zoft.engine.kernels.numerics.exact_sum import Rounding, Terms
+from zoft.recipe.sections.optimizers.rule import AdamConstants
 from zoft.system.philox import (
     M0,
     M1,
@@ -199,8 +200,21 @@ def add_directions(
         flat[elements] = _rounded(x, weight.dtype, elements, param, rounding)
 
 
+def add_scaled(
+    weight: Tensor, other: Tensor, factor: float, *, param: int, decay: float, rounding: Rounding
+) -> None:
+    """weight = weight * decay + factor * other (float32, of the same shape), in place."""
+    flat, added = weight.view(-1), other.view(-1)
+    if weight.dtype == torch.float32:
+        flat.mul_(_f32(decay)).add_(added * _f32(factor))
+        return
+    for elements in _chunks(flat):
+        x = flat[elements].float() * _f32(decay) + added[elements] * _f32(factor)
+        flat[elements] = _rounded(x, weight.dtype, elements, param, rounding)
+
+
 def radazo_full(
-    weight: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, terms: Terms, adam: Adam, *,
+    weight: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, terms: Terms, adam: AdamConstants, *,
     param: int, decay: float, rounding: Rounding,
 ) -> None:  # fmt: skip
     """One R-AdaZO update with stored float32 moments, all three in place."""
@@ -214,7 +228,7 @@ def radazo_full(
 
 
 def radazo_window(
-    weight: Tensor, window: list[Terms], adam: Adam, *, param: int, decay: float,
+    weight: Tensor, window: list[Terms], adam: AdamConstants, *, param: int, decay: float,
     rounding: Rounding,
 ) -> None:  # fmt: skip
     """One R-AdaZO update whose moments are recomputed from the last steps, oldest first."""
@@ -250,13 +264,13 @@ def _sum(elements: Tensor, terms: Terms, param: int, weight: Tensor) -> Tensor:
     return total.float() * _f32(terms.unit)
 
 
-def _moments(m: Tensor, v: Tensor, g: Tensor, adam: Adam) -> tuple[Tensor, Tensor]:
+def _moments(m: Tensor, v: Tensor, g: Tensor, adam: AdamConstants) -> tuple[Tensor, Tensor]:
     beta1, beta2, rest1, rest2, *_ = (_f32(x) for x in adam.constants())
     m = m * beta1 + g * rest1
     return m, v * beta2 + (m * m) * rest2
 
 
-def _stepped(x: Tensor, m: Tensor, v: Tensor, adam: Adam, decay: float) -> Tensor:
+def _stepped(x: Tensor, m: Tensor, v: Tensor, adam: AdamConstants, decay: float) -> Tensor:
     *_, lr, correction, eps = (_f32(x) for x in adam.constants())
     # A tensor divisor: torch turns division by a Python number into a multiplication.
     v_hat = v / torch.full_like(v, correction)

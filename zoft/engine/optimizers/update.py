@@ -1,4 +1,4 @@
-"""The tuned weights of a run, and what every update rule needs to know to move them."""
+"""The tuned weights of a run, and how an update reaches them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from zoft.engine.kernels.dispatch import kernels_for
-from zoft.engine.kernels.numerics.exact_sum import Rounding, Terms
 from zoft.models.storage.safetensors import Reader, Stored
 
 
@@ -104,30 +102,3 @@ class Resident:
                     )
                     reader.read(stored[name], own)
                     tensor.copy_(own)
-
-
-@dataclass(frozen=True, slots=True)
-class Sweep:
-    """What is common to every parameter in one update: lr * weight_decay and the rounding key."""
-
-    shrink: float
-    rounding: Rounding
-
-    def decay(self, tuned: Tuned) -> float:
-        return 1.0 - self.shrink if tuned.decays else 1.0
-
-
-def adding(terms: Terms, sweep: Sweep) -> Update:
-    """weight = weight * decay + sum of directions."""
-
-    def update(tuned: Tuned, weight: Tensor, state: Sequence[Tensor]) -> None:
-        del state
-        kernels_for(weight.device).add_directions(
-            weight,
-            terms,
-            param=tuned.param,
-            decay=sweep.decay(tuned),
-            rounding=sweep.rounding,
-        )
-
-    return update

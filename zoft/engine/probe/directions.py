@@ -16,8 +16,8 @@ class Direction:
     """Direction `k` of a step: one value of +-1 or N(0, 1) for each element of each parameter.
 
     With `rank1` a matrix has z = u v^T, u and v signs; everything else is dense all the same. Any
-    slice of any parameter can be drawn at any time, in any order, with the same bits (METHODS
-    section 1). `param` is the parameter's id, `scale` is in units of the weights.
+    slice of any parameter can be drawn at any time, in any order, with the same bits
+    (docs/methods.md#random-numbers). `param` is the parameter's id, `scale` is in units of the weights.
     """
 
     seed: int

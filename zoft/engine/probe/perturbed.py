@@ -37,7 +37,8 @@ class Values:
         self.rows = make_rows(1, (0,), (0.0,), device)
 
     def open(self, direction: Direction | None, examples: int | None) -> None:
-        """`examples` B: example i has direction k * B + i (METHODS section 1); None: all have k."""
+        """`examples` B: example i has direction k * B + i, None: all have k
+        (docs/methods.md#per-example-directions)."""
         self.direction = direction
         if direction is None:
             return

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from zoft.engine.kernels import reference
 from zoft.engine.kernels.cpu import sweeps as cpu
-from zoft.engine.kernels.numerics.exact_sum import Adam, Rounding, Terms, make_terms
+from zoft.engine.kernels.numerics.exact_sum import Rounding, Terms, make_terms
+from zoft.recipe.sections.optimizers.rule import AdamConstants
 from zoft.system.philox import PURPOSE_U, PURPOSE_V
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -246,8 +247,8 @@ def terms(count: int, step: int = 3) -> Terms:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [*SHAPES, (283,), (3, 5, 11)])
-def test_updates_equal_reference(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-    adam = Adam(beta1=0.9, beta2=0.99, lr=1e-3, correction=0.0297, eps=1e-8)
+def test_updates_equal_reference(dtype, shape) -> None:
+    adam = AdamConstants(beta1=0.9, beta2=0.99, lr=1e-3, correction=0.0297, eps=1e-8)
     common = {"param": 11, "decay": 1 - 1e-4, "rounding": Rounding(7, 3)}
     window = [terms(count, step) for step, count in ((1, 2), (2, 5), (3, 1))]
     results = []

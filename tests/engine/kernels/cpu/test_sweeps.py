@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from zoft.engine.kernels import reference
 from zoft.engine.kernels.cpu import sweeps as cpu
-from zoft.engine.kernels.numerics.exact_sum import Adam, Rounding, Terms, make_terms
+from zoft.engine.kernels.numerics.exact_sum import Rounding, Terms, make_terms
+from zoft.recipe.sections.optimizers.rule import AdamConstants
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 ADDRESS = {"seed": 2**32 - 3, "step": 17, "param": 0xDEADBEEF, "k": 5}
@@ -87,8 +88,8 @@ def test_any_cut_and_any_number_of_threads_give_the_same_direction(
 @pytest.mark.parametrize("gaussian", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n", [1, 600, 140_001])
-def test_updates_equal_reference(gaussian: bool, dtype: torch.dtype, n: int) -> None:
-    adam = Adam(beta1=0.9, beta2=0.99, lr=1e-3, correction=0.0297, eps=1e-8)
+def test_updates_equal_reference(gaussian: bool, dtype, n: int) -> None:
+    adam = AdamConstants(beta1=0.9, beta2=0.99, lr=1e-3, correction=0.0297, eps=1e-8)
     common = {"param": 11, "decay": 1 - 1e-4, "rounding": Rounding(7, 3)}
     window = [terms(gaussian, 2, step) for step in (1, 2, 3)]
     results = []

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from zoft.engine.kernels import reference
-from zoft.engine.kernels.numerics.exact_sum import Adam, Rounding, Terms, make_terms
+from zoft.engine.kernels.numerics.exact_sum import Rounding, Terms, make_terms
 from zoft.engine.kernels.triton import sweeps as triton
-from zoft.engine.optimizers import radazo
-from zoft.engine.optimizers import update as sweep
+from zoft.engine.optimizers import optimizer
 from zoft.engine.optimizers.measurement import Measurement
-from zoft.engine.optimizers.mezo import MeZO
-from zoft.engine.optimizers.radazo import RAdaZO
 from zoft.engine.optimizers.update import Resident, Tuned
+from zoft.recipe.sections.optimizers.mezo import MeZO
+from zoft.recipe.sections.optimizers.radazo import RAdaZO
+from zoft.recipe.sections.optimizers.rule import AdamConstants, OptimizerSection
 from zoft.system.philox import PURPOSE_U, PURPOSE_V
 
 # The interpreter computes with numpy, which warns where IEEE says inf.
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 ADDRESS = {"seed": 2**32 - 3, "step": 17, "param": 0xDEADBEEF, "k": 5}
 COMMON = {"param": 0xDEADBEEF, "decay": 1 - 1e-4, "rounding": Rounding(2**32 - 7, 3)}
-ADAM = Adam(beta1=0.9, beta2=0.99, lr=1e-3, correction=0.0297, eps=1e-8)
+ADAM = AdamConstants(beta1=0.9, beta2=0.99, lr=1e-3, correction=0.0297, eps=1e-8)
 
 
 def weights(shape: int | tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> Tensor:
@@ -113,35 +113,6 @@ def test_perturb_each(dtype: torch.dtype, columns: int) -> None:
     triton.perturb_each(fast, weight, **arguments)
     reference.perturb_each(slow, weight, **arguments)
     assert equal(fast, slow)
-
-
-def test_an_address_in_memory_is_the_same_address() -> None:
-    weight = weights((5, 300), torch.float32)
-    rows, ks = torch.tensor([4, 1]), torch.tensor([3, 9])
-    seed, step, param, k = ADDRESS.values()
-    address, scale = torch.tensor([seed, step, k]), torch.tensor([1e-2])
-    for gaussian in (False, True):
-        kind: dict[str, Any] = {"param": param, "gaussian": gaussian}
-        a, b, c, d = (torch.empty(5, 300) for _ in range(4))
-        triton.perturb_pair_at(a, b, weight, address, scale, offset=77, **kind)
-        triton.perturb_pair(c, d, weight, offset=77, **ADDRESS, scale=1e-2, gaussian=gaussian)
-        assert equal(a, c)
-        assert equal(b, d)
-        triton.perturb_at(a, weight, address, scale, offset=77, **kind)
-        assert equal(a, c)
-        triton.perturb_rows_at(a[:2], weight, rows, address, scale, **kind)
-        triton.perturb_rows(c[:2], weight, rows, **ADDRESS, scale=1e-2, gaussian=gaussian)
-        assert equal(a[:2], c[:2])
-    triton.perturb_each_at(a[:2], weight[0], address[:2], ks, scale.repeat(2), param=param)
-    key: dict[str, Any] = {
-        "seed": seed,
-        "step": step,
-        "param": param,
-        "ks": ks,
-        "scales": scale.repeat(2),
-    }
-    triton.perturb_each(c[:2], weight[0], **key)
-    assert equal(a[:2], c[:2])
 
 
 def test_signs() -> None:
@@ -244,25 +215,23 @@ def test_a_direction_number_beyond_its_field_is_refused() -> None:
 
 def replayed(kernels: ModuleType, rule: str, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """A matrix and a vector after four steps of a journal, one of them skipped."""
-    for module in (sweep, radazo):
-        monkeypatch.setattr(module, "kernels_for", lambda _: kernels)
+    monkeypatch.setattr(optimizer, "kernels_for", lambda _: kernels)
     dtype = torch.bfloat16 if rule == "full" else torch.float32
     start = {"matrix": weights((7, 45), dtype)[:, 5:].contiguous(), "vector": weights(50, dtype)}
     tuned = [
         Tuned(x, torch.nn.Parameter(t), 11 + i, i == 0) for i, (x, t) in enumerate(start.items())
     ]
-    given: dict[str, Any] = {"seed": 2**32 - 3, "gaussian": rule == "mezo", "rank1": rule != "mezo"}
-    optimizer: MeZO | RAdaZO
-    if rule == "mezo":
-        optimizer = MeZO(Resident(tuned), weight_decay=0.1, **given)
-    else:
-        constants = radazo.Rule((0.9, 0.99), 1e-8, "v", rule, 2, True, 0.1)  # type: ignore[arg-type]
-        optimizer = RAdaZO(Resident(tuned), constants, **given)
+    keys = {"weight_decay": 0.1, "distribution": "gaussian" if rule == "mezo" else "rademacher"}
+    section: OptimizerSection = MeZO.model_validate(keys)
+    if rule != "mezo":
+        keys |= {"structure": "rank1", "moments": rule, "window": 2}
+        section = RAdaZO.model_validate(keys)
+    made = optimizer.optimizer_for(section, 2**32 - 3, Resident(tuned))
     for step in range(1, 5):
         c = (3.5 / step, float("nan") if step == 2 else -0.11149546, 62.5)
         measured = Measurement(step, (0.7,), (0.6,), c)
         if measured.finite:
-            optimizer.update(measured, 1e-3)
+            made.update(measured, 1e-3)
     return [t.data for t in tuned]
 
 

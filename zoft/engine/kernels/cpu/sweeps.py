@@ -36,7 +36,8 @@ from zoft.engine.kernels.cpu.rank1 import (
 from zoft.engine.kernels.cpu.tasks import perturb_task, prefill_task, project_task, widen_task
 from zoft.engine.kernels.cpu.update import STORED, SUM, WINDOW, add_outer_rows, update_span
 from zoft.engine.kernels.numerics import gaussian as normal
-from zoft.engine.kernels.numerics.exact_sum import Adam, Rounding, Terms
+from zoft.engine.kernels.numerics.exact_sum import Rounding, Terms
+from zoft.recipe.sections.optimizers.rule import AdamConstants
 from zoft.system.philox import PURPOSE_DENSE, PURPOSE_U, PURPOSE_V
 
 MIN_PER_THREAD = 1 << 16  # elements; below it a thread costs more than it saves
@@ -272,14 +273,14 @@ def add_directions(
 
 def radazo_full(
     weight: torch.Tensor, exp_avg: torch.Tensor, exp_avg_sq: torch.Tensor, terms: Terms,
-    adam: Adam, *, param: int, decay: float, rounding: Rounding,
+    adam: AdamConstants, *, param: int, decay: float, rounding: Rounding,
 ) -> None:  # fmt: skip
     """One R-AdaZO update with stored float32 moments, all three in place."""
     _update(STORED, weight, exp_avg, exp_avg_sq, [terms], adam, param, decay, rounding)
 
 
 def radazo_window(
-    weight: torch.Tensor, window: list[Terms], adam: Adam, *, param: int, decay: float,
+    weight: torch.Tensor, window: list[Terms], adam: AdamConstants, *, param: int, decay: float,
     rounding: Rounding,
 ) -> None:  # fmt: skip
     """One R-AdaZO update whose moments are recomputed from the last steps, oldest first."""
@@ -288,14 +289,14 @@ def radazo_window(
 
 def _update(
     mode: int, weight: torch.Tensor, exp_avg: torch.Tensor | None,
-    exp_avg_sq: torch.Tensor | None, window: list[Terms], adam: Adam | None, param: int,
+    exp_avg_sq: torch.Tensor | None, window: list[Terms], adam: AdamConstants | None, param: int,
     decay: float, rounding: Rounding,
 ) -> None:  # fmt: skip
     w, kind = _stored(weight)
     none = np.empty(0, np.float32)
     m = none if exp_avg is None else exp_avg.view(-1).numpy()
     v = none if exp_avg_sq is None else exp_avg_sq.view(-1).numpy()
-    adam = adam or Adam(beta1=0.0, beta2=0.0, lr=0.0, correction=1.0, eps=0.0)
+    adam = adam or AdamConstants(beta1=0.0, beta2=0.0, lr=0.0, correction=1.0, eps=0.0)
     gaussian = window[0].gaussian
     steps, ks, n = _concatenated(window)
     outer = window[0].rank1 and weight.ndim == 2

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zoft.engine.kernels.numerics.exact_sum import Adam, Rounding, Terms
+from zoft.engine.kernels.numerics.exact_sum import Rounding, Terms
 from zoft.engine.kernels.triton.device import (
     HALF_ROWS,
     LANES,
@@ -34,6 +34,7 @@ from zoft.engine.kernels.triton.device import (
 )
 from zoft.engine.kernels.triton.launch import SWEEP, on, table_on
 from zoft.engine.kernels.triton.signs import draw_factors
+from zoft.recipe.sections.optimizers.rule import AdamConstants
 
 SUM, STORED, WINDOW = 0, 1, 2
 _SUM, _STORED, _WINDOW = tl.constexpr(SUM), tl.constexpr(STORED), tl.constexpr(WINDOW)
@@ -260,7 +261,7 @@ def add_directions(
 
 
 def radazo_full(
-    weight: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, terms: Terms, adam: Adam, *,
+    weight: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, terms: Terms, adam: AdamConstants, *,
     param: int, decay: float, rounding: Rounding,
 ) -> None:  # fmt: skip
     """One R-AdaZO update with stored float32 moments, all three in place."""
@@ -268,7 +269,7 @@ def radazo_full(
 
 
 def radazo_window(
-    weight: Tensor, window: list[Terms], adam: Adam, *, param: int, decay: float,
+    weight: Tensor, window: list[Terms], adam: AdamConstants, *, param: int, decay: float,
     rounding: Rounding,
 ) -> None:  # fmt: skip
     """One R-AdaZO update whose moments are recomputed from the last steps, oldest first."""
@@ -277,13 +278,13 @@ def radazo_window(
 
 def _update(
     mode: int, weight: Tensor, exp_avg: Tensor | None, exp_avg_sq: Tensor | None,
-    window: list[Terms], adam: Adam | None, param: int, decay: float, rounding: Rounding,
+    window: list[Terms], adam: AdamConstants | None, param: int, decay: float, rounding: Rounding,
 ) -> None:  # fmt: skip
     if weight.numel() == 0:
         return
     plan = _plan(window, weight.device)
     terms, seed, gaussian = sum(len(t.n) for t in window), window[0].seed, window[0].gaussian
-    adam = adam or Adam(beta1=0.0, beta2=0.0, lr=0.0, correction=1.0, eps=0.0)
+    adam = adam or AdamConstants(beta1=0.0, beta2=0.0, lr=0.0, correction=1.0, eps=0.0)
     numbers = (param, decay, *adam.constants(), rounding.seed, rounding.step)
     moments = (exp_avg, exp_avg_sq)
     with on(weight.device):
