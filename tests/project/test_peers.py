@@ -12,7 +12,7 @@ import torch
 from support import ROOT, tiny
 from torch import Tensor, nn
 
-from zoft.data.examples import Choice
+from zoft.data.examples import Choice, gold
 from zoft.engine.objectives.objective import objective_for
 from zoft.engine.probe.view import View
 
@@ -86,11 +86,9 @@ def test_mezos_loss_is_that_of_zofts_objectives(
     peers: ModuleType, examples: list[Choice], classification: bool
 ) -> None:
     """Left padding, whole head, a row per option: another road to the same number."""
-    import subject  # the benchmarks' folder is on the path while `peers` is
-
     model = tiny.llama()
     objective = objective_for("choice" if classification else "lm")
-    texts = examples if classification else [subject.forced(x) for x in examples]
+    texts = examples if classification else [gold(x) for x in examples]
     [batch] = objective.batches(texts, len(texts), torch.device("cpu"))
     view = View(model, {}, {}, torch.float32, torch.tensor([[1, 2, 3]]))
     with view.plain():

@@ -37,7 +37,7 @@ def mistral() -> PreTrainedModel:
         num_attention_heads=4, num_key_value_heads=2, head_dim=16, sliding_window=None,
     )  # fmt: skip
     torch.manual_seed(0)
-    return MistralForCausalLM(config).eval()
+    return MistralForCausalLM(config)
 
 
 BUILD = {
@@ -59,7 +59,8 @@ def saved(folder: Path, model: PreTrainedModel, **tokenizer: Any) -> Path:
 
 
 def read_back(file: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
+    return model.eval()
 
 
 @pytest.mark.parametrize("family", BUILD)
@@ -201,7 +202,7 @@ def test_a_file_that_cannot_be_read_back_is_not_kept(
         raise NotImplementedError("no such tensor\nand more")
 
     capsys.readouterr()
-    monkeypatch.setattr(exporting.AutoModelForCausalLM, "from_pretrained", refuse)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", refuse)
     assert main(["export", str(folder), str(tmp_path / "o.gguf")]) == 1
     assert capsys.readouterr().err == "error: the file cannot be read back: no such tensor\n"
     assert [p.name for p in tmp_path.iterdir()] == ["model"]

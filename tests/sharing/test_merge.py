@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -62,10 +63,16 @@ def left(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
+def loaded(folder: Path) -> Any:
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    return model.eval()
+
+
 def together(base: Path, adapter: Path) -> torch.Tensor:
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()
+    model = PeftModel.from_pretrained(loaded(base), adapter).eval()
     with torch.inference_mode():
-        return model(IDS).logits
+        logits: torch.Tensor = model(IDS).logits
+    return logits
 
 
 def test_a_run_becomes_one_model(
@@ -76,14 +83,14 @@ def test_a_run_becomes_one_model(
     assert "prompts of data.eval" in out
     assert "apart in float32 (allowed: 0.0001)" in out
     assert left(tmp_path) == {"out"}
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    model = loaded(tmp_path / "out")
     assert model.config.use_cache
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     with torch.inference_mode():
         logits = model(IDS).logits
     expected = together(finished / "model", finished / "run/final")
     assert (logits - expected).abs().max() <= 1e-4
-    plain = AutoModelForCausalLM.from_pretrained(finished / "model").eval()
+    plain = loaded(finished / "model")
     assert (plain(IDS).logits - expected).abs().max() > 1e-2  # the adapter does something
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert tokenizer("It was").input_ids == tiny.tokenizer()("It was").input_ids
@@ -120,7 +127,7 @@ def test_other_adapters_of_peft(base: Path, tmp_path: Path) -> None:
         feedforward_modules=["down_proj"],
     )
     merge(str(adapter(base, config)), str(tmp_path / "out"))
-    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    merged = loaded(tmp_path / "out")
     assert (merged(IDS).logits - together(base, tmp_path / "adapter")).abs().max() <= 1e-4
 
 
@@ -156,6 +163,7 @@ def test_codes_are_named(
 ) -> None:
     """An adapter that was tuned on a quantised base is merged onto the base itself."""
     recipe = merging.recipe_of(finished / "run")
+    assert recipe is not None
     model = recipe.model.model_copy(update={"quantization": "int8"})
     quantized = recipe.model_copy(update={"model": model})
     monkeypatch.setattr(merging, "recipe_of", lambda _: quantized)
@@ -226,7 +234,7 @@ def test_rounding_of_the_passes_is_told_from_a_wrong_model(
     exact = re.search(r"and (\S+) in float64: the rest is rounding", out)
     assert exact is not None
     assert 0 < float(exact[1]) < 1e-5  # the merged weights' own rounding
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    model = loaded(tmp_path / "out")
     expected = together(finished / "model", finished / "run/final")
     with torch.inference_mode():
         assert (model(IDS).logits - expected).abs().max() <= 1e-4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
@@ -42,7 +43,7 @@ def test_a_language_model_has_losses_and_hub_sets(recipe: Recipe) -> None:
     manifest = {"final": FINAL, "peak_memory_bytes": 3 << 30, "seconds": 4.0}
     base = Base("org/base", "c0ffee", {"license": "other", "license_name": "open"})
     found = ModelCard(card(recipe, "a: 1", manifest, EVENTS, base, adapter=False, repo_id="me/it"))
-    data = found.data
+    data: Any = found.data
     assert (data.base_model, data.base_model_relation) == ("org/base", "finetune")
     assert (data.license, data.license_name) == ("other", "open")
     assert data.datasets == ["org/set"]

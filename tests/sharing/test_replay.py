@@ -23,7 +23,7 @@ from zoft.runs.folder import RunFolder
 from zoft.sharing import rebuild
 from zoft.sharing import replay as replays
 from zoft.sharing.base_model import Base
-from zoft.sharing.hub.payload import contents
+from zoft.sharing.hub.payload import list_files
 from zoft.sharing.replay import replay
 from zoft.system.signals import Stop
 from zoft.training.run import train
@@ -138,7 +138,7 @@ def test_an_artefact_is_all_that_it_takes(
 ) -> None:
     run = finished(variant)
     recipe, base = RunFolder(run).previous(), Base("someone/base", "main")
-    found = contents(recipe, RunFolder(run), run / "final", "journal", base, "someone/tuned")
+    found = list_files(recipe, RunFolder(run), run / "final", "journal", base, "someone/tuned")
     adapter = {"start/adapter_config.json", "start/adapter_model.safetensors"}
     needed = {"journal.jsonl"} | (adapter if variant == "lora" else set())
     assert needed == {name for name in found if name.startswith(("journal", "start/"))}
@@ -179,9 +179,12 @@ def test_a_journal_from_the_hub(
     write_artefact(finished("lora"), tmp_path / "hub")
     asked = []
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        replays, "snapshot", lambda *args, **more: (asked.append((args, more)), tmp_path / "hub")[1]
-    )
+
+    def snapshot(*args: Any, **more: Any) -> Path:
+        asked.append((args, more))
+        return tmp_path / "hub"
+
+    monkeypatch.setattr(replays, "snapshot", snapshot)
     target = replay("someone/tuned")
     assert target == Path("tuned/replayed-000005")
     wanted = ("journal.jsonl", "start/*.json", "start/*.safetensors")
@@ -205,7 +208,7 @@ def test_skipped_steps_move_nothing(finished: Callable[..., Path], tmp_path: Pat
     assert files(one) == files(two)
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[dict[str, Any] | None, str]] = {
     "another layout": ({"layout": 2}, "layout 2, this zoft draws layout 1"),
     "an unknown type": ({"dtype": "float4"}, "float4 weights: upgrade zoft"),
     "an entry less": ({"seed": None}, "its header lacks seed"),

@@ -12,7 +12,7 @@ from support.mixing import BatchMean, TimeFirst
 from torch import nn
 
 from zoft.errors import RecipeError
-from zoft.models.load import Loaded
+from zoft.models.load import Loaded, load_model
 from zoft.recipe.load import load_recipe
 from zoft.runs.journal import read
 from zoft.training import preflight as first_look
@@ -24,18 +24,17 @@ from zoft.training.trainer import Trainer
 
 def wrapped(monkeypatch: pytest.MonkeyPatch, wrapper: type[nn.Module]) -> None:
     """Models are loaded with a module that mixes the rows of a batch."""
-    load = run.load_model
 
     def loaded(*args: Any, **kwargs: Any) -> Loaded:
-        found = load(*args, **kwargs)
-        layer = found.model.model.layers[0]
+        found = load_model(*args, **kwargs)
+        layer: Any = found.model.get_submodule("model.layers.0")
         layer.mlp = wrapper(layer.mlp)
         return found
 
     monkeypatch.setattr(run, "load_model", loaded)
 
 
-def settled(folder: Path) -> dict:
+def settled(folder: Path) -> dict[str, Any]:
     chosen = load_recipe(folder / "resolved.yaml").optimizer.model_dump(mode="json")
     header, _ = read(folder / "journal.jsonl")
     assert header["optimizer"] == chosen

@@ -14,7 +14,7 @@ from support.optimizers import SECTION
 
 from zoft.cli.main import main
 from zoft.engine.estimator import Estimator
-from zoft.engine.range_probes import Rung, radius
+from zoft.engine.range_probes import Rung, measure_rung, radius
 from zoft.errors import RecipeError
 from zoft.planning.resolve import resolve
 from zoft.recipe.defaults import with_defaults
@@ -49,7 +49,8 @@ def test_on_a_quadratic_the_rate_is_near_the_best(steps: int) -> None:
     curvatures = np.geomspace(0.1, 10, 100)
     lengths = np.geomspace(1e-3, 10, 9)
     rises = lengths**2 * curvatures.sum() / 2  # z^T H z of signs is the trace
-    found = radius(lengths, rises, TOLERANCE * curvatures.sum() / 2)
+    found = radius(lengths.tolist(), rises.tolist(), TOLERANCE * curvatures.sum() / 2)
+    assert found is not None
     suggested = found / math.sqrt(steps)
     grid = suggested * 3.0 ** np.arange(-3, 3.5, 0.5)
     best = min(grid, key=lambda rate: last_loss(rate, steps, curvatures))
@@ -82,6 +83,7 @@ def test_what_follows_from_the_rungs() -> None:
     advice = advise(recipe(), RUNGS, [1.0, 1.0])
     assert advice.best is RUNGS[1]
     assert advice.radius == pytest.approx(0.1 * math.sqrt(0.1 / 12.5), rel=0.2)
+    assert advice.radius is not None
     low, middle, high = advice.lr
     assert low <= middle <= high
     assert middle == pytest.approx(advice.radius / math.sqrt(300 * 19))
@@ -125,6 +127,7 @@ def test_it_ends_with_overrides_that_a_recipe_takes(
     )
     overrides = next(line for line in lines if line.startswith("optimizer.lr=")).split()
     chosen = resolve(with_defaults(load_recipe(source, overrides))).optimizer
+    assert isinstance(chosen.lr, float)
     assert 1e-6 < chosen.lr < 1
     assert chosen.perturbation in rate_range.LENGTHS
     left = {path.name for path in tmp_path.iterdir()} - before
@@ -145,11 +148,9 @@ def test_a_plot_that_cannot_be_drawn_is_refused_at_once(
 def test_ctrl_c_is_heeded_between_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    measure = rate_range.measure_rung
-
     def pressed(estimator: Estimator, length: float, losses: Any, at_rest: Any, check: Any) -> Rung:
         check.__self__.signal = 2
-        return measure(estimator, length, losses, at_rest, check)
+        return measure_rung(estimator, length, losses, at_rest, check)
 
     monkeypatch.setattr(rate_range, "measure_rung", pressed)
     source = str(small.write(tmp_path))

@@ -204,7 +204,7 @@ def test_stopped_anywhere_and_resumed_it_ends_with_the_same_bytes(
     target = tmp_path_factory.mktemp("stopped") / "run"
     owner = {"measure": Estimator, "append": journals.Journal}.get(where, Trainer)
     original = getattr(owner, where)
-    calls = []
+    calls: list[None] = []
 
     def interrupted(*args: Any, **kwargs: Any) -> Any:
         calls.append(None)

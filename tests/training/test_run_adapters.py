@@ -42,7 +42,8 @@ def written(folder: Path) -> dict[str, bytes]:
 
 def last_score(folder: Path) -> float:
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [event["loss"] for event in lines if event["event"] == "eval"][-1]
+    *_, last = (event["loss"] for event in lines if event["event"] == "eval")
+    return float(last)
 
 
 @pytest.fixture(scope="module")

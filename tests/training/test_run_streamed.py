@@ -13,11 +13,13 @@ from support import kills, small
 from support.failures import killed_after
 from torch import Tensor
 
+from zoft.engine.build import streamer_for
 from zoft.engine.offload.homes import Files
 from zoft.engine.offload.streamer import Streamer
 from zoft.errors import EnvironmentProblem
 from zoft.inference.evaluate import evaluate
 from zoft.planning import placement as residency
+from zoft.planning.footprint import footprint
 from zoft.planning.workload import Shape
 from zoft.recipe.schema import Recipe
 from zoft.training import run
@@ -146,14 +148,16 @@ def test_some_blocks_stay_when_the_budget_holds_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = small.write(tmp_path, num_hidden_layers=6)
-    seen, stream = [], run.streamer_for
+    seen: list[Streamer] = []
 
     def seeing(*args: Any, **kwargs: Any) -> Streamer | None:
-        seen.append(stream(*args, **kwargs))
-        return seen[0]
+        made = streamer_for(*args, **kwargs)
+        assert made is not None
+        seen.append(made)
+        return made
 
     def two_stay(recipe: Recipe, shape: Shape, *_: Any) -> residency.Choice:
-        return residency.Choice(residency.footprint(recipe, shape, "disk", (1, 4)), "told so")
+        return residency.Choice(footprint(recipe, shape, "disk", (1, 4)), "told so")
 
     monkeypatch.setattr(run, "streamer_for", seeing)
     monkeypatch.setattr(run, "choose", two_stay)
@@ -191,8 +195,8 @@ def test_a_streamed_model_scores_what_a_resident_one_does(
     resident: Callable[[str], Finished], variant: str
 ) -> None:
     recipe, changes, folder = resident(variant)
-    resident = evaluate(str(folder), str(recipe), changes)
+    whole = evaluate(str(folder), str(recipe), changes)
     streamed = evaluate(str(folder), str(recipe), [*changes, DISK])
-    for scores in (resident["eval"], streamed["eval"]):
+    for scores in (whole["eval"], streamed["eval"]):
         del scores["seconds"]
-    assert streamed == resident
+    assert streamed == whole

@@ -74,7 +74,7 @@ def test_all_that_the_run_writes_arrives_also_after_signals(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretend(monkeypatch, tmp_path)
-    run, said = a_run(tmp_path), []
+    run, said = a_run(tmp_path), list[str]()
     with tracked(RunFolder(run), ["tensorboard"], said.append, Stop()) as look:
         until(lambda: read_state(run, "tensorboard").get("state") == "logging")
         process = read_state(run, "tensorboard")["process"]
@@ -90,7 +90,7 @@ def test_all_that_the_run_writes_arrives_also_after_signals(
 
 def test_one_that_raises_costs_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, tmp_path, log="raise OSError('disk on fire')")
-    run, said = a_run(tmp_path), []
+    run, said = a_run(tmp_path), list[str]()
     with tracked(RunFolder(run), ["tensorboard"], said.append, Stop()) as look:
         until(lambda: look() or said)
         time.sleep(1.1)
@@ -108,7 +108,7 @@ def test_one_that_hangs_is_stopped_in_the_end(
 ) -> None:
     monkeypatch.setattr(trackers, "SILENT", 0.5)
     pretend(monkeypatch, tmp_path, **{where: "time.sleep(600)"})
-    run, said = a_run(tmp_path), []
+    run, said = a_run(tmp_path), list[str]()
     begun = time.monotonic()
     with tracked(RunFolder(run), ["tensorboard"], said.append, Stop()):
         until(lambda: read_state(run, "tensorboard").get("state") in ("connecting", "logging"))
@@ -125,7 +125,7 @@ def test_a_run_that_is_told_to_stop_does_not_wait_long(
 ) -> None:
     monkeypatch.setattr(trackers, "STOPPED", 0.3)
     pretend(monkeypatch, tmp_path, start="time.sleep(600)")
-    run, said = a_run(tmp_path), []
+    run, said = a_run(tmp_path), list[str]()
     with tracked(RunFolder(run), ["tensorboard"], said.append, Stop(signal=signal.SIGTERM)):
         until(lambda: read_state(run, "tensorboard").get("state") == "connecting")
         begun = time.monotonic()
@@ -135,7 +135,7 @@ def test_a_run_that_is_told_to_stop_does_not_wait_long(
 
 def test_a_killed_one_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, tmp_path)
-    run, said = a_run(tmp_path), []
+    run, said = a_run(tmp_path), list[str]()
     with tracked(RunFolder(run), ["tensorboard"], said.append, Stop()) as look:
         until(lambda: read_state(run, "tensorboard").get("state") == "logging")
         os.kill(read_state(run, "tensorboard")["process"], signal.SIGKILL)

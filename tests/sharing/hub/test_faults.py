@@ -90,10 +90,10 @@ def test_a_fault_in_any_part_of_a_large_file_is_outlived(
 def test_a_push_that_fails_leaves_the_old_revision_and_can_be_repeated(
     hub: Hub, client: Client, runs: Runs
 ) -> None:
-    faults = {
-        f"tester/{kind}-from-{at:02}": Fault(kind, at, times=99)
-        for kind, at in (("500", 0), ("429", 2), ("cut", 3), ("503", COMMIT), ("cut", COMMIT))
-    }
+    lasting: list[tuple[Kind, int]] = [
+        ("500", 0), ("429", 2), ("cut", 3), ("503", COMMIT), ("cut", COMMIT)
+    ]  # fmt: skip
+    faults = {f"tester/{kind}-from-{at:02}": Fault(kind, at, times=99) for kind, at in lasting}
     before = snapshot(runs.lora)
     seeded(hub, faults)
     hub.faults.planned = faults

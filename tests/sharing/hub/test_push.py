@@ -77,7 +77,7 @@ def test_what_is_pushed_names_the_base_by_its_id_and_no_place_here(hub: Hub, run
 
 @pytest.mark.usefixtures("pushed")
 def test_the_card_is_what_the_hub_wants(hub: Hub, runs: Runs) -> None:
-    data = ModelCard(hub.store.files("tester/lora")["README.md"].decode()).data
+    data: Any = ModelCard(hub.store.files("tester/lora")["README.md"].decode()).data
     assert data.library_name == "peft"
     assert (data.base_model, data.base_model_relation) == ("tester/base", "adapter")
     assert (data.license, data.pipeline_tag) == ("apache-2.0", "text-generation")
@@ -87,7 +87,7 @@ def test_the_card_is_what_the_hub_wants(hub: Hub, runs: Runs) -> None:
     assert names == {
         f"{m}, {when}" for m in ("accuracy", "loss") for when in ("zero-shot", "after 12 steps")
     }
-    full = ModelCard(hub.store.files("tester/full")["README.md"].decode())
+    full: Any = ModelCard(hub.store.files("tester/full")["README.md"].decode())
     assert (full.data.library_name, full.data.base_model_relation) == ("transformers", "finetune")
     for part in ("zero-shot", "peak memory", "torch 2", "seed", "## Limits", 'ed("tester/full")'):
         assert part in full.text

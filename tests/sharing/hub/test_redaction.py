@@ -9,6 +9,7 @@ import pytest
 from support import small
 
 from zoft.recipe.load import load_recipe
+from zoft.recipe.sections.data import DataSource
 from zoft.sharing.base_model import Base, is_local
 from zoft.sharing.hub.redaction import shared_config, shared_recipe, without_paths, without_places
 
@@ -27,7 +28,8 @@ def test_a_recipe_loses_its_paths_and_stays_a_recipe(tmp_path: Path) -> None:
     source.write_text(text)
     read = load_recipe(source)
     assert (read.model.name, read.model.revision) == ("you/base", "c0ffee")
-    assert (read.data.train.path, read.output_dir) == ("train.jsonl", "runs/run")
+    assert read.data.train == DataSource(path="train.jsonl")
+    assert read.output_dir == "runs/run"
     assert read.data.test == recipe.data.test  # a Hub set keeps its name
     assert read.hub.push == "never"
     assert read.optimizer == recipe.optimizer

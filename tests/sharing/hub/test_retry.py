@@ -14,6 +14,10 @@ from zoft.sharing.hub import retry
 from zoft.sharing.hub.retry import no_check, with_retries
 
 
+def quiet(_: str) -> None:
+    """Say nothing."""
+
+
 def answered(status: int, **headers: str) -> HfHubHTTPError:
     request = httpx2.Request("GET", "https://hub/api?token=secret")
     response = httpx2.Response(status, headers=headers, request=request)
@@ -61,7 +65,7 @@ def test_what_may_pass_is_tried_again(waited: list[float]) -> None:
 def test_patience_ends(waited: list[float]) -> None:
     with pytest.raises(EnvironmentProblem, match=r"^cannot push: the Hub does not answer$"):
         with_retries(
-            failing(*[httpx2.ReadTimeout("slow")] * 6), "cannot push", say=str, check=no_check
+            failing(*[httpx2.ReadTimeout("slow")] * 6), "cannot push", say=quiet, check=no_check
         )
     assert len(waited) == 5
 
@@ -78,7 +82,7 @@ def test_patience_ends(waited: list[float]) -> None:
 )
 def test_what_will_not_pass_is_not(waited: list[float], error: Exception, words: str) -> None:
     with pytest.raises(EnvironmentProblem, match=words):
-        with_retries(failing(error), "cannot push", say=str, check=no_check)
+        with_retries(failing(error), "cannot push", say=quiet, check=no_check)
     assert waited == []
 
 
@@ -92,4 +96,4 @@ def test_a_pause_ends_when_the_run_is_stopped() -> None:
             raise Interrupted("stopped", 143)
 
     with pytest.raises(Interrupted):
-        with_retries(failing(answered(503)), "cannot push", say=str, check=check)
+        with_retries(failing(answered(503)), "cannot push", say=quiet, check=check)
