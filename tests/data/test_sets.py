@@ -19,7 +19,7 @@ from zoft.errors import DataError, Interrupted
 from zoft.recipe.resolved import with_defaults
 from zoft.recipe.schema import Recipe
 
-TOKENIZER = tiny.tokenizer()
+TOKENIZER: Any = tiny.tokenizer()
 
 
 def write(path: Path, letter: str, rows: int) -> str:

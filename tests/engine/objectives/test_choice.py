@@ -4,12 +4,14 @@ import math
 from collections.abc import Callable
 from itertools import pairwise
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support import tiny
+from torch import nn
 from transformers import PreTrainedModel
 
 from zoft.data.examples import Choice
@@ -31,7 +33,8 @@ def examples(options: tuple[tuple[int, ...], ...], shift: int = 0) -> list[Choic
 
 def sharp(model: PreTrainedModel) -> PreTrainedModel:
     """With logits of about +-4; a fresh tiny model finds all tokens equally likely."""
-    model.get_output_embeddings().weight.mul_(30)
+    head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    head.weight.mul_(30)
     return model
 
 
@@ -63,7 +66,7 @@ def scored(view: View, items: list[Choice]) -> Score:
 
 
 @torch.no_grad()
-def by_hand(model: PreTrainedModel, item: Choice) -> list[float]:
+def by_hand(model: nn.Module, item: Choice) -> list[float]:
     """Mean log-probability of each option's tokens, from the full logits of a row of its own."""
     means = []
     for option in item.options:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -29,7 +30,8 @@ def view() -> View:
 
 def sharp(model: PreTrainedModel) -> PreTrainedModel:
     """With logits of about +-4; a fresh tiny model finds all tokens equally likely."""
-    model.get_output_embeddings().weight.mul_(30)
+    head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    head.weight.mul_(30)
     return model
 
 

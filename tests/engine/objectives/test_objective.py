@@ -23,7 +23,7 @@ CHOICES = [Choice(x.ids, ((40,), (50, 51)), i % 2) for i, x in enumerate(SEQUENC
 @pytest.fixture(scope="module")
 def view() -> View:
     model = tiny.llama()
-    model.get_output_embeddings().weight.mul_(30)
+    model.lm_head.weight.mul_(30)
     return View(model, {}, {}, torch.float32, torch.tensor([[1, 2, 3, 4]]))
 
 

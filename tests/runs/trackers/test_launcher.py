@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -85,9 +86,11 @@ def sent(folder: Path, name: str = "TensorBoardTracker") -> list[int]:
     return [step for step, values in map(json.loads, lines) if "train/loss" in values]
 
 
-def test_all_that_the_run_writes_arrives_also_after_signals(tmp_path, monkeypatch) -> None:
+def test_all_that_the_run_writes_arrives_also_after_signals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pretend(monkeypatch, tmp_path)
-    run, said = a_run(tmp_path), []
+    run, said = a_run(tmp_path), list[str]()
     with tracked(RunFolder(run), ["tensorboard"], said.append, Stop()) as look:
         until(lambda: sending(run))
         process = read_state(run, "tensorboard")["process"]
@@ -164,9 +167,9 @@ def test_a_run_that_is_told_to_stop_does_not_wait_long(tmp_path, monkeypatch) ->
     assert "not done 0.3 s after the run was stopped" in line
 
 
-def test_a_killed_one_is_told_of(tmp_path, monkeypatch) -> None:
+def test_a_killed_one_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, tmp_path)
-    run, said = a_run(tmp_path), []
+    run, said = a_run(tmp_path), list[str]()
     with tracked(RunFolder(run), ["tensorboard"], said.append, Stop()) as look:
         until(lambda: sending(run))
         os.kill(read_state(run, "tensorboard")["process"], signal.SIGKILL)
@@ -206,7 +209,9 @@ def test_a_tracker_gets_no_secret_of_others(monkeypatch: pytest.MonkeyPatch) -> 
     assert both["PYTHONPATH"].split(os.pathsep)[0] == str(ROOT)
 
 
-def test_what_is_not_installed_is_said_before_anything_begins(monkeypatch) -> None:
+def test_what_is_not_installed_is_said_before_anything_begins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     require_installed(["wandb", "tensorboard", "trackio"])
     monkeypatch.setattr(launcher, "find_spec", lambda name: None if name == "trackio" else 1)
     with pytest.raises(EnvironmentProblem, match=r'trackio.*pip install "zoft\[trackio\]"'):

@@ -133,7 +133,7 @@ def wandb_history(path: Path) -> list[tuple[int, dict[str, Any]]]:
         at += 7 + size
         if kind not in (1, 4):  # whole, or the last part
             continue
-        message = wandb_internal_pb2.Record.FromString(record)
+        message = wandb_internal_pb2.Record.FromString(record)  # type: ignore[attr-defined]
         record = b""
         if message.HasField("history"):
             values = {

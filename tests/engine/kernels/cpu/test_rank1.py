@@ -247,7 +247,7 @@ def terms(count: int, step: int = 3) -> Terms:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [*SHAPES, (283,), (3, 5, 11)])
-def test_updates_equal_reference(dtype, shape):
+def test_updates_equal_reference(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     adam = AdamConstants(beta1=0.9, beta2=0.99, lr=1e-3, correction=0.0297, eps=1e-8)
     common = {"param": 11, "decay": 1 - 1e-4, "rounding": Rounding(7, 3)}
     window = [terms(count, step) for step, count in ((1, 2), (2, 5), (3, 1))]
