@@ -11,7 +11,7 @@ from support import ROOT, tiny
 
 from zoft.data.examples import Choice
 from zoft.engine.objectives.objective import objective_for
-from zoft.engine.probe.view import View
+from zoft.engine.probe.view import ProbedModel
 
 LR, SEED = 1e-2, 5
 
@@ -85,9 +85,9 @@ def test_mezos_loss_is_that_of_zofts_objectives(peers, examples, classification)
     objective = objective_for("choice" if classification else "lm")
     texts = examples if classification else [subject.forced(x) for x in examples]
     [batch] = objective.batches(texts, len(texts), torch.device("cpu"))
-    view = View(model, {}, {}, torch.float32, torch.tensor([[1, 2, 3]]))
+    view = ProbedModel(model, {}, {}, torch.float32, torch.tensor([[1, 2, 3]]))
     with view.plain():
-        expected = objective.score(view, batch, masked=False).mean
+        expected = objective.score(view, batch).mean
     found = peers.mezo_loss(model, peers.mezo_rows(examples, classification=classification))
     assert found == pytest.approx(expected, rel=1e-5)
     assert peers.lean_loss(model, batch).item() == pytest.approx(expected, rel=1e-5)

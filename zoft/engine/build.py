@@ -16,7 +16,9 @@ from zoft.engine.offload.streamer import Streamer
 from zoft.engine.optimizers.mezo import MeZO
 from zoft.engine.optimizers.radazo import MOMENTS, RAdaZO, Rule
 from zoft.engine.optimizers.update import Tuned, Weights
-from zoft.engine.probe.view import View
+from zoft.engine.probe.directions import Directions
+from zoft.engine.probe.structures.table import STRUCTURES
+from zoft.engine.probe.view import ProbedModel
 from zoft.models.load import Loaded
 from zoft.models.storage.safetensors import Stored
 from zoft.recipe.schema import Recipe
@@ -55,20 +57,24 @@ def streamer_for(
     )
 
 
-def estimator_for(recipe: Recipe, view: View) -> Estimator:
+def estimator_for(recipe: Recipe, view: ProbedModel) -> Estimator:
     settings = recipe.optimizer
     assert isinstance(settings.perturbation, float)
     return Estimator(
         view,
-        seed=recipe.seed,
-        gaussian=settings.distribution == "gaussian",
+        directions_for(settings, recipe.seed),
         perturbation=settings.perturbation,
-        directions=settings.directions,
+        count=settings.directions,
         sides=settings.sides,
-        rank1=settings.structure == "rank1",
         examples=recipe.train.batch_size if settings.scope == "example" else None,
         paired=settings.paired is True,
     )
+
+
+def directions_for(settings: OptimizerSection, seed: int) -> Directions:
+    """The directions that a run perturbs along and updates along."""
+    gaussian = settings.distribution == "gaussian"
+    return Directions(seed, gaussian, STRUCTURES[settings.structure])
 
 
 def kept_by(settings: OptimizerSection) -> tuple[str, ...]:
@@ -77,16 +83,10 @@ def kept_by(settings: OptimizerSection) -> tuple[str, ...]:
 
 
 def optimizer_for(settings: OptimizerSection, seed: int, weights: Weights) -> MeZO | RAdaZO:
-    gaussian, rank1 = settings.distribution == "gaussian", settings.structure == "rank1"
+    directions = directions_for(settings, seed)
     match settings.name:
         case "mezo":
-            return MeZO(
-                weights,
-                seed=seed,
-                gaussian=gaussian,
-                weight_decay=settings.weight_decay,
-                rank1=rank1,
-            )
+            return MeZO(weights, directions, weight_decay=settings.weight_decay)
         case "r-adazo":
             assert settings.moments != "auto"
             assert isinstance(settings.window, int)
@@ -99,7 +99,7 @@ def optimizer_for(settings: OptimizerSection, seed: int, weights: Weights) -> Me
                 fold_momentum=settings.fold_momentum,
                 weight_decay=settings.weight_decay,
             )
-            return RAdaZO(weights, rule, seed=seed, gaussian=gaussian, rank1=rank1)
+            return RAdaZO(weights, directions, rule)
 
 
 def order_for(recipe: Recipe, train_set: Sequence[Example]) -> Order:

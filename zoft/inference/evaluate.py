@@ -42,13 +42,13 @@ def evaluate(target: str, source: str, overrides: Sequence[str] = ()) -> dict[st
         with opened(recipe, found, examples) as view:
             for name, those in examples.items():
                 require_fits(view.model, those, objective)
+                view.masked = needs_mask(view, objective, those[: recipe.eval.batch_size], device)
                 results[name] = evaluate_set(
                     view,
                     objective,
                     those,
                     found.tokenizer,
                     recipe.eval,
-                    masked=needs_mask(view, objective, those[: recipe.eval.batch_size], device),
                     device=device,
                     between=stop.check,
                 )

@@ -15,7 +15,7 @@ from zoft.data.examples import Choice, Example
 from zoft.engine.objectives.answers import answers_of, best_f1, exact_match, prompt_of
 from zoft.engine.objectives.objective import Objective, objective_for
 from zoft.engine.objectives.score import Score
-from zoft.engine.probe.view import View
+from zoft.engine.probe.view import ProbedModel
 from zoft.errors import DataError, RecipeError
 from zoft.inference.generation import Decoding, completions, require_room
 from zoft.models.adapters import virtual_tokens
@@ -28,13 +28,12 @@ Metric = Literal["loss", "accuracy", "f1", "exact_match"]
 
 
 def evaluate_set(
-    view: View,
+    view: ProbedModel,
     objective: Objective,
     examples: Sequence[Example],
     tokenizer: PreTrainedTokenizerBase,
     settings: EvalSection,
     *,
-    masked: bool,
     device: torch.device,
     between: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
@@ -49,13 +48,11 @@ def evaluate_set(
     found: dict[str, float | None] = {}
     if metric in GENERATED:  # first: it says at once what does not fit
         found |= written_scores(view, examples, tokenizer, settings, device=device, between=between)
-    result = score(
-        view, objective, examples, batch_size=size, masked=masked, device=device, between=between
-    )
+    result = score(view, objective, examples, batch_size=size, device=device, between=between)
     if result.hits is None and metric == "accuracy":
         chosen = score(
-            view, objective_for("choice"), examples, batch_size=size, masked=masked,
-            device=device, between=between,
+            view, objective_for("choice"), examples, batch_size=size, device=device,
+            between=between,
         )  # fmt: skip
         found["accuracy"] = chosen.accuracy
     elif result.hits is not None:
@@ -84,7 +81,7 @@ def with_metric(recipe: Recipe, examples: Sequence[Example]) -> Recipe:
 
 
 def written_scores(
-    view: View,
+    view: ProbedModel,
     examples: Sequence[Example],
     tokenizer: PreTrainedTokenizerBase,
     settings: EvalSection,
@@ -114,12 +111,11 @@ def written_scores(
 
 
 def score(
-    view: View,
+    view: ProbedModel,
     objective: Objective,
     examples: Sequence[Example],
     *,
     batch_size: int,
-    masked: bool,
     device: torch.device,
     between: Callable[[], None] = lambda: None,
 ) -> Score:
@@ -132,7 +128,7 @@ def score(
     with view.plain():
         for i in range(0, len(ordered), batch_size):
             [batch] = objective.batches(ordered[i : i + batch_size], batch_size, device)
-            part = objective.score(view, batch, masked=masked)
+            part = objective.score(view, batch)
             total = part if total is None else total + part
             between()
     assert total is not None  # data.encode leaves no set empty
@@ -160,7 +156,7 @@ def require_fits(model: nn.Module, examples: Sequence[Example], objective: Objec
 
 
 def needs_mask(
-    view: View, objective: Objective, examples: Sequence[Example], device: torch.device
+    view: ProbedModel, objective: Objective, examples: Sequence[Example], device: torch.device
 ) -> bool:
     """Whether this model needs an attention mask over right padding (METHODS section 6, rule 9).
 

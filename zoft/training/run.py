@@ -20,7 +20,7 @@ from zoft.engine.build import estimator_for, optimizer_for, order_for, streamer_
 from zoft.engine.objectives.objective import objective_for
 from zoft.engine.offload.weights import Streamed
 from zoft.engine.optimizers.update import Resident, tuned_weights
-from zoft.engine.probe.view import View
+from zoft.engine.probe.view import ProbedModel
 from zoft.errors import RecipeError
 from zoft.inference.scoring import needs_mask, require_fits, with_metric
 from zoft.models.adapters import attach_adapter, load_adapter
@@ -195,9 +195,14 @@ def build(
         assert isinstance(model, PeftModel)
         begin_with_activations(model, recipe.seed)
     probe = torch.tensor([[1, 2, 3, 4]], device=device)
-    view = View(model, parameters, ids, compute, probe)
+    view = ProbedModel(model, parameters, ids, compute, probe)
     estimator = estimator_for(recipe, view)
     train_set = sets["train"].examples
+    view.masked = (
+        folder.manifest()["attention_mask"]
+        if resuming
+        else needs_mask(view, objective, train_set[: recipe.train.batch_size], device)
+    )
     trainer = Trainer(
         recipe=recipe,
         folder=folder.path,
@@ -212,9 +217,6 @@ def build(
         order=order_for(recipe, train_set),
         eval_set=sets["eval"].examples if "eval" in sets else None,
         test_set=sets["test"].examples if "test" in sets else None,
-        masked=folder.manifest()["attention_mask"]
-        if resuming
-        else needs_mask(view, objective, train_set[: recipe.train.batch_size], device),
         metrics=Metrics(folder.metrics),
         narrator=narrator,
         stop=stop,

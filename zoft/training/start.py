@@ -42,7 +42,7 @@ def begin(trainer: Trainer, folder: RunFolder, header: Header, text: str) -> Jou
             started=datetime.now(UTC).isoformat(timespec="seconds"),
             versions=versions(),
             **surroundings(trainer),
-            attention_mask=trainer.masked,
+            attention_mask=trainer.estimator.view.masked,
             base=header["base"],
             data=header["data"],
             noise=header["noise"],

@@ -54,7 +54,6 @@ class Trainer:
     order: Order
     eval_set: Sequence[Example] | None
     test_set: Sequence[Example] | None
-    masked: bool
     metrics: Metrics
     narrator: Narrator
     stop: Stop
@@ -92,7 +91,7 @@ class Trainer:
 
     def losses(self, batches: Sequence[Batch]) -> Losses:
         """What each example lost at the weights that the open probe shows."""
-        return self.objective.losses(self.estimator.view, batches, masked=self.masked)
+        return self.objective.losses(self.estimator.view, batches)
 
     def _measure(self, step: int, batches: Sequence[Batch]) -> Entry:
         settings = self.recipe.optimizer
@@ -194,7 +193,6 @@ class Trainer:
             examples,
             self.tokenizer,
             self.recipe.eval,
-            masked=self.masked,
             device=self.device,
             between=self.stop.check,
         )

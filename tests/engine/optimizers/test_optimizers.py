@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from support import reference
+from support.directions import directions
 from torch import nn
 
 from zoft.engine.estimator import _float32
@@ -20,12 +21,13 @@ from zoft.engine.optimizers.measurement import Measurement
 from zoft.engine.optimizers.mezo import MeZO
 from zoft.engine.optimizers.radazo import RAdaZO, Rule
 from zoft.engine.optimizers.update import Resident, tuned_weights
-from zoft.engine.probe.directions import Direction
+from zoft.engine.probe.structures.table import values_of
 from zoft.models.storage.safetensors import tensors_in
 from zoft.models.trainable import parameter_ids
 from zoft.system.philox import PURPOSE_U, PURPOSE_V
 
 SEED = 9
+SIGNS, GAUSSIAN, RANK1 = (directions(SEED, kind) for kind in ("signs", "gaussian", "rank1"))
 SHAPES = {"a": (40, 30), "b": (7,), "c": (3, 5, 11)}
 
 
@@ -59,7 +61,7 @@ def materialised(tuned, step, k, rank1, gaussian=False):
     """z as it is stored, the outer product of two factors for a rank-1 direction of a matrix."""
     shape = tuned.data.shape
     if not rank1 or len(shape) != 2:
-        return Direction(SEED, step, k, gaussian).values(tuned.data, tuned.param)
+        return values_of((GAUSSIAN if gaussian else SIGNS).at(step, k), tuned.data, tuned.param)
     out = torch.empty(sum(shape), dtype=torch.int8)
     table = [[tuned.param, PURPOSE_U, shape[0], 0], [tuned.param, PURPOSE_V, shape[1], shape[0]]]
     kernels.signs(out, torch.tensor(table), seed=SEED, step=step, ks=torch.tensor([k]))
@@ -96,7 +98,7 @@ def assert_moves_alike(results, expected, start):
 @pytest.mark.parametrize("directions", [1, 3])
 def test_mezo_equals_its_twin(gaussian, directions):
     found = measurements(6, directions)
-    optimizer = MeZO(weights(decaying={"a"}), seed=SEED, gaussian=gaussian, weight_decay=0.1)
+    optimizer = MeZO(weights(decaying={"a"}), GAUSSIAN if gaussian else SIGNS, weight_decay=0.1)
     expected = [
         reference.mezo(w.data, gradients(w, found, gaussian), 1e-3, 0.1 if w.decays else 0.0)
         for w in optimizer.weights
@@ -116,7 +118,7 @@ def test_radazo_equals_its_twin(gaussian, moments, correction, directions):
     found = measurements(12, directions)
     window = 5 if moments == "window" else None
     settings_ = rule(moments, window=window or 1, bias_correction=correction)
-    optimizer = RAdaZO(weights(), settings_, seed=SEED, gaussian=gaussian)
+    optimizer = RAdaZO(weights(), GAUSSIAN if gaussian else SIGNS, settings_)
     expected = [
         reference.radazo(
             w.data, gradients(w, found, gaussian), 1e-2, (0.9, 0.99), correction=correction,
@@ -130,7 +132,7 @@ def test_radazo_equals_its_twin(gaussian, moments, correction, directions):
 
 def test_scalar_equals_its_twin():
     found = measurements(30)
-    optimizer = RAdaZO(weights(), rule("scalar", window=300), seed=SEED, gaussian=False)
+    optimizer = RAdaZO(weights(), SIGNS, rule("scalar", window=300))
     expected = [
         reference.radazo_scalar(w.data, gradients(w, found), 1e-2, (0.9, 0.99))
         for w in optimizer.weights
@@ -146,9 +148,7 @@ RANK1_COUNTS = [1, 3, 12]
 @pytest.mark.parametrize("directions", RANK1_COUNTS)
 def test_mezo_of_rank_one_equals_its_twin(directions):
     found = measurements(6, directions)
-    optimizer = MeZO(
-        weights(decaying={"a"}), seed=SEED, gaussian=False, weight_decay=0.1, rank1=True
-    )
+    optimizer = MeZO(weights(decaying={"a"}), RANK1, weight_decay=0.1)
     expected = [
         reference.mezo(w.data, gradients(w, found, rank1=True), 1e-3, 0.1 if w.decays else 0.0)
         for w in optimizer.weights
@@ -167,7 +167,7 @@ def test_radazo_of_rank_one_equals_its_twin(moments, correction, directions):
     found = measurements(12, directions)
     window = 5 if moments == "window" else None
     settings_ = rule(moments, window=window or 1, bias_correction=correction)
-    optimizer = RAdaZO(weights(), settings_, seed=SEED, gaussian=False, rank1=True)
+    optimizer = RAdaZO(weights(), RANK1, settings_)
     expected = [
         reference.radazo(
             w.data, gradients(w, found, rank1=True), 1e-2, (0.9, 0.99), correction=correction,
@@ -184,7 +184,7 @@ def test_radazo_of_rank_one_equals_its_twin(moments, correction, directions):
 def test_scalar_of_rank_one_equals_its_twin(folded, directions):
     found = measurements(30, directions)
     settings_ = rule("scalar", window=150, fold_momentum=folded)
-    optimizer = RAdaZO(weights(), settings_, seed=SEED, gaussian=False, rank1=True)
+    optimizer = RAdaZO(weights(), RANK1, settings_)
     squares = [sum(c * c for c in m.projected_grad) / directions**2 for m in found]
     lr, betas = (1e-2 * math.sqrt(1.9 / 0.1), (0.0, 0.99)) if folded else (1e-2, (0.9, 0.99))
     expected = [
@@ -208,10 +208,7 @@ def test_what_a_rank_one_sum_squares_to_follows_from_the_scalars():
 
 def test_a_rank_one_update_is_no_dense_one():
     found = measurements(1)
-    dense, rank1 = (
-        run(MeZO(weights(), seed=SEED, gaussian=False, weight_decay=0.0, rank1=is_rank1), found)
-        for is_rank1 in (False, True)
-    )
+    dense, rank1 = (run(MeZO(weights(), kind, weight_decay=0.0), found) for kind in (SIGNS, RANK1))
     moved = [(after - w.data).double() for after, w in zip(rank1, weights(), strict=True)]
     assert torch.linalg.matrix_rank(moved[0], rtol=1e-3) == 1
     assert not torch.equal(dense[0], rank1[0])
@@ -222,10 +219,10 @@ def test_a_rank_one_update_is_no_dense_one():
 
 @pytest.mark.parametrize("rank1", [False, True])
 def test_a_window_as_long_as_the_run_is_full_bit_for_bit(rank1):
-    found, z = measurements(20, directions=2), {"seed": SEED, "gaussian": False, "rank1": rank1}
-    full = run(RAdaZO(weights(), rule("full"), **z), found)
-    window = run(RAdaZO(weights(), rule("window", window=20), **z), found)
-    short = run(RAdaZO(weights(), rule("window", window=19), **z), found)
+    found, z = measurements(20, directions=2), RANK1 if rank1 else SIGNS
+    full = run(RAdaZO(weights(), z, rule("full")), found)
+    window = run(RAdaZO(weights(), z, rule("window", window=20)), found)
+    short = run(RAdaZO(weights(), z, rule("window", window=19)), found)
     assert all(itertools.starmap(torch.equal, zip(full, window, strict=True)))
     assert not torch.equal(full[0], short[0])
 
@@ -233,7 +230,7 @@ def test_a_window_as_long_as_the_run_is_full_bit_for_bit(rank1):
 @pytest.mark.parametrize("moments", ["full", "window", "scalar"])
 @pytest.mark.parametrize("c", [1e-3, 17.0, 4e4])
 def test_the_first_update_has_the_length_of_the_rate(moments, c):
-    optimizer = RAdaZO(weights(), rule(moments), seed=SEED, gaussian=False)
+    optimizer = RAdaZO(weights(), SIGNS, rule(moments))
     before = [w.data.clone() for w in optimizer.weights]
     optimizer.update(Measurement(1, (0.0,), (0.0,), _float32([c])), 1e-2)
     moved = torch.cat(
@@ -243,7 +240,7 @@ def test_the_first_update_has_the_length_of_the_rate(moments, c):
 
 
 def test_without_correction_the_first_update_is_ten_times_as_long():
-    optimizer = RAdaZO(weights(), rule("full", bias_correction="none"), seed=SEED, gaussian=False)
+    optimizer = RAdaZO(weights(), SIGNS, rule("full", bias_correction="none"))
     before = optimizer.weights.tuned[0].data.clone()
     optimizer.update(measurements(1)[0], 1e-2)
     moved = (optimizer.weights.tuned[0].data - before).pow(2).mean().sqrt().item()
@@ -255,7 +252,7 @@ def quadratic(optimizer, h, lr, steps):
     [w] = optimizer.weights
     losses = []
     for t in range(1, steps + 1):
-        z = Direction(SEED, t, 0, False).values(w.data, w.param)
+        z = values_of(SIGNS.at(t, 0), w.data, w.param)
         c = float((h * w.data * z).sum())
         optimizer.update(Measurement(t, (0.0,), (0.0,), _float32([c])), lr)
         losses.append(float((h * w.data**2).sum() / 2))
@@ -270,8 +267,8 @@ def one_weight(d=2000):
 @pytest.mark.parametrize(("lr", "bound"), [(1e-3, 0.004), (3e-3, 0.005), (1e-2, 0.012)])
 def test_folded_and_unfolded_momentum_agree(lr, bound):
     h = torch.logspace(0, -2, 2000)
-    folded = RAdaZO(one_weight(), rule("scalar", fold_momentum=True), seed=SEED, gaussian=False)
-    plain = RAdaZO(one_weight(), rule("scalar", window=200), seed=SEED, gaussian=False)
+    folded = RAdaZO(one_weight(), SIGNS, rule("scalar", fold_momentum=True))
+    plain = RAdaZO(one_weight(), SIGNS, rule("scalar", window=200))
     assert folded.past.maxlen == 1
     a, b = quadratic(folded, h, lr, 200)[-1], quadratic(plain, h, lr, 200)[-1]
     assert a == pytest.approx(b, rel=bound)
@@ -281,11 +278,11 @@ def test_folded_and_unfolded_momentum_agree(lr, bound):
 def test_a_quadratic_falls(moments):
     h = torch.logspace(0, -1, 300)
     if moments == "mezo":
-        optimizer, lr = MeZO(one_weight(300), seed=SEED, gaussian=False, weight_decay=0.0), 2e-3
+        optimizer, lr = MeZO(one_weight(300), SIGNS, weight_decay=0.0), 2e-3
     else:
         kind = "scalar" if moments == "folded" else moments
         made = rule(kind, fold_momentum=moments == "folded", window=22)
-        optimizer, lr = RAdaZO(one_weight(300), made, seed=SEED, gaussian=False), 3e-3
+        optimizer, lr = RAdaZO(one_weight(300), SIGNS, made), 3e-3
     losses = quadratic(optimizer, h, lr, 400)
     assert losses[-1] < 0.7 * losses[0]
     assert losses[-1] < losses[200] < losses[50]
@@ -297,10 +294,10 @@ def test_a_quadratic_falls(moments):
 def test_a_saved_state_goes_on_bit_for_bit(moments, dtype, rank1, tmp_path):
     def make():
         if moments == "mezo":
-            return MeZO(weights(dtype), seed=SEED, gaussian=False, weight_decay=0.1, rank1=rank1)
+            return MeZO(weights(dtype), RANK1 if rank1 else SIGNS, weight_decay=0.1)
         kind = "scalar" if moments == "folded" else moments
         made = rule(kind, fold_momentum=moments == "folded", window=4)
-        return RAdaZO(weights(dtype), made, seed=SEED, gaussian=False, rank1=rank1)
+        return RAdaZO(weights(dtype), RANK1 if rank1 else SIGNS, made)
 
     found = measurements(9, directions=2)
     whole, first, second = make(), make(), make()
@@ -319,11 +316,10 @@ def test_small_updates_of_low_precision_weights_arrive_on_average(dtype):
     ones = nn.Parameter(torch.ones(200_000, dtype=dtype), requires_grad=False)
     optimizer = MeZO(
         Resident(tuned_weights({"w": ones}, {"w": 3}, set())),
-        seed=SEED,
-        gaussian=False,
+        SIGNS,
         weight_decay=0.0,
     )
-    z = Direction(SEED, 1, 0, False).values(ones.data, 3)
+    z = values_of(SIGNS.at(1, 0), ones.data, 3)
     optimizer.update(Measurement(1, (0.0,), (0.0,), (1.0,)), 1e-5)  # ulp of bfloat16: 8e-3
     moved = ((ones.data.float() - 1) * -z).mean().item()
     assert moved == pytest.approx(1e-5, rel=0.35)  # to nearest it would be 0
@@ -335,8 +331,8 @@ def test_small_updates_of_low_precision_weights_arrive_on_average(dtype):
 )
 def test_the_result_does_not_depend_on_the_order_of_the_parameters(order, cs):
     found = [Measurement(1, (0.0,), (0.0,), _float32(cs))]
-    usual = RAdaZO(weights(), rule("scalar"), seed=SEED, gaussian=False)
-    other = RAdaZO(weights(), rule("scalar"), seed=SEED, gaussian=False)
+    usual = RAdaZO(weights(), SIGNS, rule("scalar"))
+    other = RAdaZO(weights(), SIGNS, rule("scalar"))
     other.weights.tuned.sort(key=lambda w: order.index(w.name))
     run(usual, found)
     run(other, found)
@@ -345,18 +341,18 @@ def test_the_result_does_not_depend_on_the_order_of_the_parameters(order, cs):
 
 
 def test_too_many_directions_for_an_exact_sum_are_refused():
-    optimizer = MeZO(weights(), seed=SEED, gaussian=False, weight_decay=0.0)
+    optimizer = MeZO(weights(), SIGNS, weight_decay=0.0)
     many = Measurement(1, (0.0,), (0.0,), (1.0,) * 2049)
     with pytest.raises(ValueError, match="2048"):
         optimizer.update(many, 1e-3)
 
 
 def test_coefficients_keep_thirteen_bits():
-    from zoft.engine.kernels.numerics.exact_sum import make_terms
+    from zoft.engine.kernels.numerics.exact_sum import direction_sum
 
     for largest in (1e-30, 3.7e-4, 1.0, 8191.9, 1e20):
-        terms = make_terms(1, False, [(1, 0), (1, 1)], [largest, -largest / 3])
+        terms = direction_sum(1, False, [(1, 0), (1, 1)], [largest, -largest / 3])
         assert abs(terms.n).max() <= 2**13
-        assert math.log2(terms.unit) == int(math.log2(terms.unit))
-        assert terms.n[0] * terms.unit == pytest.approx(largest, rel=2**-12)
-        assert terms.n[1] * terms.unit == pytest.approx(-largest / 3, rel=2**-11)
+        assert math.log2(terms.grid) == int(math.log2(terms.grid))
+        assert terms.n[0] * terms.grid == pytest.approx(largest, rel=2**-12)
+        assert terms.n[1] * terms.grid == pytest.approx(-largest / 3, rel=2**-11)

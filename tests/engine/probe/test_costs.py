@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 import torch
 from support import tiny
+from support.directions import direction, directions
 from support.twins import view_of
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
@@ -16,7 +17,6 @@ from zoft.data.examples import Choice, Sequence
 from zoft.engine.estimator import Estimator
 from zoft.engine.kernels.cpu import sweeps as cpu
 from zoft.engine.objectives.objective import objective_for
-from zoft.engine.probe.directions import Direction
 
 ROWS, WIDTH = 4, 9
 INPUT = torch.arange(ROWS * WIDTH).view(ROWS, WIDTH) * 7 % tiny.VOCABULARY
@@ -83,7 +83,8 @@ def launches(call, monkeypatch):
 def of_a_layer(name, compute, kind, monkeypatch):
     """A paired probe's launches, and a plain pass's over twice the rows, that one layer makes; its
     leaves."""
-    rank1, examples = {"rank1": (True, None), "example": (True, ROWS), "dense": (False, None)}[kind]
+    z = "signs" if kind == "dense" else "rank1"
+    examples = ROWS if kind == "example" else None
     found = []
     for layers in (1, 2):
         model = getattr(tiny, name)(dtype=compute)
@@ -99,7 +100,7 @@ def of_a_layer(name, compute, kind, monkeypatch):
                 view.token_losses(INPUT.repeat(2, 1), twice, twice)
 
         def probe(view=view):
-            with view.probe(Direction(1, 2, 3, False, rank1), 1e-3, -1e-3, examples=examples):
+            with view.probe(direction(1, 2, 3, z), 1e-3, -1e-3, examples=examples):
                 view.token_losses(INPUT, POSITIONS, POSITIONS)
 
         counts = [launches(call, monkeypatch) for call in (probe, plain)]
@@ -147,7 +148,7 @@ def test_factors_are_drawn_once_a_step(monkeypatch):
     for step in (1, 2):
         for scale in (1e-3, -1e-3):
             for part in (INPUT[:2], INPUT[2:]):
-                with view.probe(Direction(1, step, 3, False, True), scale, examples=ROWS):
+                with view.probe(direction(1, step, 3, "rank1"), scale, examples=ROWS):
                     view.token_losses(part, POSITIONS[:1], POSITIONS[:1], None, [0, 1])
     assert drawn == [1, 2]
 
@@ -189,8 +190,8 @@ PASSES = {
 def test_a_step_waits_once_for_the_device(objective, kind, paired, monkeypatch):
     view, _ = view_of(tiny.llama())
     estimator = Estimator(
-        view, seed=1, gaussian=False, perturbation=1e-3, directions=2, paired=paired,
-        rank1=kind != "dense", examples=ROWS if kind == "example" else None,
+        view, directions(1, "signs" if kind == "dense" else "rank1"), perturbation=1e-3, count=2,
+        paired=paired, examples=ROWS if kind == "example" else None,
     )  # fmt: skip
     rows = [Sequence(tuple(range(5, 12 + i)), (3, 5)) for i in range(ROWS)]
     if objective == "choice":
@@ -199,7 +200,7 @@ def test_a_step_waits_once_for_the_device(objective, kind, paired, monkeypatch):
     batches = made.batches(rows, 2, torch.device("cpu"))
     with monkeypatch.context() as patch:
         syncs = Syncs(patch)
-        estimator.measure(1, lambda: made.losses(view, batches, masked=False))
+        estimator.measure(1, lambda: made.losses(view, batches))
     passes = 2 * (1 if paired else 2) * len(batches)
     expected = PASSES[kind] * passes + ["zoft.engine.estimator._on_the_host"]
     assert sorted(syncs.places) == sorted(expected)

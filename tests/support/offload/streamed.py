@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from support import tiny
+from support.directions import directions
 from zoft.engine.estimator import Estimator, Losses
 from zoft.engine.offload.executor import Executor
 from zoft.engine.offload.homes import Files, Memory
@@ -24,7 +25,7 @@ from zoft.engine.offload.weights import Streamed
 from zoft.engine.optimizers.mezo import MeZO
 from zoft.engine.optimizers.radazo import RAdaZO, Rule
 from zoft.engine.optimizers.update import Resident, Weights, tuned_weights
-from zoft.engine.probe.view import View
+from zoft.engine.probe.view import ProbedModel
 from zoft.models.adapters import attach_adapter
 from zoft.models.blocks import Block, find_blocks, is_placeholder, owned_parameters
 from zoft.models.storage.safetensors import stored_tensors
@@ -156,8 +157,8 @@ def rig(
         )  # fmt: skip
         weights = Streamed(moving, streamer)
     try:
-        view = View(model, tuned, ids, compute, torch.tensor([[1, 2, 3, 4]]))
-        estimator = Estimator(view, seed=3, gaussian=False, perturbation=1e-2, paired=paired)
+        view = ProbedModel(model, tuned, ids, compute, torch.tensor([[1, 2, 3, 4]]))
+        estimator = Estimator(view, directions(3), perturbation=1e-2, paired=paired)
         yield Rig(model, weights, estimator, rule(weights, optimizer), streamer)
     finally:
         if streamer is not None:
@@ -166,9 +167,9 @@ def rig(
 
 def rule(weights: Weights, name: str) -> MeZO | RAdaZO:
     if name == "mezo":
-        return MeZO(weights, seed=3, gaussian=False, weight_decay=0.1)
+        return MeZO(weights, directions(3), weight_decay=0.1)
     constants = Rule((0.9, 0.99), 1e-8, "v", name, 3, False, 0.1)  # type: ignore[arg-type]
-    return RAdaZO(weights, constants, seed=3, gaussian=False)
+    return RAdaZO(weights, directions(3), constants)
 
 
 def deeper(model: Any) -> Any:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from zoft.data.examples import Choice, Example
 from zoft.engine.estimator import Losses
 from zoft.engine.objectives.batch import Batch, pad
-from zoft.engine.probe.view import View
+from zoft.engine.probe.view import ProbedModel
 
 
 def width(examples: Many[Example]) -> int:
@@ -58,7 +58,7 @@ def collate(examples: Many[Example], width: int) -> Batch:
     )
 
 
-def losses(view: View, batch: Batch, mask: Tensor | None) -> tuple[Losses, Tensor]:
+def losses(view: ProbedModel, batch: Batch, mask: Tensor | None) -> tuple[Losses, Tensor]:
     """Cross-entropy over the options, weight 1 an example; hits (copies, B): the best one is right."""
     assert batch.labels is not None
     rows = batch.example_of_row

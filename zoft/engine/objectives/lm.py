@@ -10,7 +10,7 @@ from torch import Tensor
 from zoft.data.examples import Example, right
 from zoft.engine.estimator import Losses
 from zoft.engine.objectives.batch import Batch, pad
-from zoft.engine.probe.view import View
+from zoft.engine.probe.view import ProbedModel
 
 
 def width(examples: Many[Example]) -> int:
@@ -28,7 +28,7 @@ def collate(examples: Many[Example], width: int) -> Batch:
     )
 
 
-def losses(view: View, batch: Batch, mask: Tensor | None) -> tuple[Losses, None]:
+def losses(view: ProbedModel, batch: Batch, mask: Tensor | None) -> tuple[Losses, None]:
     """Cross-entropy of the supervised tokens, weight 1 a token; no hits."""
     lost = view.token_losses(
         batch.input_ids, batch.positions, batch.targets, mask, batch.example_of_row

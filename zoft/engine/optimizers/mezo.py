@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from zoft.engine.kernels.numerics.exact_sum import Rounding, make_terms
+from zoft.engine.kernels.numerics.exact_sum import Rounding
 from zoft.engine.optimizers.measurement import Measurement
-from zoft.engine.optimizers.update import Sweep, Weights, adding
+from zoft.engine.optimizers.update import DirectionUpdate, Weights
+from zoft.engine.probe.directions import Directions
 
 
 def coefficients(projected_grad: Sequence[float], lr: float) -> list[float]:
@@ -18,26 +19,17 @@ def coefficients(projected_grad: Sequence[float], lr: float) -> list[float]:
 class MeZO:
     """No state at all: an update is its measurement and its rate."""
 
-    def __init__(
-        self,
-        weights: Weights,
-        *,
-        seed: int,
-        gaussian: bool,
-        weight_decay: float,
-        rank1: bool = False,
-    ) -> None:
-        self.weights, self.weight_decay = weights, weight_decay
-        self.seed, self.gaussian, self.rank1 = seed, gaussian, rank1
+    def __init__(self, weights: Weights, directions: Directions, *, weight_decay: float) -> None:
+        self.weights, self.directions, self.weight_decay = weights, directions, weight_decay
 
     def update(self, measurement: Measurement, lr: float) -> None:
         """Move the weights by one finite measurement."""
         grads = measurement.projected_grad
         addresses = [(measurement.step, k) for k in range(len(grads))]
-        factors = coefficients(grads, lr)
-        terms = make_terms(self.seed, self.gaussian, addresses, factors, self.rank1)
-        sweep = Sweep(lr * self.weight_decay, Rounding(self.seed, measurement.step))
-        self.weights.apply(adding(terms, sweep))
+        total = self.directions.sum_of(addresses, coefficients(grads, lr))
+        rounding = Rounding(self.directions.seed, measurement.step)
+        shrink = lr * self.weight_decay
+        self.weights.apply(DirectionUpdate(self.directions, [total], shrink, rounding))
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers for trainer.json."""

@@ -29,12 +29,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from torch import Tensor
-
-from zoft.engine.kernels.dispatch import kernels_for
-from zoft.engine.kernels.numerics.exact_sum import Adam, Rounding, Terms, make_terms
+from zoft.engine.kernels.numerics.exact_sum import Adam, DirectionSum, Rounding
 from zoft.engine.optimizers.measurement import Measurement
-from zoft.engine.optimizers.update import Sweep, Tuned, Update, Weights, adding
+from zoft.engine.optimizers.update import DirectionUpdate, Weights
+from zoft.engine.probe.directions import Directions
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # m and v by torch.optim's names, where they are stored
 
@@ -104,17 +102,8 @@ def momentum_shares(length: int, beta1: float) -> list[float]:
 class RAdaZO:
     """Applies the rule above to the tuned weights."""
 
-    def __init__(
-        self,
-        weights: Weights,
-        rule: Rule,
-        *,
-        seed: int,
-        gaussian: bool,
-        rank1: bool = False,
-    ) -> None:
-        self.weights, self.rule = weights, rule
-        self.seed, self.gaussian, self.rank1 = seed, gaussian, rank1
+    def __init__(self, weights: Weights, directions: Directions, rule: Rule) -> None:
+        self.weights, self.directions, self.rule = weights, directions, rule
         self.scalars = Scalars()
         self.folds = rule.moments == "scalar" and rule.fold_momentum
         self.betas = (0.0, rule.betas[1]) if self.folds else rule.betas
@@ -129,16 +118,21 @@ class RAdaZO:
         grads = measurement.projected_grad
         self.scalars = next_scalars(self.scalars, grads, self.betas)
         self.past.append((measurement.step, grads))
-        sweep = Sweep(lr * self.rule.weight_decay, Rounding(self.seed, measurement.step))
+        adam: Adam | None
         match self.rule.moments:
             case "scalar":
-                self.weights.apply(self._update_scalar(lr, sweep))
+                sums, adam = [self._scalar_update(lr)], None
             case "full":
-                self.weights.apply(self._update_full(lr, sweep))
+                sums, adam = [self._gradient(*self.past[-1])], self._adam(lr, self.scalars)
             case "window":
-                self.weights.apply(self._update_window(lr, sweep))
+                sums = [self._gradient(*entry) for entry in self.past]
+                adam = self._adam(lr, self._scalars_of_window())
+        shrink = lr * self.rule.weight_decay
+        rounding = Rounding(self.directions.seed, measurement.step)
+        self.weights.apply(DirectionUpdate(self.directions, sums, shrink, rounding, adam))
 
-    def _update_scalar(self, lr: float, sweep: Sweep) -> Update:
+    def _scalar_update(self, lr: float) -> DirectionSum:
+        """The update itself: with one v for all weights it is a sum of directions."""
         scale, divisor = corrections(self.scalars, self.rule.bias_correction)
         if self.folds:
             lr = folded_lr(lr, self.rule.betas[0])
@@ -149,46 +143,21 @@ class RAdaZO:
             for k, c in enumerate(grads):
                 addresses.append((step, k))
                 factors.append(-length * share * c / len(grads))
-        return adding(self._terms(addresses, factors), sweep)
+        return self.directions.sum_of(addresses, factors)
 
-    def _update_full(self, lr: float, sweep: Sweep) -> Update:
-        terms, adam = self._gradient(*self.past[-1]), self._adam(lr, self.scalars)
-
-        def update(tuned: Tuned, weight: Tensor, state: Sequence[Tensor]) -> None:
-            exp_avg, exp_avg_sq = state
-            kernels_for(weight.device).radazo_full(
-                weight, exp_avg, exp_avg_sq, terms, adam,
-                param=tuned.param, decay=sweep.decay(tuned), rounding=sweep.rounding,
-            )  # fmt: skip
-
-        return update
-
-    def _update_window(self, lr: float, sweep: Sweep) -> Update:
-        window = [self._gradient(*entry) for entry in self.past]
+    def _scalars_of_window(self) -> Scalars:
+        """The scalars of moments that are recomputed from the window alone."""
         # The moments start from zero at the window's first step, and are corrected for that.
         seen = Scalars()
         for _, grads in self.past:
             seen = next_scalars(seen, grads, self.betas)
         # Not m: dividing it by 1 - beta1**W as well would lengthen every step.
-        seen = replace(seen, beta1_power=self.scalars.beta1_power)
-        adam = self._adam(lr, seen)
+        return replace(seen, beta1_power=self.scalars.beta1_power)
 
-        def update(tuned: Tuned, weight: Tensor, state: Sequence[Tensor]) -> None:
-            del state
-            kernels_for(weight.device).radazo_window(
-                weight, window, adam,
-                param=tuned.param, decay=sweep.decay(tuned), rounding=sweep.rounding,
-            )  # fmt: skip
-
-        return update
-
-    def _gradient(self, step: int, grads: tuple[float, ...]) -> Terms:
+    def _gradient(self, step: int, grads: tuple[float, ...]) -> DirectionSum:
         """g_t = (1/K) sum_k c_k z_k."""
         addresses = [(step, k) for k in range(len(grads))]
-        return self._terms(addresses, [c / len(grads) for c in grads])
-
-    def _terms(self, addresses: list[tuple[int, int]], factors: list[float]) -> Terms:
-        return make_terms(self.seed, self.gaussian, addresses, factors, self.rank1)
+        return self.directions.sum_of(addresses, [c / len(grads) for c in grads])
 
     def _adam(self, lr: float, now: Scalars) -> Adam:
         scale, divisor = corrections(now, self.rule.bias_correction)

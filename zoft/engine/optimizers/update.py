@@ -9,8 +9,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from zoft.engine.kernels.dispatch import kernels_for
-from zoft.engine.kernels.numerics.exact_sum import Rounding, Terms
+from zoft.engine.kernels.numerics.exact_sum import Adam, DirectionSum, Rounding
+from zoft.engine.probe.directions import Directions
+from zoft.engine.probe.structures.table import structure_of
 from zoft.models.storage.safetensors import Reader, Stored
 
 
@@ -107,27 +108,26 @@ class Resident:
 
 
 @dataclass(frozen=True, slots=True)
-class Sweep:
-    """What is common to every parameter in one update: lr * weight_decay and the rounding key."""
+class DirectionUpdate:
+    """Moves a weight along sums of directions: weight * decay + sums[0], or with `adam` one R-AdaZO step
+    with the moments that are stored, else recomputed from all `sums`.
 
+    `shrink` is lr * weight_decay, `rounding` the key of the bits that low precision is rounded with.
+    """
+
+    directions: Directions
+    sums: Sequence[DirectionSum]
     shrink: float
     rounding: Rounding
+    adam: Adam | None = None
 
-    def decay(self, tuned: Tuned) -> float:
-        return 1.0 - self.shrink if tuned.decays else 1.0
-
-
-def adding(terms: Terms, sweep: Sweep) -> Update:
-    """weight = weight * decay + sum of directions."""
-
-    def update(tuned: Tuned, weight: Tensor, state: Sequence[Tensor]) -> None:
-        del state
-        kernels_for(weight.device).add_directions(
+    def __call__(self, tuned: Tuned, weight: Tensor, state: Sequence[Tensor]) -> None:
+        structure_of(weight, self.directions.structure).update(
             weight,
-            terms,
+            self.sums,
             param=tuned.param,
-            decay=sweep.decay(tuned),
-            rounding=sweep.rounding,
+            decay=1.0 - self.shrink if tuned.decays else 1.0,
+            rounding=self.rounding,
+            adam=self.adam,
+            moments=state,
         )
-
-    return update

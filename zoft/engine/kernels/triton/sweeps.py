@@ -23,10 +23,9 @@ from zoft.engine.kernels.triton.probe import (
 )
 from zoft.engine.kernels.triton.products import prefill, project, spread, widen
 from zoft.engine.kernels.triton.signs import signs
-from zoft.engine.kernels.triton.update import add_directions, radazo_full, radazo_window
+from zoft.engine.kernels.triton.update import update_dense, update_rank1
 
 __all__ = [
-    "add_directions",
     "perturb",
     "perturb_at",
     "perturb_each",
@@ -37,9 +36,9 @@ __all__ = [
     "perturb_rows_at",
     "prefill",
     "project",
-    "radazo_full",
-    "radazo_window",
     "signs",
     "spread",
+    "update_dense",
+    "update_rank1",
     "widen",
 ]
