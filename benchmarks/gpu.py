@@ -28,7 +28,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from zoft.engine.kernels import reference
 from zoft.engine.kernels.dispatch import kernels_for
-from zoft.engine.kernels.numerics.exact_sum import Adam, Rounding, direction_sum
+from zoft.engine.kernels.numerics.exact_sum import Rounding, direction_sum
+from zoft.recipe.sections.optimizers.rule import AdamConstants
 from zoft.system.philox import PURPOSE_U, PURPOSE_V
 
 EPSILON, RATE = 1e-3, 1e-6
@@ -57,7 +58,7 @@ def main() -> None:
     if a.check:
         check(device)
         return
-    # IEEE float32 and reproducible sums (METHODS section 6.8).
+    # IEEE float32 and reproducible sums (docs/methods.md#repeatable-arithmetic-on-gpus).
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     print("\n".join([*steps(a, device), "", *sweeps(a, device), "", where(device)]))
@@ -151,7 +152,7 @@ def zoft_step(model: LlamaForCausalLM, ids: Tensor, *, rank1: bool, paired: bool
         number += 1
         grads = estimator.measure(number, losses).projected_grad
         update = [-RATE * c for c in grads]
-        total = directions.sum_of([(number, k) for k in range(len(grads))], update)
+        total = directions.total([(number, k) for k in range(len(grads))], update)
         for name, parameter in tuned.items():
             structure_of(parameter, directions.structure).update(
                 parameter.detach(), [total], param=numbers[name], decay=1.0,
@@ -229,7 +230,7 @@ def sweeps(a: argparse.Namespace, device: torch.device) -> list[str]:
     m, v = (torch.zeros(weight.shape, device=device) for _ in range(2))
     key: dict[str, Any] = {"seed": 1, "step": 2, "param": 3, "k": 0, "scale": EPSILON}
     common: dict[str, Any] = {"param": 3, "decay": 1.0, "rounding": Rounding(1, 2)}
-    adam = Adam(0.9, 0.99, 1e-6, 0.01, 1e-8)
+    adam = AdamConstants(0.9, 0.99, 1e-6, 0.01, 1e-8)
 
     def terms(count: int, *, gaussian: bool = False) -> Any:
         return direction_sum(1, gaussian, [(2, k) for k in range(count)], [1e-9] * count)
@@ -353,7 +354,7 @@ def parities() -> dict[str, Callable[[Any, torch.device, torch.dtype], list[Tens
     """Name -> what a kernel module makes of the same inputs on a device."""
     key: dict[str, Any] = {"seed": 2**32 - 3, "step": 17, "param": 0xDEADBEEF}
     common: dict[str, Any] = {"param": 11, "decay": 0.9999, "rounding": Rounding(7, 3)}
-    adam = Adam(0.9, 0.99, 1e-3, 0.0297, 1e-8)
+    adam = AdamConstants(0.9, 0.99, 1e-3, 0.0297, 1e-8)
     sizes = (1, 255, 8193, 1_000_003)
     shapes = ((7,), (1_000_003,), (37, 577), (300, 2048))
 

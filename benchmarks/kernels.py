@@ -18,12 +18,13 @@ from machine import Log, arguments, ratios, report, spread
 from torch import Tensor
 
 from zoft.engine.kernels.cpu import sweeps as cpu
-from zoft.engine.kernels.numerics.exact_sum import Adam, DirectionSum, Rounding, direction_sum
+from zoft.engine.kernels.numerics.exact_sum import DirectionSum, Rounding, direction_sum
+from zoft.recipe.sections.optimizers.rule import AdamConstants
 from zoft.system.philox import PURPOSE_U, PURPOSE_V
 
 ROWS, COLUMNS = 49152, 576
 VECTORS, EXAMPLES = 768, 16
-ADAM = Adam(beta1=0.9, beta2=0.99, lr=1e-9, correction=1.0, eps=1e-8)
+ADAM = AdamConstants(beta1=0.9, beta2=0.99, lr=1e-9, correction=1.0, eps=1e-8)
 WARM = 2
 Case = tuple[int, Callable[[], object]]  # elements, the call
 

@@ -9,6 +9,7 @@ and replayed from that alone into a folder that goes away; the replay itself com
 
 from __future__ import annotations
 
+import shutil
 import statistics
 import time
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from subject import Probes, Step, batch_of, journal, recipe_of, rows_of, warm
 from zoft.engine.objectives.objective import objective_for
 from zoft.models.load import load_model
 from zoft.models.storage.fetch import local_safetensors
-from zoft.runs.artefact import write_artefact
+from zoft.runs.artefact import shared_journal
 from zoft.runs.journal import read
 from zoft.sharing.replay import replay
 from zoft.system.device import DTYPES
@@ -79,8 +80,11 @@ def _artefacts(runs: list[Path]) -> Iterator[str]:
     for run in runs:
         with TemporaryDirectory(dir=run.parent) as place:
             folder = Path(place, "artefact")
-            write_artefact(run, folder)
+            folder.mkdir()
             file = folder / "journal.jsonl"
+            file.write_bytes(shared_journal(run / "journal.jsonl"))
+            if (run / "start").is_dir():
+                shutil.copytree(run / "start", folder / "start")
             _, entries = read(file)
             number = len(entries[0].measurement.projected_grad)
             bound = len(entries) * (STEP + SCALAR * number)

@@ -24,8 +24,7 @@ from machine import Log, arguments, ratios, report, spread
 from peers import AdamW, MezoProcedure, ZoAdam, gradients, inference, mezo_loss, mezo_rows
 from subject import DENSE, RANK1, RATE, Step, batch_of, journal, recipe_of, rows_of
 
-from zoft.data.examples import Choice, length
-from zoft.data.examples import Sequence as Text
+from zoft.data.examples import Choice, TextExample, length
 from zoft.data.order import Order
 from zoft.engine.objectives.objective import objective_for
 from zoft.models.adapters import attach_adapter
@@ -47,7 +46,7 @@ class Work:
     """The rows of one repeat: at random, and of like lengths as zoft groups them."""
 
     choices: Sequence[Choice]
-    texts: Sequence[Text]
+    texts: Sequence[TextExample]
     grouped: Sequence[Choice]
 
 

@@ -16,13 +16,12 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from zoft.data.encoding import encode
-from zoft.data.examples import Choice
-from zoft.data.examples import Sequence as Text
+from zoft.data.examples import Choice, TextExample, gold
 from zoft.data.sources import load_rows
 from zoft.engine.estimator import Estimator
 from zoft.engine.objectives.batch import Batch
 from zoft.engine.objectives.objective import Objective, objective_for
-from zoft.engine.optimizers.radazo import RAdaZO, Rule
+from zoft.engine.optimizers.optimizer import optimizer_for
 from zoft.engine.optimizers.update import Resident, tuned_weights
 from zoft.engine.probe.directions import Directions
 from zoft.engine.probe.structures.table import STRUCTURES
@@ -33,6 +32,7 @@ from zoft.models.trainable import parameter_ids, tuned_parameters
 from zoft.recipe.load import load_recipe
 from zoft.recipe.schema import Recipe
 from zoft.recipe.sections.data import listed, with_task
+from zoft.recipe.sections.optimizers.radazo import RAdaZO
 from zoft.recipe.sections.tune import TuneSection
 from zoft.runs.journal import Entry, Journal
 
@@ -77,25 +77,18 @@ class Step:
         ids = parameter_ids(tuned)
         example = torch.tensor([[1, 2, 3, 4]])
         self.view = ProbedModel(model, tuned, ids, getattr(torch, compute), example)
-        directions = Directions(0, False, STRUCTURES[probes.structure])
         self.estimator = Estimator(
             self.view,
-            directions,
+            Directions(0, False, STRUCTURES[probes.structure]),
             perturbation=PERTURBATION[compute],
             count=probes.directions,
             paired=probes.paired,
         )
-        rule = Rule(
-            betas=(0.9, 0.99),
-            eps=1e-8,
-            bias_correction="v",
-            moments=moments,  # type: ignore[arg-type]
-            window=22,
-            fold_momentum=True,
-            weight_decay=0.0,
+        section = RAdaZO.model_validate(
+            {"moments": moments, "window": 22, "structure": probes.structure}
         )
         weights = Resident(tuned_weights(tuned, ids, set()))
-        self.optimizer = RAdaZO(weights, directions, rule)
+        self.optimizer = optimizer_for(section, 0, weights)
         self.probes, self.journal = probes, journal
         self.number, self.update_seconds = 0, 0.0
 
@@ -118,24 +111,17 @@ def journal() -> Iterator[Journal]:
         yield log
 
 
-def rows_of(recipe: Recipe, limit: int | None = None) -> tuple[list[Choice], list[Text]]:
+def rows_of(recipe: Recipe, limit: int | None = None) -> tuple[list[Choice], list[TextExample]]:
     """The training rows of a classification recipe, for `choice` and teacher-forced for `lm`."""
     where = local_safetensors(recipe.model.name, recipe.model.revision)
     tokenizer = load_tokenizer(where, recipe.model)
     (source,) = listed(recipe.data.train)
     rows = load_rows(source.model_copy(update={"limit": limit}))
     choices = encode(rows, with_task(recipe.data), tokenizer, choice=True).examples
-    return [x for x in choices if isinstance(x, Choice)], [forced(x) for x in choices]
+    return [x for x in choices if isinstance(x, Choice)], [gold(x) for x in choices]
 
 
-def forced(example: object) -> Text:
-    """The right option after its prompt, as a text of which the option is learnt."""
-    assert isinstance(example, Choice)
-    ids = (*example.prompt, *example.options[example.label])
-    return Text(ids, tuple(range(len(example.prompt), len(ids))))
-
-
-def batch_of(objective: Objective, examples: Sequence[Choice] | Sequence[Text]) -> Batch:
+def batch_of(objective: Objective, examples: Sequence[Choice] | Sequence[TextExample]) -> Batch:
     """All examples in one batch."""
     [batch] = objective.batches(examples, len(examples), CPU)
     return batch

@@ -3,15 +3,16 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import typer
 
 import zoft
-from zoft.cli.main import GROUPS, main
+from zoft.cli.main import GROUPS, app, main
 from zoft.errors import DataError, Interrupted, RecipeError
 
 Calls = list[tuple[tuple[Any, ...], dict[str, Any]]]
@@ -149,38 +150,14 @@ def test_usage_errors(
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    "verb",
-    [
-        "",
-        "train",
-        "eval",
-        "validate",
-        "schema",
-        "doctor",
-        "range",
-        "merge",
-        "export",
-        "push",
-        "version",
-        "recipes",
-        "recipes ls",
-        "recipes show",
-        "recipes cp",
-        "data",
-        "data preview",
-        "data templates",
-        "runs",
-        "runs ls",
-        "runs show",
-        "runs compare",
-        "replay",
-        "journal",
-        "journal show",
-        "journal verify",
-        "journal stats",
-    ],
-)
+def verbs(command: Any, *names: str) -> Iterator[str]:
+    """The words of every command and group, as the parser knows them."""
+    yield " ".join(names)
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from verbs(inner, *names, name)
+
+
+@pytest.mark.parametrize("verb", [*verbs(typer.main.get_command(app))])
 def test_help_opens_with_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*verb.split(), "--help"]) == 0
     usage, blank, example, *_ = capsys.readouterr().out.splitlines()

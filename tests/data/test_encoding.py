@@ -9,7 +9,7 @@ from support import tiny
 from tokenizers import processors
 
 from zoft.data.encoding import Counts, Encoded, encode, shortened
-from zoft.data.examples import Choice, Example, Sequence, length
+from zoft.data.examples import Choice, Example, TextExample, length
 from zoft.data.sources import Rows
 from zoft.data.tokens import Tokens
 from zoft.errors import DataError
@@ -43,7 +43,7 @@ def failure(*args: Any, **more: Any) -> str:
     return str(caught.value)
 
 
-def marked(example: Sequence, tokenizer: Any = TOKENIZER) -> str:
+def marked(example: TextExample, tokenizer: Any = TOKENIZER) -> str:
     """The text with supervised stretches in «»."""
     parts = [
         f"«{tokenizer.decode([token])}»" if p in example.supervised else tokenizer.decode([token])
@@ -134,7 +134,7 @@ def test_a_text_is_learnt_whole() -> None:
 def test_rows_without_a_trained_token_are_dropped_and_counted() -> None:
     rows = [{"prompt": "a", "completion": c} for c in ("b", "", "c")]
     result = encoded(rows, format="prompt-completion")
-    assert [marked(e) for e in result.examples if isinstance(e, Sequence)] == [
+    assert [marked(e) for e in result.examples if isinstance(e, TextExample)] == [
         "<s>a«b</s>»",
         "<s>a«c</s>»",
     ]
@@ -202,8 +202,9 @@ def test_a_template_that_drops_earlier_thoughts() -> None:
 
 def test_a_template_that_hides_earlier_turns_is_refused() -> None:
     last = tiny.tokenizer(chat_template="{{ messages[-1]['role'] }}:{{ messages[-1]['content'] }}")
-    message = failure([{"messages": TALK}], last, format="messages")
-    assert "row 1: the chat template rewrites turn 2" in message
+    for talk in (TALK, [TALK[0], turn("assistant", ""), TALK[0]]):
+        message = failure([{"messages": talk}], last, format="messages")
+        assert "row 1: the chat template rewrites turn 2" in message
 
 
 def test_a_chat_without_reply_is_untrained() -> None:
@@ -268,7 +269,9 @@ def test_truncation_keeps_the_completion() -> None:
 
 sequences = st.builds(
     lambda n, first, start: (
-        Sequence((0,) * start + tuple(range(10, 10 + n)), tuple(range(max(first, 1), n + start))),
+        TextExample(
+            (0,) * start + tuple(range(10, 10 + n)), tuple(range(max(first, 1), n + start))
+        ),
         start,
     ),
     st.integers(2, 30),
@@ -300,7 +303,7 @@ def test_what_is_shortened_fits_and_predicts_the_same_tokens(
         return
     assert length(short) == limit
     match example, short:
-        case Sequence(), Sequence():
+        case TextExample(), TextExample():
             before = [example.ids[p] for p in example.supervised]
             after = [short.ids[p] for p in short.supervised]
             assert after

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from support import tiny
 
-from zoft.data.columns import detect
-from zoft.data.encoding import Draw, Encoded, encode
-from zoft.data.examples import Choice, Sequence
+from zoft.data.encoding import Encoded, TemplateSeed, encode
+from zoft.data.examples import Choice, TextExample
+from zoft.data.formats.table import FORMATS, detect
 from zoft.data.sources import Rows
 from zoft.errors import DataError, RecipeError
-from zoft.recipe.sections.data import DataSection, with_task
+from zoft.recipe.sections.data import ROLES, TEMPLATED, DataSection, FormatName, with_task
 from zoft.recipe.sections.tasks import TASKS
 from zoft.recipe.sections.template import problem_of, render
 
@@ -25,17 +25,20 @@ def section(**fields: Any) -> DataSection:
 
 
 def encoded(
-    rows: list[dict[str, Any]], tokenizer: Any = TOKENIZER, draw: Draw | None = None, **fields: Any
+    rows: list[dict[str, Any]],
+    tokenizer: Any = TOKENIZER,
+    seed: TemplateSeed | None = None,
+    **fields: Any,
 ) -> Encoded:
     data = section(**fields)
     if data.format == "auto":
         data = data.model_copy(update={"format": detect(rows, data)})
     choice = data.format == "classification"
-    return encode(Rows(rows), data, tokenizer, choice=choice, draw=draw)
+    return encode(Rows(rows), data, tokenizer, choice=choice, seed=seed)
 
 
 def marked(example: Any, tokenizer: Any = TOKENIZER) -> str:
-    assert isinstance(example, Sequence)
+    assert isinstance(example, TextExample)
     cut = example.supervised[0]
     return f"{tokenizer.decode(example.ids[:cut])}«{tokenizer.decode(example.ids[cut:])}»"
 
@@ -64,6 +67,12 @@ def words(example: Any) -> tuple[str, list[str], int]:
 )  # fmt: skip
 def test_columns_say_the_format(row: dict[str, Any], columns: dict[str, str], form: str) -> None:
     assert detect([row], section(columns=columns)) == form
+
+
+def test_the_table_and_the_recipes_schema_know_the_same_formats() -> None:
+    assert sorted(form.name for form in FORMATS) == sorted(get_args(FormatName))
+    assert {form.name for form in FORMATS if form.template_replaces} == set(TEMPLATED)
+    assert {role for form in FORMATS for role in form.reads} <= set(ROLES)
 
 
 def test_what_the_columns_do_not_say() -> None:
@@ -111,20 +120,22 @@ def test_a_template_may_stand_before_a_completion() -> None:
     fields = {"format": "prompt-completion", "columns": {"completion": "a"}}
     example = encoded([row], template="Q: {q}\nA:", **fields).examples[0]
     assert marked(example) == "<s>Q: 1+1?\nA:« 2</s>»"
-    assert isinstance(example, Sequence)
+    assert isinstance(example, TextExample)
     assert example.answers == ("2",)
 
 
 def test_each_training_row_takes_one_of_several_templates() -> None:
     rows = [{"text": f"{i}", "label": 1} for i in range(300)]
     fields = {"template": ["A {text}", "B {text}", "C {text}"], "labels": {0: "bad", 1: "great"}}
-    drawn = encoded(rows, draw=Draw(7), **fields)
+    drawn = encoded(rows, seed=TemplateSeed(7), **fields)
     begins = [words(example)[0][0] for example in drawn.examples]
     assert all(70 < begins.count(letter) < 130 for letter in "ABC")
-    assert encoded(rows, draw=Draw(7), **fields) == drawn
+    assert encoded(rows, seed=TemplateSeed(7), **fields) == drawn
     # A function of the row's number: fewer rows, the same templates.
-    assert encoded(rows[:50], draw=Draw(7), **fields).examples == drawn.examples[:50]
-    others = [encoded(rows, draw=draw, **fields) for draw in (Draw(8), Draw(7, source=1))]
+    assert encoded(rows[:50], seed=TemplateSeed(7), **fields).examples == drawn.examples[:50]
+    others = [
+        encoded(rows, seed=seed, **fields) for seed in (TemplateSeed(8), TemplateSeed(7, source=1))
+    ]
     assert drawn not in others
     scored = encoded(rows, **fields)
     assert {words(example)[0][0] for example in scored.examples} == {"A"}
@@ -184,7 +195,7 @@ def test_questions_keep_all_answers(answers: dict[str, list[str]]) -> None:
     row = {"title": "T", "context": "C", "passage": "P", "question": "Where?", column: answers}
     example = encoded([row], template=name).examples[0]
     assert marked(example).endswith("\nQuestion: Where?\nAnswer:« Denver</s>»")
-    assert isinstance(example, Sequence)
+    assert isinstance(example, TextExample)
     assert example.answers == next(map(tuple, answers.values()))
     unanswered = [{**row, column: {"text": []}}, row]
     assert encoded(unanswered, template=name).counts.untrained == 1

@@ -9,7 +9,7 @@ from support import tiny
 
 from zoft.cli.main import main
 from zoft.data import preview as module
-from zoft.data.examples import Choice, Sequence
+from zoft.data.examples import Choice, TextExample
 from zoft.data.preview import escaped, parts
 
 TALK = [
@@ -102,7 +102,7 @@ def test_a_preview_needs_no_weights_of_a_hub_model(
 def test_stretches_keep_their_blanks() -> None:
     tokenizer = tiny.tokenizer()
     ids = tuple(tokenizer("ä It was great")["input_ids"])
-    example = Sequence(ids, (len(ids) - 2, len(ids) - 1))
+    example = TextExample(ids, (len(ids) - 2, len(ids) - 1))
     assert parts(example, tokenizer) == [("<s>ä It", False), (" was great", True)]
     choice = Choice(ids[:-1], (ids[-1:], ids[:1]), 0)
     assert parts(choice, tokenizer) == [("<s>ä It was", False), (" great", True)]

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import tiny
 
-from zoft.data.examples import Sequence
+from zoft.data.examples import TextExample
 from zoft.data.mixing import apportioned, taken
 from zoft.data.sets import prepare
 from zoft.errors import DataError, Interrupted
@@ -30,7 +30,7 @@ def write(path: Path, letter: str, rows: int) -> str:
 
 def texts(recipe: Recipe, name: str = "train") -> list[str]:
     examples = prepare(recipe, TOKENIZER)[1][name].examples
-    decoded = [TOKENIZER.decode(x.ids) for x in examples if isinstance(x, Sequence)]
+    decoded = [TOKENIZER.decode(x.ids) for x in examples if isinstance(x, TextExample)]
     return [text.removeprefix("<s>").removesuffix("</s>") for text in decoded]
 
 

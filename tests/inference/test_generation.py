@@ -104,7 +104,7 @@ def test_streamed_blocks_are_fetched_once_a_token(tmp_path: Path) -> None:
 def test_the_models_own_settings_do_not_matter_and_are_back_afterwards() -> None:
     view = view_of(loud(tiny.llama))
     expected = written(view, PROMPTS)
-    config: Any = GenerationConfig(
+    config: Any = GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=True, temperature=3.0, repetition_penalty=5.0, min_new_tokens=12, top_k=2,
         no_repeat_ngram_size=1, max_length=20, suppress_tokens=[40], forced_eos_token_id=1,
     )  # fmt: skip
@@ -117,7 +117,8 @@ def test_an_end_token_of_the_models_settings_ends_a_text() -> None:
     view = view_of(loud(tiny.llama))
     [whole] = written(view, PROMPTS[:1])
     stop = whole[4]
-    view.model.generation_config = GenerationConfig(eos_token_id=[tiny.EOS_ID, stop])
+    config: Any = GenerationConfig(eos_token_id=[tiny.EOS_ID, stop])  # type: ignore[no-untyped-call]
+    view.model.generation_config = config
     both = written(view, PROMPTS[:2])  # the other row goes on
     assert both[0] == whole[: whole.index(stop)]
     assert stop not in both[1]

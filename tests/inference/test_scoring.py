@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import abc
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,7 @@ from support import tiny
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from zoft.data.examples import Choice, Example, Sequence
+from zoft.data.examples import Choice, Example, TextExample
 from zoft.engine.objectives.objective import objective_for
 from zoft.engine.objectives.score import Score
 from zoft.engine.probe.view import ProbedModel
@@ -22,7 +23,7 @@ from zoft.recipe.schema import EvalSection
 from zoft.recipe.sections.tune import TuneSection
 
 CPU = torch.device("cpu")
-SEQUENCES = [Sequence((0, *range(9, 9 + n)), (n - 1, n)) for n in (5, 2, 9, 3, 7, 4, 2)]
+SEQUENCES = [TextExample((0, *range(9, 9 + n)), (n - 1, n)) for n in (5, 2, 9, 3, 7, 4, 2)]
 CHOICES = [Choice(x.ids, ((40,), (50, 51)), i % 2) for i, x in enumerate(SEQUENCES)]
 SETS = [("lm", SEQUENCES), ("choice", CHOICES)]
 
@@ -59,11 +60,13 @@ def view_of(model: nn.Module, dtype: torch.dtype = torch.float32) -> ProbedModel
 @pytest.fixture(scope="module")
 def view() -> ProbedModel:
     model = tiny.llama()
-    model.get_output_embeddings().weight.mul_(30)
+    model.lm_head.weight.mul_(30)
     return view_of(model)
 
 
-def scored(view: ProbedModel, name: Any, examples: list[Example], size: int, masked: bool) -> Score:
+def scored(
+    view: ProbedModel, name: Any, examples: abc.Sequence[Example], size: int, masked: bool
+) -> Score:
     view.masked = masked
     return score(view, objective_for(name), examples, batch_size=size, device=CPU)
 
@@ -72,7 +75,7 @@ def scored(view: ProbedModel, name: Any, examples: list[Example], size: int, mas
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("size", [2, 3, 64])
 def test_batches_score_as_single_examples(
-    view: ProbedModel, name: str, examples: list[Example], size: int, masked: bool
+    view: ProbedModel, name: str, examples: abc.Sequence[Example], size: int, masked: bool
 ) -> None:
     single = scored(view, name, examples, 1, masked)
     batched = scored(view, name, examples, size, masked)
@@ -105,7 +108,7 @@ def test_between_is_called_after_each_batch_and_may_stop(view: ProbedModel) -> N
 def evaluated(
     view: ProbedModel,
     name: Any,
-    examples: list[Example],
+    examples: abc.Sequence[Example],
     between: Any = lambda: None,
     **settings: Any,
 ) -> dict[str, Any]:
@@ -129,7 +132,7 @@ def evaluated(
     ],
 )
 def test_the_metric_comes_first(
-    view: ProbedModel, name: str, examples: list[Example], metric: str, keys: list[str]
+    view: ProbedModel, name: str, examples: abc.Sequence[Example], metric: str, keys: list[str]
 ) -> None:
     found = evaluated(view, name, examples, metric=metric, max_new_tokens=3)
     assert list(found) == [*keys, "rows", "seconds"]
@@ -141,10 +144,10 @@ def test_the_metric_comes_first(
 
 def test_lm_loss_of_a_choice_is_that_of_its_right_option(view: ProbedModel) -> None:
     texts = [
-        Sequence(x.ids + c.options[c.label], ()) for x, c in zip(SEQUENCES, CHOICES, strict=True)
+        TextExample(x.ids + c.options[c.label], ()) for x, c in zip(SEQUENCES, CHOICES, strict=True)
     ]
     texts = [
-        Sequence(t.ids, tuple(range(len(x.ids), len(t.ids))))
+        TextExample(t.ids, tuple(range(len(x.ids), len(t.ids))))
         for x, t in zip(SEQUENCES, texts, strict=True)
     ]
     there = scored(view, "lm", CHOICES, 3, False)
@@ -157,7 +160,7 @@ def test_a_model_that_writes_the_answer_is_right(view: ProbedModel) -> None:
     written = completions(view, tiny.tokenizer(), prompts, Decoding(4), batch_size=1, device=CPU)
     answers = [text if i % 7 else "something else" for i, text in enumerate(written)]
     rows: list[Example] = [
-        Sequence((*ids, 40), (len(ids),), ("never", answer))
+        TextExample((*ids, 40), (len(ids),), ("never", answer))
         for ids, answer in zip(prompts, answers, strict=True)
     ]
     found = evaluated(view, "lm", rows, metric="f1", max_new_tokens=4)
@@ -190,13 +193,15 @@ def test_what_a_metric_cannot_score_is_said(view: ProbedModel) -> None:
 @pytest.mark.parametrize(("name", "examples"), SETS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_causal_models_need_no_mask(
-    build: Callable[[], nn.Module], name: Any, examples: list[Example], dtype: torch.dtype
+    build: Callable[[], nn.Module], name: Any, examples: abc.Sequence[Example], dtype: torch.dtype
 ) -> None:
     assert needs_mask(view_of(build(), dtype), objective_for(name), examples, CPU) is False
 
 
 @pytest.mark.parametrize(("name", "examples"), SETS)
-def test_a_model_that_sees_the_padding_needs_a_mask(name: Any, examples: list[Example]) -> None:
+def test_a_model_that_sees_the_padding_needs_a_mask(
+    name: Any, examples: abc.Sequence[Example]
+) -> None:
     view = view_of(Bidirectional())
     assert needs_mask(view, objective_for(name), examples, CPU) is True
     # And with one, its batches score as single examples; without, they do not.
@@ -206,7 +211,7 @@ def test_a_model_that_sees_the_padding_needs_a_mask(name: Any, examples: list[Ex
 
 
 def test_rows_of_one_length_are_padded_to_see_what_padding_does() -> None:
-    view, same = view_of(Bidirectional()), [Sequence((0, 9, n), (2,)) for n in (10, 20)]
+    view, same = view_of(Bidirectional()), [TextExample((0, 9, n), (2,)) for n in (10, 20)]
     assert needs_mask(view, objective_for("lm"), same, CPU) is True
     assert needs_mask(view_of(tiny.llama()), objective_for("lm"), same, CPU) is False
 
@@ -214,7 +219,7 @@ def test_rows_of_one_length_are_padded_to_see_what_padding_does() -> None:
 def test_the_mask_is_looked_at_in_few_positions_of_long_texts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    long = [Sequence(tuple([7] * n), tuple(range(1, n))) for n in (90, 120)]
+    long = [TextExample(tuple([7] * n), tuple(range(1, n))) for n in (90, 120)]
     view, seen = view_of(tiny.llama()), []
     logits = ProbedModel.logits
 
@@ -232,7 +237,7 @@ def test_virtual_tokens_take_positions() -> None:
     """OPT has 128: a row that fills them has no room behind a prompt, and is not padded for a look."""
     objective = objective_for("lm")
     model = attach_adapter(tiny.opt(), TuneSection(method="prompt"), seed=0)
-    full, fits = (Sequence(tuple(9 for _ in range(n)), (n - 1,)) for n in (128, 123))
+    full, fits = (TextExample(tuple(9 for _ in range(n)), (n - 1,)) for n in (128, 123))
     with pytest.raises(DataError, match=r"128 tokens and 5 virtual .*data\.max_length=123 "):
         require_fits(model, [full], objective)
     require_fits(model, [fits], objective)

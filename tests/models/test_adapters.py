@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -102,7 +103,7 @@ def test_auto_without_an_answer_lists_the_modules() -> None:
     )
     model = GPTNeoXForCausalLM(config)
     assert adapter_of(attach_adapter(model, LORA, seed=0))  # peft knows the family
-    stranger = GPTNeoXForCausalLM(config)
+    stranger: Any = GPTNeoXForCausalLM(config)
     stranger.config.model_type = "stranger"
     with pytest.raises(EnvironmentProblem, match=r"query_key_value"):
         attach_adapter(stranger, LORA, seed=0)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from support import tiny
@@ -59,7 +60,7 @@ def test_weight_decides_and_inner_lists_do_not_count() -> None:
 
 
 def test_what_is_shared_stays_out() -> None:
-    model = Mixture()
+    model: Any = Mixture()
     twice, tied = model.heavy[0]["experts"], model.heavy[1]["experts"]
     twice[1] = twice[0]  # inside one block: still its own
     tied[0] = model.heavy[2]["experts"][0]  # between two blocks

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ from zoft.models.storage.safetensors import Reader, stored_tensors
 from zoft.recipe.schema import ModelSection
 
 IDS = torch.tensor([[0, 40, 50, 60, 70]])
-SMALL = {
+SMALL: dict[str, Any] = {
     "vocab_size": 97,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -42,6 +43,11 @@ SMALL = {
 }
 
 
+def built(model: Any) -> PreTrainedModel:
+    evaluating: PreTrainedModel = model.eval()
+    return evaluating
+
+
 def tied_llama() -> PreTrainedModel:
     return tiny.llama(tie=True)
 
@@ -49,18 +55,18 @@ def tied_llama() -> PreTrainedModel:
 def gemma2() -> PreTrainedModel:
     """Tied, a scale of the embeddings kept as a buffer, soft caps."""
     config = Gemma2Config(**SMALL, num_key_value_heads=2, head_dim=8, pad_token_id=0)
-    return Gemma2ForCausalLM(config).eval()
+    return built(Gemma2ForCausalLM(config))
 
 
 def neox() -> PreTrainedModel:
     """A base model's prefix of its own, biases everywhere."""
-    return GPTNeoXForCausalLM(GPTNeoXConfig(**SMALL)).eval()
+    return built(GPTNeoXForCausalLM(GPTNeoXConfig(**SMALL)))
 
 
 def mixtral() -> PreTrainedModel:
     """Experts that lie apart in the files and together in the model."""
     config = MixtralConfig(**SMALL, num_key_value_heads=2, num_local_experts=4)
-    return MixtralForCausalLM(config).eval()
+    return built(MixtralForCausalLM(config))
 
 
 PLAIN = [tiny.opt, tiny.llama, tied_llama, tiny.gpt2, tiny.qwen2, gemma2, neox]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +25,10 @@ def load(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     return loaded.model
 
 
+def tied(model: Any) -> bool:
+    return model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
 @pytest.mark.parametrize("build", BUILDERS)
 def test_a_model_is_loaded_still_and_whole(
     tmp_path: Path, build: Callable[[], PreTrainedModel]
@@ -35,8 +40,7 @@ def test_a_model_is_loaded_still_and_whole(
     assert not model.training
     assert not model.config.use_cache
     assert not any(p.requires_grad for p in model.parameters())
-    tied = original.get_output_embeddings().weight is original.get_input_embeddings().weight
-    assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == tied
+    assert tied(model) == tied(original)
     assert model.name_or_path == str(tmp_path)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from support import tiny
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, T5Config
 
 from zoft.errors import EnvironmentProblem
 from zoft.models.adapters import attach_adapter
@@ -39,6 +39,12 @@ def test_its_adapter_is_the_one_that_a_run_attaches() -> None:
 def test_no_config_is_said_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentProblem, match="cannot read the config") as caught:
         load_config(ModelSection(name=str(tmp_path)))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_config_of_no_decoder_is_said_in_one_line() -> None:
+    with pytest.raises(EnvironmentProblem, match="cannot build the model") as caught:
+        build_outline(T5Config(), TuneSection(), stored=torch.float32)
     assert "\n" not in str(caught.value)
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -60,7 +61,7 @@ def test_ia3_scales_what_goes_into_the_second_feed_forward_matrix() -> None:
 
 
 def test_models_that_take_no_such_adapter() -> None:
-    stranger = tiny.llama()
+    stranger: Any = tiny.llama()
     stranger.config.model_type = "stranger"
     with pytest.raises(EnvironmentProblem, match=r"no default modules of stranger models for ia3"):
         attach_adapter(stranger, TuneSection(method="ia3"), seed=0)

@@ -9,12 +9,11 @@ from support.recipes import of_tiny_llama as recipe
 
 from zoft.planning.footprint import (
     ALIGN,
-    LIBRARIES,
-    QUANTIZERS,
+    CUDA_CONTEXT,
+    CUDA_HOST,
     Footprint,
     Item,
     footprint,
-    libraries,
 )
 from zoft.planning.workload import Shape, shape_of
 from zoft.recipe.schema import Recipe
@@ -45,7 +44,7 @@ def test_on_the_device_all_weights_are_there_once(tmp_path: Path) -> None:
     assert found.resident == (0, 1)
     assert found.host == 0
     held = sum(x.device for x in found.items)
-    assert found.device == held + found.busiest.device
+    assert found.device == held + max(x.device for x in found.phases)
 
 
 def test_frozen_weights_lie_in_the_type_that_is_computed_in(tmp_path: Path) -> None:
@@ -110,7 +109,8 @@ def test_on_a_cpu_the_device_is_the_host(tmp_path: Path) -> None:
     cpu, gpu = footprint(made, shape), footprint(on_a_gpu(made), shape)
     assert cpu.host == 0
     assert item(cpu, "libraries").device == item(gpu, "libraries").host > 0
-    assert item(gpu, "CUDA").device > 0
+    assert item(gpu, "CUDA") == Item("CUDA", device=CUDA_CONTEXT, host=CUDA_HOST)
+    assert item(cpu, "CUDA") == Item("CUDA")
 
 
 def test_a_dense_probe_holds_a_modules_weight_and_a_paired_one_two(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_an_evaluation_counts_where_there_is_one(tmp_path: Path) -> None:
     }  # fmt: skip
     train, evaluation = {"batch_size": 2}, {"batch_size": 64}
     found = footprint(*planned(tmp_path, data=data, train=train, eval=evaluation))
-    assert found.busiest.name.startswith("evaluation")
+    assert max(found.phases, key=lambda x: x.device).name.startswith("evaluation")
     assert "evaluation" not in {x.name for x in footprint(*planned(tmp_path)).phases}
 
 
@@ -160,11 +160,20 @@ def test_checkpoints_and_the_result_need_the_disk(tmp_path: Path) -> None:
     assert footprint(*planned(tmp_path, **every)).disk == 2 * WEIGHTS["float32"]
 
 
-def test_what_is_installed_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zoft.planning.footprint.find_spec", lambda _: None)
-    assert libraries() == LIBRARIES
-    monkeypatch.setattr("zoft.planning.footprint.find_spec", lambda name: name)
-    assert libraries() == LIBRARIES + QUANTIZERS
+def test_quantizers_count_where_they_are_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed: set[str] = set()
+    monkeypatch.setattr(
+        "zoft.planning.footprint.find_spec", lambda name: name if name in installed else None
+    )
+    bare = footprint(*planned(tmp_path))
+    installed.add("torchao")
+    more = footprint(*planned(tmp_path))
+    assert 0 < item(bare, "libraries").device < item(more, "libraries").device
+    assert (
+        more.device - bare.device == item(more, "libraries").device - item(bare, "libraries").device
+    )
 
 
 def test_answers_that_are_written_keep_keys_and_values(tmp_path: Path) -> None:

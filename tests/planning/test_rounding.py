@@ -34,6 +34,23 @@ def test_the_mean_spacing_is_torchs(dtype: str, mantissa: int) -> None:
     assert mean_ulp(0.02, mantissa) == pytest.approx(spacing, rel=0.02)
 
 
+def share_below(size: float, rms: float) -> float:
+    return math.erf(size / rms / math.sqrt(2))
+
+
+@pytest.mark.parametrize("rms", [1e-3, 0.0173, 2.0**-6, 0.02, 0.9])
+def test_the_mean_spacing_is_that_of_quantiles_found_by_bisection(rms: float) -> None:
+    total = 0.0
+    for i in range(512):
+        low, high = 0.0, 6 * rms
+        for _ in range(40):
+            middle = (low + high) / 2
+            below = share_below(middle, rms) < (i + 0.5) / 512
+            low, high = (middle, high) if below else (low, middle)
+        total += 2.0 ** (math.floor(math.log2(low)) - 7)
+    assert mean_ulp(rms, 7) == total / 512
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_it_is_what_stochastic_rounding_does(seed: int) -> None:
     """Steps of random signs, rounded to bfloat16 up or down by chance, against the same in float64."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from zoft.models.meta import load_config
 from zoft.planning import step_time as calibrate
 from zoft.planning.step_time import bandwidth, passes
 from zoft.planning.workload import Shape, Texts, shape_of
+from zoft.recipe.schema import Recipe
 
 
 @pytest.mark.parametrize(
@@ -55,9 +57,32 @@ def test_seconds_are_measured_for_every_kind_of_example(
     made = recipe(tmp_path, data=data, objective={"name": objective}, train={"batch_size": 4})
     seen = shape_of(made)
     shape = Shape(seen.weights, seen.head, seen.hidden, seen.vocabulary, seen.buffers, texts, None)
+    begun = time.perf_counter()
     found = calibrate.calibrate(made, shape, 2**40)
-    assert min(found.block, found.rest, found.block_update, found.rest_update) >= 0
-    assert 0 < found.step(2) <= found.step(20) < 60
+    elapsed = time.perf_counter() - begun
+    assert found.block > 0
+    assert found.block_update > 0
+    assert found.step(2) < elapsed  # the slice is the whole model, and three such steps were taken
+
+
+@pytest.mark.parametrize("work", [5e10, 1e7])
+def test_seconds_of_a_slice_are_scaled_to_the_recipes_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: float
+) -> None:
+    def times(
+        _recipe: Recipe, _shape: Shape, blocks: int, rows: int, length: int
+    ) -> tuple[float, float]:
+        return rows * length * (2.0 + 3.0 * blocks), 5.0 + 7.0 * blocks
+
+    monkeypatch.setattr(calibrate, "_times", times)
+    monkeypatch.setitem(calibrate.WORK, "cpu", work)
+    made = recipe(tmp_path, train={"batch_size": 64})
+    found = calibrate.calibrate(made, shape_of(made), 2**40)
+    tokens = 64 * 24
+    assert found.block == pytest.approx(3 * tokens)
+    assert found.rest == pytest.approx(2 * tokens)
+    assert (found.block_update, found.rest_update) == pytest.approx((7, 5))
+    assert found.step(10) == pytest.approx(32 * tokens + 75)
 
 
 def test_without_room_for_a_slice_nothing_is_built(

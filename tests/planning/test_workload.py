@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,7 @@ from support import tiny
 from support.recipes import of_tiny_llama as recipe
 from torch import nn
 
-from zoft.data.examples import Choice, Sequence
-from zoft.models.activations import Pass
+from zoft.data.examples import Choice, TextExample
 from zoft.planning.resolve import resolve
 from zoft.planning.workload import Shape, Texts, shape_of, texts_of
 from zoft.recipe.defaults import with_defaults
@@ -50,7 +48,7 @@ def test_without_data_the_recipes_limit_stands_in(tmp_path: Path) -> None:
 
 
 def test_with_data_the_longest_example_counts(tmp_path: Path) -> None:
-    sets = {"train": [Sequence((1, 2, 3), (2,)), Sequence((1, 2, 3, 4), (1, 2, 3))]}
+    sets = {"train": [TextExample((1, 2, 3), (2,)), TextExample((1, 2, 3, 4), (1, 2, 3))]}
     shape = shape_of(recipe(tmp_path), sets)
     assert shape.known
     assert shape.train == Texts(4, 1, 3, 7, 2)
@@ -75,10 +73,10 @@ def test_a_model_that_cannot_be_traced_is_estimated_from_its_widths(tmp_path: Pa
         **{name: getattr(seen, name) for name in seen.__dataclass_fields__ if name != "outline"},
         outline=Peeking(),
     )
-    found = unseen.trace(4, 16)
-    assert found.bare_head
-    assert seen.trace(4, 16).live < found.live < 20 * seen.trace(4, 16).live
-    assert seen.trace(4, 16) == Pass(seen.trace(4, 16).live, True)
+    traced, estimated = seen.trace(4, 16), unseen.trace(4, 16)
+    assert traced.bare_head
+    assert estimated.bare_head
+    assert traced.live < estimated.live < 2 * traced.live
 
 
 @pytest.mark.parametrize("length", [16, 64])
@@ -86,8 +84,6 @@ def test_positions_limit_the_length(tmp_path: Path, length: int) -> None:
     config = tiny.opt().config
     config.max_position_embeddings = length
     config.save_pretrained(tmp_path)
-    config_file = json.loads((tmp_path / "config.json").read_text())
-    assert config_file["max_position_embeddings"] == length
     values = {
         "device": "cpu",
         "model": {"name": str(tmp_path), "compute_dtype": "float32"},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import subprocess
@@ -14,20 +13,14 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from support import ROOT
+from support import script
 
-SCRIPT = ROOT / "scripts" / "demo.py"
 RATINGS = "\r\n".join(f"{i}\t{(-1) ** i * (0.4 + i / 100)}\tfilm {i} \x93x\x94" for i in range(40))
 
 
 @pytest.fixture
 def demo() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("demo", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("demo")
 
 
 def tar(members: dict[str, bytes]) -> bytes:

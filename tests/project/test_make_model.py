@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from support import ROOT, tiny
-
-sys.path.insert(0, str(ROOT / "scripts"))
-import make_model
+from support import script, tiny
 
 from zoft.models.load import load_model, load_tokenizer, require_causal
 from zoft.recipe.schema import ModelSection
 
+make_model = script("make_model")
 SMALL = ["hidden_size=64", "num_hidden_layers=2", "num_attention_heads=4", "vocab_size=300"]
 LLAMA = [*SMALL, "intermediate_size=96", "num_key_value_heads=2"]
 CHANGES = {

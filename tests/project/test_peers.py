@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Iterator
+from types import ModuleType
 
 import pytest
 import torch
 from support import ROOT, tiny
+from torch import Tensor, nn
 
 from zoft.data.examples import Choice
 from zoft.engine.objectives.objective import objective_for
@@ -17,7 +20,7 @@ LR, SEED = 1e-2, 5
 
 
 @pytest.fixture(scope="module")
-def peers():
+def peers() -> Iterator[ModuleType]:
     folder = str(ROOT / "benchmarks")
     sys.path.insert(0, folder)
     try:
@@ -27,18 +30,18 @@ def peers():
 
 
 @pytest.fixture(scope="module")
-def examples():
+def examples() -> list[Choice]:
     draw = torch.Generator().manual_seed(0)
     lengths = (5, 9, 3, 12)
     prompts = [torch.randint(3, 283, (n,), generator=draw).tolist() for n in lengths]
     return [Choice(tuple(p), ((7,), (8,)), i % 2) for i, p in enumerate(prompts)]
 
 
-def flat(model):
+def flat(model: nn.Module) -> Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
-def drawn(model, seed):
+def drawn(model: nn.Module, seed: int) -> Tensor:
     """z of all parameters, in their order, as torch's generator gives it."""
     torch.manual_seed(seed)
     return torch.cat(
@@ -46,7 +49,7 @@ def drawn(model, seed):
     )
 
 
-def test_mezo_moves_the_weights_by_minus_lr_c_z(peers, examples):
+def test_mezo_moves_the_weights_by_minus_lr_c_z(peers: ModuleType, examples: list[Choice]) -> None:
     model = tiny.llama()
     before, rows = flat(model), peers.mezo_rows(examples, classification=True)
     c = peers.MezoProcedure(model).step(lambda: peers.mezo_loss(model, rows), SEED, LR)
@@ -55,7 +58,7 @@ def test_mezo_moves_the_weights_by_minus_lr_c_z(peers, examples):
     assert (flat(model) - expected).abs().max() < 1e-6
 
 
-def test_mezo_measures_the_slope_along_z(peers, examples):
+def test_mezo_measures_the_slope_along_z(peers: ModuleType, examples: list[Choice]) -> None:
     model = tiny.llama()
     before, z = flat(model), drawn(model, SEED)
     rows = peers.mezo_rows(examples, classification=True)
@@ -69,7 +72,9 @@ def test_mezo_measures_the_slope_along_z(peers, examples):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
-def test_the_walk_comes_back_up_to_rounding(peers, examples, dtype, tolerance):
+def test_the_walk_comes_back_up_to_rounding(
+    peers: ModuleType, examples: list[Choice], dtype: torch.dtype, tolerance: float
+) -> None:
     model = tiny.llama(dtype=dtype)
     before, rows = flat(model), peers.mezo_rows(examples, classification=False)
     peers.MezoProcedure(model).probe(lambda: peers.mezo_loss(model, rows), SEED)
@@ -77,7 +82,9 @@ def test_the_walk_comes_back_up_to_rounding(peers, examples, dtype, tolerance):
 
 
 @pytest.mark.parametrize("classification", [True, False])
-def test_mezos_loss_is_that_of_zofts_objectives(peers, examples, classification):
+def test_mezos_loss_is_that_of_zofts_objectives(
+    peers: ModuleType, examples: list[Choice], classification: bool
+) -> None:
     """Left padding, whole head, a row per option: another road to the same number."""
     import subject  # the benchmarks' folder is on the path while `peers` is
 
@@ -93,7 +100,7 @@ def test_mezos_loss_is_that_of_zofts_objectives(peers, examples, classification)
     assert peers.lean_loss(model, batch).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_zo_adam_equals_its_dense_twin(peers, examples):
+def test_zo_adam_equals_its_dense_twin(peers: ModuleType, examples: list[Choice]) -> None:
     model = tiny.llama()
     rows = peers.mezo_rows(examples, classification=True)
     method = peers.ZoAdam(model, betas=(0.9, 0.99), eps=1e-8)
@@ -108,7 +115,7 @@ def test_zo_adam_equals_its_dense_twin(peers, examples):
 
 
 @pytest.mark.parametrize("lora", [False, True])
-def test_adamw_lowers_the_loss(peers, examples, lora):
+def test_adamw_lowers_the_loss(peers: ModuleType, examples: list[Choice], lora: bool) -> None:
     from zoft.models.adapters import attach_adapter
     from zoft.recipe.sections.tune import TuneSection
 

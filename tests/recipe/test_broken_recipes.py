@@ -49,6 +49,30 @@ TEXTS: dict[str, tuple[str | bytes, list[tuple[str, str]]]] = {
         at("lr: 1e-6", "name: mezzo"),
         [(":8:3: optimizer.name: found 'mezzo'", "r-adazo or mezo")],
     ),
+    "betas for mezo": (
+        at("lr: 1e-6", "name: mezo\n  betas: [0.9, 0.99]"),
+        [(":9:3: optimizer.betas: no key of mezo, only of r-adazo", "optimizer.name: r-adazo")],
+    ),
+    "eps for mezo": (
+        at("lr: 1e-6", "name: mezo\n  eps: 1e-8"),
+        [(":9:3: optimizer.eps: no key of mezo, only of r-adazo", "optimizer.name: r-adazo")],
+    ),
+    "moments for mezo": (
+        at("lr: 1e-6", "name: mezo\n  moments: full"),
+        [(":9:3: optimizer.moments: no key of mezo, only of r-adazo", "optimizer.name: r-adazo")],
+    ),
+    "window for mezo": (
+        at("lr: 1e-6", "name: mezo\n  window: 3"),
+        [(":9:3: optimizer.window: no key of mezo, only of r-adazo", "optimizer.name: r-adazo")],
+    ),
+    "fold_momentum for mezo": (
+        at("lr: 1e-6", "name: mezo\n  fold_momentum: false"),
+        [(":9:3: optimizer.fold_momentum: no key of mezo, only of r-adazo", "optimizer.name: r-adazo")],
+    ),
+    "bias_correction for mezo": (
+        at("lr: 1e-6", "name: mezo\n  bias_correction: none"),
+        [(":9:3: optimizer.bias_correction: no key of mezo, only of r-adazo", "name: r-adazo")],
+    ),
     "typo in a label's section": (at("labels", "lables"), [
         (":5:3: data.template: ", "needs data.labels"),
         (":6:3: data.lables: ", "did you mean data.labels?")]),

@@ -8,6 +8,7 @@ import pytest
 from zoft.errors import RecipeError
 from zoft.recipe.environment import escaped, expand
 from zoft.recipe.load import dump_recipe, load_recipe, recipe_text
+from zoft.recipe.sections.data import DataSource
 
 HERE = {"LR": "1e-4", "NAME": "some/model", "NUMBER": "3", "EMPTY": "", "LIST": "[q_proj, 3]"}
 RECIPE = """\
@@ -105,7 +106,7 @@ def test_a_recipe_with_references(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     recipe = load_recipe(path, ["train.steps=${env:NUMBER}", "seed=${env:SEED:-11}"])
     assert (recipe.model.name, recipe.optimizer.lr) == ("some/model", 1e-4)
     assert (recipe.train.steps, recipe.seed) == (3, 11)
-    assert recipe.data.train.path == "data/train.jsonl"
+    assert recipe.data.train == DataSource(path="data/train.jsonl")
     assert recipe.data.template == "{text} cost $5"
     assert recipe.data.labels == {"1": "${env:NAME}", "0": "bad"}
     # As written in recipe.yaml, as it is in resolved.yaml, which no variable changes any more.

@@ -14,6 +14,7 @@ from zoft.recipe import packaged
 from zoft.recipe.defaults import with_defaults
 from zoft.recipe.load import dump_recipe, load_recipe, recipe_text
 from zoft.recipe.schema import Recipe
+from zoft.recipe.sections.data import DataSource
 
 GOOD = """\
 model: {name: some/model}
@@ -62,8 +63,7 @@ def test_overrides_apply_in_order(write: Any) -> None:
     overrides = ["train.steps=1", "data.test.path=x.csv", "~optimizer.lr", "train.steps=2"]
     recipe = load_recipe(write(GOOD), overrides)
     assert recipe.train.steps == 2
-    assert recipe.data.test is not None
-    assert recipe.data.test.path == "x.csv"
+    assert recipe.data.test == DataSource(path="x.csv")
     assert recipe.optimizer.lr == "auto"
 
 
@@ -148,8 +148,8 @@ def test_problems_between_sections_have_a_place(write: Any) -> None:
         "override 'optimizer.paired=yes': optimizer.paired: found 'yes'; expected "
         "true or false or auto"
     ]
-    (found,) = problems("r.yaml", "train.batch_size=3000")
-    assert found.startswith("override 'train.batch_size=3000': train: batch_size 3000 times 1")
+    (one,) = problems("r.yaml", "train.batch_size=3000")
+    assert one.startswith("override 'train.batch_size=3000': train: batch_size 3000 times 1")
 
 
 def test_a_later_override_takes_the_blame(write: Any) -> None:

@@ -9,6 +9,7 @@ from zoft.recipe.defaults import with_defaults
 from zoft.recipe.fields import fields, holds_text
 from zoft.recipe.messages import explain
 from zoft.recipe.schema import Recipe
+from zoft.recipe.sections.optimizer import RULES
 
 MINIMAL: dict[str, Any] = {
     "model": {"name": "m"},
@@ -23,13 +24,17 @@ def data(**changes: Any) -> dict[str, Any]:
     return {"data": {**MINIMAL["data"], **changes}}
 
 
+def places(caught: pytest.ExceptionInfo[ValidationError]) -> list[tuple[Any, ...]]:
+    """Where the errors are, without the names of the rules that a section may be of."""
+    return [
+        tuple(part for part in error["loc"] if part not in RULES) for error in caught.value.errors()
+    ]
+
+
 def test_only_the_model_and_the_training_rows_are_required() -> None:
     with pytest.raises(ValidationError) as caught:
         Recipe.model_validate({"model": {}, "data": {"format": "text"}})
-    assert [error["loc"] for error in caught.value.errors()] == [
-        ("model", "name"),
-        ("data", "train"),
-    ]
+    assert places(caught) == [("model", "name"), ("data", "train")]
 
 
 def test_every_field_is_documented() -> None:
@@ -145,7 +150,7 @@ def test_keys_that_do_not_fit_each_other(
     with pytest.raises(ValidationError) as caught:
         Recipe.model_validate(MINIMAL | changes)
     (error,) = caught.value.errors()
-    assert error["loc"] == where
+    assert places(caught) == [where]
     assert what in error["msg"]
 
 
@@ -175,7 +180,7 @@ def test_a_sum_that_would_not_be_exact(
     with pytest.raises(ValidationError) as caught:
         Recipe.model_validate(MINIMAL | changes)
     (error,) = caught.value.errors()
-    assert error["loc"] == where
+    assert places(caught) == [where]
     assert what in error["msg"]
 
 
@@ -190,7 +195,7 @@ def test_a_sum_that_would_not_be_exact(
         ("full", {**UNFOLDED, "moments": "window"}, 2048),
         ("lora", {}, 4096),
         ("lora", {"scope": "example", "fold_momentum": False}, 2048),
-        ("full", {"name": "mezo", "scope": "example", "fold_momentum": False}, 2048),
+        ("full", {"name": "mezo", "scope": "example"}, 2048),
     ],
 )
 def test_the_largest_sums(method: str, optimizer: dict[str, Any], batch: int) -> None:
@@ -244,7 +249,7 @@ def test_values_out_of_type_or_range(section: str, key: str, value: object) -> N
     values = {**MINIMAL, section: {**MINIMAL.get(section, {}), key: value}}
     with pytest.raises(ValidationError) as caught:
         Recipe.model_validate(values)
-    assert {error["loc"][:2] for error in caught.value.errors()} == {(section, key)}
+    assert {place[:2] for place in places(caught)} == {(section, key)}
 
 
 @pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:11"])

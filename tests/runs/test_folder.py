@@ -8,6 +8,7 @@ import pytest
 from support.recipes import chosen, recipe
 
 from zoft.errors import EnvironmentProblem, RecipeError
+from zoft.recipe.load import dump_recipe, load_recipe
 from zoft.runs import checkpoint
 from zoft.runs.folder import RunFolder, keep_choices, require_empty, require_same, run_of
 
@@ -253,3 +254,15 @@ def test_two_processes_cannot_begin_one_run(tmp_path: Path) -> None:
         pass
     with pytest.raises(EnvironmentProblem, match="in use"), a_run(tmp_path / "run").claimed():
         pass  # the other began while this one was loading
+
+
+def test_keys_of_another_rule_that_an_older_zoft_wrote_are_passed_over(tmp_path: Path) -> None:
+    """It wrote r-adazo's keys into the resolved.yaml of a run with mezo, too."""
+    folder = a_run(tmp_path)
+    mezo = recipe(optimizer={"name": "mezo"})
+    text = dump_recipe(mezo).replace("name: mezo", "name: mezo\n  betas: [0.9, 0.99]\n  window: 22")
+    folder.resolved.write_text(text)
+    assert folder.previous().optimizer == mezo.optimizer
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(RecipeError, match=r"optimizer\.betas: no key of mezo"):
+        load_recipe(tmp_path / "recipe.yaml")

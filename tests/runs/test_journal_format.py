@@ -12,11 +12,11 @@ import pytest
 import torch
 from support import ROOT
 from support.directions import direction
+from support.optimizers import SECTION
 
-from zoft.engine.build import optimizer_for
+from zoft.engine.optimizers.optimizer import optimizer_for
 from zoft.engine.optimizers.update import Resident, Tuned
 from zoft.engine.probe.structures.table import values_of
-from zoft.recipe.sections.optimizer import OptimizerSection
 from zoft.runs.journal import NEEDED, parse
 
 PAGE = (ROOT / "docs" / "journal-format.md").read_text(encoding="utf-8")
@@ -45,7 +45,7 @@ def test_zoft_computes_the_same() -> None:
         Tuned(name, torch.nn.Parameter(torch.tensor(start[name]).view(shape)), number, decays)
         for name, number, shape, decays in header["parameters"]
     ]
-    settings = OptimizerSection.model_validate(header["optimizer"])
+    settings = SECTION.validate_python(header["optimizer"])
     optimizer = optimizer_for(settings, header["seed"], Resident(tuned))
     for entry in entries:
         if entry.measurement.finite:

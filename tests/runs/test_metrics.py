@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from support.events import train_event
 
 from zoft.errors import EnvironmentProblem
-from zoft.runs.metrics import Metrics, headline, in_short, in_words, scalars
+from zoft.runs.metrics import Metrics, format_primary, in_words, primary_metric, scalars
 
 VALUES = st.floats(allow_nan=False, allow_infinity=False) | st.integers() | st.text()
 
@@ -36,8 +36,8 @@ def test_events_come_back(
 
 def test_what_is_not_finite_is_null(tmp_path: Path) -> None:
     metrics = Metrics(tmp_path / "metrics.jsonl")
-    event = metrics.write("eval", 1, a=math.nan, b=math.inf, c=-math.inf, d=0.5)
-    assert event == {"event": "eval", "step": 1, "a": None, "b": None, "c": None, "d": 0.5}
+    event = metrics.write("eval", 1, a=math.nan, b=math.inf, c=(-math.inf, 1.0), d=0.5)
+    assert event == {"event": "eval", "step": 1, "a": None, "b": None, "c": [None, 1.0], "d": 0.5}
     assert json.loads(metrics.path.read_text()) == event
 
 
@@ -75,6 +75,17 @@ def test_a_rewind_forgets_what_lies_beyond_and_the_end(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
+def test_a_damaged_line_hides_no_other_and_goes_with_a_rewind(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path / "metrics.jsonl")
+    first = metrics.write("train", 1)
+    with metrics.path.open("ab") as file:
+        file.write(b'{"event": "train", "st{"event": "train"}\n\xff\n[1]\n{"event": "train"}\n')
+    second = metrics.write("train", 2)
+    assert metrics.read() == [first, second]
+    metrics.rewind(2)
+    assert len(metrics.path.read_text().splitlines()) == 2
+
+
 def test_a_rewind_of_nothing(tmp_path: Path) -> None:
     metrics = Metrics(tmp_path / "metrics.jsonl")
     metrics.rewind(5)
@@ -96,10 +107,10 @@ def test_a_score_in_words() -> None:
 
 def test_the_first_score_of_an_event_stands_for_it() -> None:
     event = {"event": "eval", "step": 3, "accuracy": 0.5321, "loss": 1.104, "rows": 1000}
-    assert headline(event) == ("accuracy", 0.5321)
-    assert in_short(event) == "accuracy 0.532"
-    assert in_short({"event": "eval", "step": 0, "loss": 1.104}) == "loss 1.1040"
-    assert in_short({"event": "eval", "step": 0, "loss": None}) == "loss not finite"
+    assert primary_metric(event) == ("accuracy", 0.5321)
+    assert format_primary(event) == "accuracy 0.532"
+    assert format_primary({"event": "eval", "step": 0, "loss": 1.104}) == "loss 1.1040"
+    assert format_primary({"event": "eval", "step": 0, "loss": None}) == "loss not finite"
 
 
 def test_trackers_get_one_number_for_each_key() -> None:

@@ -175,6 +175,19 @@ def test_a_file_that_computes_something_else_is_not_kept(tmp_path, monkeypatch, 
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
+def test_a_file_that_cannot_be_read_back_is_not_kept(tmp_path, monkeypatch, capsys):
+    folder = saved(tmp_path / "model", tiny.llama())
+
+    def refuse(*_, **__):
+        raise NotImplementedError("no such tensor\nand more")
+
+    capsys.readouterr()
+    monkeypatch.setattr(exporting.AutoModelForCausalLM, "from_pretrained", refuse)
+    assert main(["export", str(folder), str(tmp_path / "o.gguf")]) == 1
+    assert capsys.readouterr().err == "error: the file cannot be read back: no such tensor\n"
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
 @pytest.mark.parametrize(
     ("model_type", "name"),
     [

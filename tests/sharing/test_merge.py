@@ -210,3 +210,11 @@ def test_rounding_of_the_passes_is_told_from_a_wrong_model(finished, tmp_path, c
     expected = together(finished / "model", finished / "run/final")
     with torch.inference_mode():
         assert (model(IDS).logits - expected).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("config", ["{", "[]", '{"peft_type": "LORE"}'])
+def test_an_adapter_whose_config_is_broken_is_one_line(tmp_path, config):
+    (tmp_path / "adapter_config.json").write_text(config)
+    with pytest.raises(EnvironmentProblem, match="cannot read the adapter") as caught:
+        merge(str(tmp_path), str(tmp_path / "out"))
+    assert "\n" not in str(caught.value)

@@ -14,12 +14,14 @@ from support import small
 from zoft.cli.main import main
 from zoft.engine.kernels import reference
 from zoft.engine.kernels.cpu import sweeps as cpu
-from zoft.engine.optimizers import radazo
-from zoft.engine.optimizers import update as sweep
+from zoft.engine.probe.structures import dense, rank1
 from zoft.errors import EnvironmentProblem, Interrupted, RecipeError
 from zoft.runs import artefact, journal
+from zoft.runs.folder import RunFolder
 from zoft.sharing import rebuild
 from zoft.sharing import replay as replays
+from zoft.sharing.base_model import Base
+from zoft.sharing.hub.payload import contents
 from zoft.sharing.replay import replay
 from zoft.system.signals import Stop
 from zoft.training.run import train
@@ -64,9 +66,17 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in own}
 
 
+def write_artefact(run: Path, folder: Path) -> None:
+    """What a replay needs of a run: its journal, and the adapter that it began with."""
+    folder.mkdir(exist_ok=True)
+    (folder / "journal.jsonl").write_bytes(artefact.shared_journal(run / "journal.jsonl"))
+    if (run / "start").is_dir():
+        shutil.copytree(run / "start", folder / "start")
+
+
 def copied(run: Path, folder: Path, **changes) -> Path:
     """The run's journal and start alone, with changes to the header."""
-    artefact.write_artefact(run, folder)
+    write_artefact(run, folder)
     lines = (folder / "journal.jsonl").read_text().splitlines(keepends=True)
     header = {**json.loads(lines[0]), **changes}
     text = json.dumps({key: value for key, value in header.items() if value is not None})
@@ -99,8 +109,8 @@ def test_what_does_not_fit_into_memory_is_replayed_block_by_block(
 def test_kernels_and_threads_do_not_matter(finished, variant, tmp_path, monkeypatch):
     run = finished(variant)
     with monkeypatch.context() as patch:
-        for module in (sweep, radazo):
-            patch.setattr(module, "kernels_for", lambda _: reference)
+        for structure in (dense, rank1):
+            patch.setattr(structure, "kernels_for", lambda _: reference)
         literal = replay(str(run), out=str(tmp_path / "literal"))
     threads = torch.get_num_threads()
     with monkeypatch.context() as patch:
@@ -116,10 +126,15 @@ def test_kernels_and_threads_do_not_matter(finished, variant, tmp_path, monkeypa
 @pytest.mark.parametrize("variant", ["rank-1 per example", "lora"])
 def test_an_artefact_is_all_that_it_takes(finished, variant, tmp_path, capsys):
     run = finished(variant)
-    artefact.write_artefact(run, tmp_path / "a", ("someone/base", "main"))
-    names = {str(path.relative_to(tmp_path / "a")) for path in (tmp_path / "a").rglob("*.*")}
+    recipe, base = RunFolder(run).previous(), Base("someone/base", "main")
+    found = contents(recipe, RunFolder(run), run / "final", "journal", base, "someone/tuned")
     adapter = {"start/adapter_config.json", "start/adapter_model.safetensors"}
-    assert names == {"journal.jsonl"} | (adapter if variant == "lora" else set())
+    needed = {"journal.jsonl"} | (adapter if variant == "lora" else set())
+    assert needed == {name for name in found if name.startswith(("journal", "start/"))}
+    for name in needed:
+        path, content = tmp_path / "a" / name, found[name]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
     for path in (tmp_path / "a").rglob("*.json*"):
         assert str(run.parent) not in path.read_text()
     header, _ = journal.read(tmp_path / "a" / "journal.jsonl")
@@ -131,23 +146,22 @@ def test_an_artefact_is_all_that_it_takes(finished, variant, tmp_path, capsys):
     assert "the weights are those of the journal's header\n" in capsys.readouterr().out
 
 
-def test_an_artefact_of_an_artefact_is_the_same(finished, tmp_path):
-    artefact.write_artefact(finished("lora"), tmp_path / "a")
-    artefact.write_artefact(tmp_path / "a", tmp_path / "b")
-    contents = [{p.name: p.read_bytes() for p in (tmp_path / x).rglob("*.*")} for x in "ab"]
-    assert contents[0] == contents[1]
+def test_the_journal_of_an_artefact_is_shared_as_it_is(finished, tmp_path):
+    write_artefact(finished("lora"), tmp_path)
+    file = tmp_path / "journal.jsonl"
+    assert artefact.shared_journal(file) == file.read_bytes()
 
 
 def test_an_artefact_is_small(finished, tmp_path):
     """At most 200 bytes and 12 per scalar for a step, the header apart; it has a line per tensor."""
-    artefact.write_artefact(finished(), tmp_path)
+    write_artefact(finished(), tmp_path)
     lines = (tmp_path / "journal.jsonl").read_bytes().splitlines(keepends=True)
     assert sum(map(len, lines[1:])) <= 5 * (200 + 12 * 4)
     assert len(lines[0]) < 1200 + 80 * len(json.loads(lines[0])["parameters"])
 
 
 def test_a_journal_from_the_hub(finished, tmp_path, monkeypatch):
-    artefact.write_artefact(finished("lora"), tmp_path / "hub")
+    write_artefact(finished("lora"), tmp_path / "hub")
     asked = []
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(

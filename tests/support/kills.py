@@ -41,7 +41,8 @@ def stopped(
 ) -> tuple[str, list[tuple[int, float]]]:
     """SIGTERM at `times` random moments, each within so many seconds of a part of the run; a run that
     finishes first begins anew. sha256, and for each stop the exit code and the seconds it took."""
-    chance, stops = random.Random(f"{folder.name} {times}"), []
+    chance = random.Random(f"{folder.name} {times}")
+    stops: list[tuple[int, float]] = []
     while len(stops) < times:
         with subprocess.Popen(
             _command(recipe, changes, folder), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE

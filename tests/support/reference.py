@@ -31,6 +31,18 @@ def mezo(theta: Tensor, gradients: list[Tensor], lr: float, weight_decay: float 
     return theta
 
 
+def momentum(
+    theta: Tensor, gradients: list[Tensor], lr: float, beta: float, weight_decay: float = 0.0
+) -> Tensor:
+    """SGD with momentum over a list of steps; m is a sum, not a mean."""
+    theta = theta.double()
+    m = torch.zeros_like(theta)
+    for g in gradients:
+        m = beta * m + g
+        theta = theta * (1 - lr * weight_decay) - lr * m
+    return theta
+
+
 def radazo(
     theta: Tensor,
     gradients: list[Tensor],
@@ -39,6 +51,7 @@ def radazo(
     eps: float = 1e-8,
     correction: str = "v",
     window: int | None = None,
+    weight_decay: float = 0.0,
 ) -> Tensor:
     """R-AdaZO (arXiv 2502.01014, algorithm 2) with element-wise moments of the last `window` steps."""
     theta = theta.double()
@@ -52,7 +65,7 @@ def radazo(
             v = v / (1 - betas[1] ** (t - first))
         if correction == "adam":
             m = m / (1 - betas[0] ** t)
-        theta = theta - lr * m / (v.sqrt() + eps)
+        theta = theta * (1 - lr * weight_decay) - lr * m / (v.sqrt() + eps)
     return theta
 
 

@@ -34,7 +34,7 @@ CHAT_TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
 )
 _Model = TypeVar("_Model", bound=PreTrainedModel)
-_IDS = {"bos_token_id": BOS_ID, "eos_token_id": EOS_ID, "pad_token_id": PAD_ID}
+_IDS: dict[str, Any] = {"bos_token_id": BOS_ID, "eos_token_id": EOS_ID, "pad_token_id": PAD_ID}
 
 
 def opt(seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> OPTForCausalLM:
@@ -117,7 +117,7 @@ def tokenizer(*, bos: bool = True, chat_template: str | None = None) -> PreTrain
         core.post_processor = processors.TemplateProcessing(
             single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, BOS_ID)]
         )
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=core,
         bos_token=BOS,
         eos_token=EOS,
@@ -137,6 +137,7 @@ def _build(
     config.update(changes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = kind(config)
+        model: Any = kind(config)
     model.config.use_cache = False
-    return model.to(dtype).eval().requires_grad_(False)
+    built: _Model = model.to(dtype).eval().requires_grad_(False)
+    return built

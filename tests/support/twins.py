@@ -71,9 +71,10 @@ def row_by_row(
 class TimeFirst(nn.Module):
     """Hands on (T, R, C): the rows do not lead any more; where T is a multiple of R, nothing tells."""
 
-    def __init__(self, inner):
+    def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner = inner
 
-    def forward(self, x):
-        return self.inner(x.transpose(0, 1)).transpose(0, 1)
+    def forward(self, x: Tensor) -> Tensor:
+        handed: Tensor = self.inner(x.transpose(0, 1)).transpose(0, 1)
+        return handed

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 from support.recipes import chosen
+from zoft.engine.optimizers.measurement import Measurement
 from zoft.recipe.load import dump_recipe
+from zoft.runs.journal import Entry, Journal
 from zoft.runs.metrics import Metrics
 from zoft.runs.trackers.state import place
 
@@ -20,7 +23,7 @@ def finished_run(folder: Path, steps: int = 40, **recipe: Any) -> Path:
     settings = {"train": {"steps": steps}, "data": {**data, "template": "{text}"}, **recipe}
     (run / "resolved.yaml").write_text(dump_recipe(chosen(**settings)))
     metrics = Metrics(run / "metrics.jsonl")
-    lines = ['{"format":"zoft-journal"}']
+    journal = Journal.create(run / "journal.jsonl", {}, math.inf)
     for step in range(steps + 1):
         if step:
             c = None if step == 7 else [(-1) ** step * step / 4, 2.0]
@@ -29,14 +32,15 @@ def finished_run(folder: Path, steps: int = 40, **recipe: Any) -> Path:
                 loss_minus=[1.1], projected_grad=c or [None, None], lr=2e-4 / step, skipped=0,
                 seconds=0.5, tokens=100, padding=0.1,
             )  # fmt: skip
-            lines.append(json.dumps({"step": step, "projected_grad": c or [None, None]}))
+            slopes = tuple(c or [math.nan, math.nan])
+            journal.append(Entry(Measurement(step, (1.0,), (1.1,), slopes), 2e-4 / step))
         if step % 10 == 0:
             accuracy = 0.5 + step / 200
             metrics.write(
                 "eval", step, accuracy=accuracy, loss=1 - step / 100, rows=20, seconds=1.0
             )
     metrics.write("final", steps, set="test", accuracy=0.71, loss=0.6, rows=9, seconds=1.0)
-    (run / "journal.jsonl").write_text("\n".join(lines) + "\n")
+    journal.close()
     manifest = {
         "status": "finished", "step": steps, "seconds": 73.0, "peak_memory_bytes": 3 * 2**30,
         "planned_memory_bytes": 2**31, "versions": {"zoft": "0.1.0"}, "device": "cpu",

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,6 @@ from zoft.planning.resolve import PERTURBATION, resolve
 from zoft.recipe.defaults import with_defaults
 from zoft.recipe.schema import Recipe
 from zoft.recipe.sections.base import DType
-from zoft.system import device as machine
 from zoft.system.device import DTYPES, make_repeatable
 
 
@@ -144,10 +145,10 @@ def test_repeatable_means_ieee_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None
         assert all(getattr(owner, name) for owner, name in fast)
         make_repeatable(torch.device("cuda"))
         assert not any(getattr(owner, name) for owner, name in fast)
-        assert machine.os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
         monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
         make_repeatable(torch.device("cuda"))
-        assert machine.os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     finally:
         for (owner, name), value in zip(fast, before, strict=True):
             setattr(owner, name, value)
@@ -158,7 +159,7 @@ def test_a_library_that_quantisation_lacks_is_said_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def version(package: str) -> str:
-        raise quantize.PackageNotFoundError(package)
+        raise PackageNotFoundError(package)
 
     monkeypatch.setattr(quantize, "version", version)
     assert resolve(recipe()).model.quantization == "none"

@@ -23,7 +23,9 @@ KNOWN = [
 
 
 @pytest.mark.parametrize(("counter", "key", "answer"), KNOWN)
-def test_known_answers(counter, key, answer):
+def test_known_answers(
+    counter: tuple[int, int, int, int], key: tuple[int, int], answer: str
+) -> None:
     expected = [int(word, 16) for word in answer.split()]
     assert philox.philox4x32(counter, key).tolist() == expected
     block = torch.tensor([counter[0] | counter[1] << 32] if counter[1] < 2**31 else
@@ -36,7 +38,7 @@ def test_known_answers(counter, key, answer):
         assert words == expected
 
 
-def test_the_compiled_generator_equals_numpy():
+def test_the_compiled_generator_equals_numpy() -> None:
     seed, step, param, last, tile = 2**32 - 1, 12345, 0x9ABCDEF0, 1 << 24 | 3, 2**34 + 9
     words = np.empty(256, np.uint32)
     compiled.philox_words(words, seed, step, param, last, tile)
@@ -48,7 +50,7 @@ def test_the_compiled_generator_equals_numpy():
     assert np.array_equal(words.reshape(4, 64), expected.T)
 
 
-def test_draw64_depends_on_its_address_and_has_no_repeats():
+def test_draw64_depends_on_its_address_and_has_no_repeats() -> None:
     first = philox.draw64(1, 2, philox.PURPOSE_ORDER, 1001)
     assert np.array_equal(first[:500], philox.draw64(1, 2, philox.PURPOSE_ORDER, 500))
     for other in [(2, 2, philox.PURPOSE_ORDER), (1, 3, philox.PURPOSE_ORDER), (1, 2, 5)]:
@@ -56,12 +58,12 @@ def test_draw64_depends_on_its_address_and_has_no_repeats():
     assert len(np.unique(first)) == 1001
 
 
-def test_a_direction_number_beyond_its_field_is_refused():
+def test_a_direction_number_beyond_its_field_is_refused() -> None:
     with pytest.raises(ValueError, match="2\\*\\*24"):
         philox.last_word(philox.PURPOSE_DENSE, 1 << 24)
 
 
-def test_the_gaussian_table_is_symmetric_with_unit_variance():
+def test_the_gaussian_table_is_symmetric_with_unit_variance() -> None:
     table = normal.table()
     assert np.array_equal(table, -table[::-1])
     assert np.all(np.diff(table) > 0)
@@ -72,7 +74,7 @@ def test_the_gaussian_table_is_symmetric_with_unit_variance():
 
 
 @pytest.mark.parametrize("gaussian", [False, True])
-def test_directions_of_different_addresses_are_uncorrelated(gaussian):
+def test_directions_of_different_addresses_are_uncorrelated(gaussian: bool) -> None:
     n = 100_000
     elements = torch.arange(n)
     base = {"seed": 1, "step": 1, "param": 1, "k": 0}

@@ -3,7 +3,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 import pytest
 
@@ -42,7 +43,9 @@ def test_a_signal_stops_at_the_next_safe_point(number: signal.Signals, code: int
     ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["TERM", "INT"]
 )
 @pytest.mark.parametrize("handling", [stop_on_signals, leaving_at_once])
-def test_with_nothing_begun_a_signal_leaves_at_once(handling, number, code) -> None:
+def test_with_nothing_begun_a_signal_leaves_at_once(
+    handling: Callable[[], AbstractContextManager[object]], number: signal.Signals, code: int
+) -> None:
     def explains() -> None:
         try:
             os.kill(os.getpid(), number)
@@ -57,7 +60,12 @@ def test_with_nothing_begun_a_signal_leaves_at_once(handling, number, code) -> N
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["TERM", "INT"]
 )
-def test_a_command_that_a_signal_ends_has_its_code(number, code, capsys, monkeypatch) -> None:
+def test_a_command_that_a_signal_ends_has_its_code(
+    number: signal.Signals,
+    code: int,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("zoft.recipe.packaged.names", lambda: os.kill(os.getpid(), number))
     assert main(["recipes", "ls"]) == code
     assert capsys.readouterr().err == f"error: stopped by {number.name}\n"

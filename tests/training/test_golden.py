@@ -4,7 +4,7 @@ A change that is not meant to change results shows the same losses here. They ar
 because matrix products differ in their last bits between CPUs and thread counts; directions, rounding
 and updates do not. To write them anew after a change that is meant:
 
-    ZOFT_WRITE_GOLDEN=1 bash scripts/test.sh tests/test_golden.py
+    ZOFT_WRITE_GOLDEN=1 bash scripts/test.sh tests/training/test_golden.py
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from support import small
+from support.optimizers import SECTION
 
 from zoft.cli.main import main
 from zoft.engine.range_probes import Rung, radius
@@ -21,12 +22,9 @@ from zoft.training.range_test import HEAD, TOLERANCE, advise, row, steps_walked,
 
 def recipe(**optimizer):
     """What advise reads of a recipe."""
-    settings = {
-        "name": "r-adazo", "betas": (0.9, 0.99), "schedule": "constant", "warmup_steps": 0,
-        "directions": 1, "scope": "batch", "perturbation": 1e-3, "lr": 1e-4, **optimizer,
-    }  # fmt: skip
+    settings = {"lr": 1e-4, "perturbation": 1e-3, "scope": "batch", **optimizer}
     train = SimpleNamespace(steps=300, batch_size=16)
-    return SimpleNamespace(optimizer=SimpleNamespace(**settings), train=train)
+    return SimpleNamespace(optimizer=SECTION.validate_python(settings), train=train)
 
 
 # -- the rule -----------------------------------------------------------------------------------

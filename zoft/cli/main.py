@@ -126,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # rights, a full or a broken disk: the file and the reason say it all
         _complain(f"{error.filename or 'the system'}: {error.strerror or error}")
         return EnvironmentProblem.exit_code
-    except Exception as error:
+    except Exception as error:  # a defect of zoft: one line here, the traceback in a file
         summary = next(iter(str(error).splitlines()), "")
         _complain(
             f"unexpected {type(error).__name__}: {summary} (the traceback is in {_log(error)})"

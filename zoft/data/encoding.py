@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
-from zoft.data import chats, formats
-from zoft.data.columns import Numbered
-from zoft.data.examples import Choice, Example, Sequence, length
-from zoft.data.files import EVERY, Check, never
+from zoft.data.columns import RowReader
+from zoft.data.examples import Choice, Example, TextExample, length
+from zoft.data.files import EVERY, Check, Row, never
+from zoft.data.formats.chat import require_template
+from zoft.data.formats.format import Untokenized
+from zoft.data.formats.prompted import Options
+from zoft.data.formats.table import format_of
 from zoft.data.sources import Rows
 from zoft.data.tokens import Tokens
 from zoft.errors import DataError
@@ -42,7 +45,7 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class Draw:
+class TemplateSeed:
     """Which of several templates a row takes: a function of the seed, the source and the row."""
 
     seed: int
@@ -55,13 +58,13 @@ def encode(
     tokenizer: PreTrainedTokenizerBase,
     *,
     choice: bool,
-    draw: Draw | None = None,
+    seed: TemplateSeed | None = None,
     check: Check = never,
 ) -> Encoded:
     """Turn rows into examples of at most `data.max_length` tokens.
 
     `choice` says whether classification scores every label word (Choice) or learns the right one
-    (Sequence). Without a `draw` all rows take the first template. `check` is called every few
+    (TextExample). Without a `seed` all rows take the first template. `check` is called every few
     hundred rows, and may raise. Rows without a token to learn are dropped and counted. Raises
     DataError for a row that does not fit the format, for a long one under `on_overflow: error`, and
     if none is left.
@@ -69,8 +72,8 @@ def encode(
     examples: list[Example] = []
     truncated = too_long = untrained = 0
     tokens = Tokens.of(tokenizer)
-    for number, example in formatted(rows, section, tokens, choice, draw, check):
-        if not trains(example):
+    for number, example in formatted(rows, section, tokens, choice, seed, check):
+        if not has_target(example):
             untrained += 1
         elif length(example) <= section.max_length:
             examples.append(example)
@@ -100,37 +103,36 @@ def formatted(
     section: DataSection,
     tokens: Tokens,
     choice: bool,
-    draw: Draw | None,
+    seed: TemplateSeed | None,
     check: Check,
 ) -> Iterator[tuple[int, Example]]:
     """Row numbers, from 1, and the examples they become, whatever their length."""
-    templates = templates_of(section, len(rows), draw)
+    form = format_of(section)
+    if form.chat:
+        require_template(form.name, tokens.tokenizer)
+    needed = form.columns(section)
+    templates = templates_of(section, len(rows), seed)
     for chunk in chunks(rows):
-        own = [templates[number - 1] for number, _ in chunk] if templates else None
-        match section.format:
-            case "classification":
-                assert own
-                examples = formats.classification(chunk, own, section, tokens, choice=choice)
-            case "prompt-completion":
-                examples = formats.prompt_completion(chunk, own, section, tokens)
-            case "alpaca":
-                examples = formats.alpaca(chunk, section, tokens)
-            case "sharegpt":
-                examples = chats.sharegpt(chunk, section, tokens)
-            case "messages":
-                examples = chats.messages(chunk, section, tokens)
-            case "text":
-                examples = formats.text(chunk, section, tokens)
-            case "auto":
-                raise ValueError("data.format is settled before rows are encoded")
-        for (number, _), example in zip(chunk, examples, strict=True):
+        parsed = [
+            form.parse(RowReader(section, number, row, needed, templates[number - 1]))
+            for number, row in chunk
+        ]
+        if not choice:
+            parsed = [row.gold() if isinstance(row, Options) else row for row in parsed]
+        for (number, _), example in zip(chunk, tokenized(parsed, tokens), strict=True):
             yield number, example
         check()
 
 
-def chunks(rows: Rows) -> Iterator[Numbered]:
+def tokenized(rows: list[Untokenized], tokens: Tokens) -> list[Example]:
+    """The examples of rows; all their texts are tokenized together, which is much faster."""
+    ids = iter(tokens.encode([text for row in rows for text in row.texts]))
+    return [row.example([next(ids) for _ in row.texts], tokens) for row in rows]
+
+
+def chunks(rows: Rows) -> Iterator[list[tuple[int, Row]]]:
     """Numbered rows, some at a time: CHUNK of them, or fewer long ones."""
-    chunk: Numbered = []
+    chunk: list[tuple[int, Row]] = []
     characters = 0
     for number, row in enumerate(rows, 1):
         chunk.append((number, row))
@@ -142,24 +144,24 @@ def chunks(rows: Rows) -> Iterator[Numbered]:
         yield chunk
 
 
-def templates_of(section: DataSection, rows: int, draw: Draw | None) -> list[str] | None:
-    """The template of each row, or None where the format has none."""
+def templates_of(
+    section: DataSection, rows: int, seed: TemplateSeed | None
+) -> Sequence[str | None]:
+    """The template of each row; None where the format has none, or the recipe gives none."""
     match section.template:
-        case None:
-            return None
-        case str(template):
-            return [template] * rows
-        case templates if draw is None:
+        case None | str():
+            return [section.template] * rows
+        case templates if seed is None:
             return templates[:1] * rows
         case templates:
-            draws = draw64(draw.seed, draw.source, PURPOSE_TEMPLATE, rows)
+            draws = draw64(seed.seed, seed.source, PURPOSE_TEMPLATE, rows)
             return [templates[int(i) % len(templates)] for i in draws]
 
 
-def trains(example: Example) -> bool:
+def has_target(example: Example) -> bool:
     """Whether the example has a token to learn, and something to predict it from."""
     match example:
-        case Sequence(supervised=supervised):
+        case TextExample(supervised=supervised):
             return bool(supervised)
         case Choice(prompt=prompt):
             return bool(prompt)
@@ -169,12 +171,12 @@ def shortened(example: Example, limit: int, start: int) -> Example | None:
     """Cut an example down to `limit` tokens, or None if nothing to learn would remain.
 
     The prompt loses tokens from its left, but keeps the `start` tokens (BOS) that the tokenizer put
-    there, or else its last one. If that is not enough, a Sequence also loses its end; options are
+    there, or else its last one. If that is not enough, a TextExample also loses its end; options are
     compared as wholes and never cut.
     """
     excess = length(example) - limit
     match example:
-        case Sequence(ids=ids, supervised=supervised):
+        case TextExample(ids=ids, supervised=supervised):
             cut = min(excess, max(supervised[0] - max(start, 1), 0))
             kept = (ids[:start] + ids[start + cut :])[:limit]
             moved = tuple(p - cut for p in supervised if p - cut < limit)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Sequence:
+class TextExample:
     """One text. Each supervised position p >= 1 is the target of what stands before it.
 
     `ids[: supervised[0]]` is the prompt, where there is one. `answers` are the texts that a generated
@@ -27,23 +27,23 @@ class Choice:
     label: int
 
 
-Example = Sequence | Choice
+Example = TextExample | Choice
 
 
 def length(example: Example) -> int:
     """Tokens of the longest sequence that the example puts through the model."""
     match example:
-        case Sequence(ids=ids):
+        case TextExample(ids=ids):
             return len(ids)
         case Choice(prompt=prompt, options=options):
             return len(prompt) + max(map(len, options))
 
 
-def right(example: Example) -> Sequence:
+def gold(example: Example) -> TextExample:
     """The example as one text to be learnt: of a choice, its prompt and the right option."""
     match example:
-        case Sequence():
+        case TextExample():
             return example
         case Choice(prompt=prompt, options=options, label=label):
             ids = prompt + options[label]
-            return Sequence(ids, tuple(range(len(prompt), len(ids))))
+            return TextExample(ids, tuple(range(len(prompt), len(ids))))

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from zoft.system.philox import PURPOSE_ORDER, draw64
 
-Rows = npt.NDArray[np.int64]
+RowNumbers = npt.NDArray[np.int64]
 
 POOL = 50  # batches that are grouped by length together
 
@@ -35,9 +35,9 @@ class Order:
         self.seed, self.batch_size, self.n, self.lengths = seed, batch_size, n, lengths
         # A pool beyond an epoch would hold a row many times, all in the same batch.
         self.pool = min(POOL, max(1, n // batch_size))
-        self._latest: tuple[int, Rows] = (-1, np.empty((0, batch_size), np.int64))
+        self._latest: tuple[int, RowNumbers] = (-1, np.empty((0, batch_size), np.int64))
 
-    def rows(self, step: int) -> Rows:
+    def rows(self, step: int) -> RowNumbers:
         """Row numbers of a step's batch, shape (batch_size,); steps count from 1."""
         if step < 1:
             raise ValueError(f"need step >= 1, got {step}")
@@ -46,10 +46,10 @@ class Order:
         number, place = divmod(step - 1, self.pool)
         if self._latest[0] != number:
             self._latest = (number, self._grouped(number, self.lengths))
-        batch: Rows = self._latest[1][place]
+        batch: RowNumbers = self._latest[1][place]
         return batch
 
-    def _grouped(self, number: int, lengths: npt.NDArray[np.int64]) -> Rows:
+    def _grouped(self, number: int, lengths: npt.NDArray[np.int64]) -> RowNumbers:
         """The batches of one pool in the order of their visits, (pool, batch_size)."""
         rows = self._stream(number * self.pool, self.pool)
         by_length = rows[np.argsort(lengths[rows], kind="stable")]
@@ -58,7 +58,7 @@ class Order:
         batches.setflags(write=False)  # shared by every caller
         return batches
 
-    def _stream(self, first: int, batches: int) -> Rows:
+    def _stream(self, first: int, batches: int) -> RowNumbers:
         """So many batches of the stream, from batch `first` on: (batches * batch_size,)."""
         begin, end = first * self.batch_size, (first + batches) * self.batch_size
         epochs, places = np.divmod(np.arange(begin, end, dtype=np.int64), self.n)
@@ -70,7 +70,7 @@ class Order:
 
 
 @lru_cache(maxsize=2)  # a batch or pool touches one epoch, or two at a border
-def permutation(seed: int, epoch: int, n: int) -> Rows:
+def permutation(seed: int, epoch: int, n: int) -> RowNumbers:
     """The order of one epoch: the ranks of 64-bit draws; a tie keeps the rows' own order."""
     order = np.argsort(draw64(seed, epoch, PURPOSE_ORDER, n), kind="stable").astype(np.int64)
     order.setflags(write=False)  # shared by every caller

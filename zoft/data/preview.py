@@ -11,8 +11,7 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from zoft.data.encoding import Encoded
-from zoft.data.examples import Choice, Example, length
-from zoft.data.examples import Sequence as Learnt
+from zoft.data.examples import Choice, Example, TextExample, length
 from zoft.data.sets import prepare
 from zoft.data.tokens import Tokens
 from zoft.models.load import load_tokenizer
@@ -25,7 +24,7 @@ from zoft.recipe.sections.data import listed
 MOST = 600  # characters of one stretch of text that are shown
 TRAINED = "bold underline green"
 
-Part = tuple[str, bool]  # text, and whether it is learnt
+Stretch = tuple[str, bool]  # text, and whether it is learnt
 
 
 def preview(source: str, overrides: Sequence[str] = (), *, number: int = 3) -> None:
@@ -116,7 +115,7 @@ def facts(
         yield "options", _counted(Counter(numbers), len(numbers))
 
 
-def parts(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[Part]:
+def parts(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[Stretch]:
     """The text in stretches that are learnt or not. Of options, only the right one is shown."""
     match example:
         case Choice(prompt=prompt, options=options, label=label):
@@ -124,9 +123,9 @@ def parts(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[Part]:
                 (*prompt, *options[label]),
                 set(range(len(prompt), len(prompt) + len(options[label]))),
             )
-        case Learnt(ids=ids, supervised=supervised):
+        case TextExample(ids=ids, supervised=supervised):
             trained = set(supervised)
-    found: list[Part] = []
+    found: list[Stretch] = []
     begin = 0
     for end in range(1, len(ids) + 1):
         if end == len(ids) or (end in trained) != (begin in trained):
@@ -160,7 +159,7 @@ def _ends(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> st
         return "not trained: words are compared"
     if tokenizer.eos_token_id is None:
         return "not trained: the tokenizer has none"
-    last = [x.ids[x.supervised[-1]] for x in examples if isinstance(x, Learnt)]
+    last = [x.ids[x.supervised[-1]] for x in examples if isinstance(x, TextExample)]
     trained = last.count(tokenizer.eos_token_id)
     return f"{tokenizer.eos_token!r} trained at the end of {trained:,} of {len(examples):,} rows"
 

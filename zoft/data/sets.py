@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from zoft.data.columns import detect
-from zoft.data.encoding import Counts, Draw, Encoded, encode
+from zoft.data.encoding import Counts, Encoded, TemplateSeed, encode
 from zoft.data.files import Check, never
+from zoft.data.formats.table import detect
 from zoft.data.mixing import mixed
 from zoft.data.sources import Rows, load_rows
 from zoft.errors import DataError, RecipeError
@@ -104,7 +104,7 @@ def _parts(
                     recipe.data,
                     tokenizer,
                     choice=keeps_options(recipe, name),
-                    draw=Draw(recipe.seed, number) if name == "train" else None,
+                    seed=TemplateSeed(recipe.seed, number) if name == "train" else None,
                     check=check,
                 )
             )

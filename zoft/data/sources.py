@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
 import logging
 import re
 from collections.abc import Iterable, Iterator
@@ -22,11 +20,6 @@ class Rows:
     """A data set in memory, in its own order. Iterating gives one dict per row."""
 
     rows: list[Row]
-
-    @property
-    def column_names(self) -> list[str]:
-        """Every key of any row, in order of first appearance."""
-        return list(dict.fromkeys(key for row in self.rows for key in row))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -55,14 +48,6 @@ def load_rows(source: DataSource, check: Check = never, needed: int | None = Non
     if not rows:
         raise DataError(f"{source.path}: holds no rows")
     return Rows(rows[: source.limit])
-
-
-def fingerprint(rows: Rows) -> str:
-    """sha256 (hex) over the rows' order, keys and values; where they were read from is no part."""
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(json.dumps(row, sort_keys=True, default=repr).encode() + b"\n")
-    return digest.hexdigest()
 
 
 def checked(file: Path, source: DataSource) -> Path:

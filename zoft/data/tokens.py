@@ -34,6 +34,8 @@ class Tokens:
 
     def encode(self, texts: list[str]) -> list[Ids]:
         """Token ids of each text, with `start` in front exactly once, however often it stands there."""
+        if not texts:  # which transformers refuses
+            return []
         return [self._started(tuple(ids)) for ids in self._bare(texts)["input_ids"]]
 
     def encode_with_offsets(self, text: str) -> tuple[Ids, tuple[int, ...]]:

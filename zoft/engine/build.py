@@ -13,16 +13,12 @@ from zoft.data.order import Order
 from zoft.engine.estimator import Estimator
 from zoft.engine.offload.stream import stream
 from zoft.engine.offload.streamer import Streamer
-from zoft.engine.optimizers.mezo import MeZO
-from zoft.engine.optimizers.radazo import MOMENTS, RAdaZO, Rule
-from zoft.engine.optimizers.update import Tuned, Weights
-from zoft.engine.probe.directions import Directions
-from zoft.engine.probe.structures.table import STRUCTURES
+from zoft.engine.optimizers.update import Tuned
+from zoft.engine.probe.structures.table import directions_of
 from zoft.engine.probe.view import ProbedModel
 from zoft.models.load import Loaded
 from zoft.models.storage.safetensors import Stored
 from zoft.recipe.schema import Recipe
-from zoft.recipe.sections.optimizer import OptimizerSection
 
 
 def streamer_for(
@@ -46,7 +42,7 @@ def streamer_for(
     return stream(
         loaded.blocks,
         tuned,
-        kept_by(recipe.optimizer),
+        recipe.optimizer.state(),
         {**loaded.sources, **moments},
         residency=recipe.model.residency,
         device=torch.device(recipe.device),
@@ -62,44 +58,13 @@ def estimator_for(recipe: Recipe, view: ProbedModel) -> Estimator:
     assert isinstance(settings.perturbation, float)
     return Estimator(
         view,
-        directions_for(settings, recipe.seed),
+        directions_of(settings, recipe.seed),
         perturbation=settings.perturbation,
         count=settings.directions,
         sides=settings.sides,
         examples=recipe.train.batch_size if settings.scope == "example" else None,
         paired=settings.paired is True,
     )
-
-
-def directions_for(settings: OptimizerSection, seed: int) -> Directions:
-    """The directions that a run perturbs along and updates along."""
-    gaussian = settings.distribution == "gaussian"
-    return Directions(seed, gaussian, STRUCTURES[settings.structure])
-
-
-def kept_by(settings: OptimizerSection) -> tuple[str, ...]:
-    """What the update rule keeps beside every weight."""
-    return MOMENTS if (settings.name, settings.moments) == ("r-adazo", "full") else ()
-
-
-def optimizer_for(settings: OptimizerSection, seed: int, weights: Weights) -> MeZO | RAdaZO:
-    directions = directions_for(settings, seed)
-    match settings.name:
-        case "mezo":
-            return MeZO(weights, directions, weight_decay=settings.weight_decay)
-        case "r-adazo":
-            assert settings.moments != "auto"
-            assert isinstance(settings.window, int)
-            rule = Rule(
-                betas=settings.betas,
-                eps=settings.eps,
-                bias_correction=settings.bias_correction,
-                moments=settings.moments,
-                window=settings.window,
-                fold_momentum=settings.fold_momentum,
-                weight_decay=settings.weight_decay,
-            )
-            return RAdaZO(weights, directions, rule)
 
 
 def order_for(recipe: Recipe, train_set: Sequence[Example]) -> Order:

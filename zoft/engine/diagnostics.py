@@ -39,8 +39,8 @@ def measure_noise(estimator: Estimator, losses: Loss, directions: int = 4, first
     """Three probes per direction, on directions of step 0 (which trains nothing) from `first` on.
 
     c at epsilon and at 1.1 epsilon differ by the noise of both: sqrt(1 + 1/1.21) of the first's. A
-    repeat at the same epsilon would be bit-equal and show nothing (METHODS section 2). With per-example
-    directions every example's c counts.
+    repeat at the same epsilon would be bit-equal and show nothing
+    (docs/methods.md#noise-of-the-forward-pass). With per-example directions every example's c counts.
     """
     epsilon = estimator.perturbation
     near: list[float] = []

@@ -34,7 +34,7 @@ class Estimator:
 
     Two-sided: 2K forward passes, or with `paired` K of twice the rows. One-sided: K + 1. With
     `examples` B, each of a batch's B examples has its own K directions, which the same passes measure.
-    Source: METHODS section 2; Spall 1992.
+    Source: docs/methods.md#projected-gradients; Spall 1992.
     """
 
     view: ProbedModel

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from zoft.engine.diagnostics import measure_noise
 from zoft.engine.estimator import Estimator, Loss
+from zoft.engine.optimizers.measurement import rms
 
 NEAR_BEST = 1.5  # errors of slopes up to this many times the least count as good
 
@@ -74,12 +75,12 @@ def measure_rung(
     for number, batch in enumerate(batches):
         found.append(measure_noise(at_length, batch, directions=1, first=number))
         between()
-    c = _rms([x.projected_grad for x in found])
-    wide = _rms([x.bias * x.projected_grad for x in found])
+    c = rms([x.projected_grad for x in found])
+    wide = rms([x.bias * x.projected_grad for x in found])
     return Rung(
         perturbation=perturbation,
         projected_grad=c,
-        noise=_rms([x.noise for x in found]),
+        noise=rms([x.noise for x in found]),
         bias=wide / c if c > 0 else 0.0,
         rises=tuple(x.loss - rest for x, rest in zip(found, at_rest, strict=True)),
     )
@@ -111,7 +112,3 @@ def radius(lengths: Sequence[float], rises: Sequence[float], tolerance: float) -
             return max(back, harmless) or length
         harmless = length
     return None
-
-
-def _rms(values: Sequence[float]) -> float:
-    return math.sqrt(sum(x * x for x in values) / len(values))

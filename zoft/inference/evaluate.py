@@ -18,7 +18,7 @@ from zoft.recipe.defaults import with_defaults
 from zoft.recipe.load import load_recipe
 from zoft.runs.metrics import in_words
 from zoft.system.device import make_repeatable, peak_memory_bytes
-from zoft.system.host_memory import hand_back_freed_memory
+from zoft.system.host_memory import gib, hand_back_freed_memory
 from zoft.system.signals import stop_on_signals
 
 
@@ -53,5 +53,5 @@ def evaluate(target: str, source: str, overrides: Sequence[str] = ()) -> dict[st
                     between=stop.check,
                 )
                 print(f"{name}: {in_words(results[name])}", flush=True)
-    print(f"peak memory {peak_memory_bytes(device) / 2**30:.2f} GiB")
+    print(f"peak memory {gib(peak_memory_bytes(device))}")
     return results

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from zoft.data.examples import Sequence as Text
+from zoft.data.examples import TextExample
 from zoft.engine.objectives.objective import objective_for
 from zoft.errors import RecipeError
 from zoft.inference.generation import Decoding, completions, require_room
@@ -45,7 +45,7 @@ def generate(
             else list(prompts)
         )
         ids = as_tokens(found.tokenizer, texts)
-        examples = [Text(row, (len(row) - 1,)) for row in ids]
+        examples = [TextExample(row, (len(row) - 1,)) for row in ids]
         stop.check()
         with opened(recipe, found, {"eval": examples}, _aside) as view:
             tokens = decoding.max_new_tokens

@@ -51,9 +51,13 @@ def evaluate_set(
     result = score(view, objective, examples, batch_size=size, device=device, between=between)
     if result.hits is None and metric == "accuracy":
         chosen = score(
-            view, objective_for("choice"), examples, batch_size=size, device=device,
+            view,
+            objective_for("choice"),
+            examples,
+            batch_size=size,
+            device=device,
             between=between,
-        )  # fmt: skip
+        )
         found["accuracy"] = chosen.accuracy
     elif result.hits is not None:
         found["accuracy"] = result.accuracy
@@ -100,9 +104,14 @@ def written_scores(
     require_room(view, prompts, tokens, advice)
     one_line = not any("\n" in answer.strip() for those in answers for answer in those)
     texts = completions(
-        view, tokenizer, prompts, Decoding(tokens, one_line),
-        batch_size=settings.batch_size, device=device, between=between,
-    )  # fmt: skip
+        view,
+        tokenizer,
+        prompts,
+        Decoding(tokens, one_line),
+        batch_size=settings.batch_size,
+        device=device,
+        between=between,
+    )
     pairs = list(zip(texts, answers, strict=True))
     return {
         "f1": fsum(best_f1(text, those) for text, those in pairs) / len(pairs),
@@ -158,7 +167,7 @@ def require_fits(model: nn.Module, examples: Sequence[Example], objective: Objec
 def needs_mask(
     view: ProbedModel, objective: Objective, examples: Sequence[Example], device: torch.device
 ) -> bool:
-    """Whether this model needs an attention mask over right padding (METHODS section 6, rule 9).
+    """Whether this model needs an attention mask over right padding (docs/methods.md#attention-mask).
 
     With causal attention no scored position can see a pad, so both passes agree up to rounding;
     looked at on a first batch instead of believed.

@@ -23,6 +23,8 @@ from zoft.models.storage.fetch import cache_folder, local_safetensors
 from zoft.planning.placement import Choice, budgets, choose
 from zoft.planning.workload import shape_of
 from zoft.recipe.schema import ModelSection, Recipe
+from zoft.recipe.sections.optimizer import own_keys
+from zoft.recipe.sections.optimizers.mezo import MeZO
 from zoft.system.device import DTYPES
 from zoft.system.host_memory import keep_freed_memory
 
@@ -83,9 +85,16 @@ def opened(
         if loaded.blocks:
             assert place.residency != "device"
             streamer = stream(
-                loaded.blocks, [], (), loaded.sources, residency=place.residency, device=device,
-                slots=place.slots, working=Path(codes, "working-copy.bin"), say=say,
-            )  # fmt: skip
+                loaded.blocks,
+                [],
+                (),
+                loaded.sources,
+                residency=place.residency,
+                device=device,
+                slots=place.slots,
+                working=Path(codes, "working-copy.bin"),
+                say=say,
+            )
         try:
             if found.adapter:
                 model = load_adapter(loaded.model, found.adapter, DTYPES[recipe.model.dtype])
@@ -100,8 +109,8 @@ def _place(
     recipe: Recipe, base: ModelSection, examples: Mapping[str, Sequence[Example]] | None
 ) -> Choice:
     """Where the weights have room: nothing is tuned, so nothing is kept beside them."""
-    optimizer = recipe.optimizer.model_copy(update={"moments": "scalar"})
-    still = recipe.model_copy(update={"model": base, "optimizer": optimizer})
+    stateless = MeZO.model_validate(own_keys({**dict(recipe.optimizer), "name": "mezo"}))
+    still = recipe.model_copy(update={"model": base, "optimizer": stateless})
     if examples:
         longest = max(examples.values(), key=lambda found: max(map(length, found)))
         examples = {"train": longest, **examples}

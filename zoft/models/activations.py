@@ -1,4 +1,4 @@
-"""What a forward pass keeps in memory: read off a pass over a outline, at any shape, in no time.
+"""Bytes that a forward pass keeps in memory, counted in a pass over an outline (`meta.py`).
 
 Tensors on the meta device have shapes and lifetimes but no data, so a pass over them shows which
 activations are alive at once in any architecture. Not seen: what kernels take inside themselves.
@@ -29,7 +29,7 @@ class Pass:
 
 
 def trace_pass(model: nn.Module, rows: int, length: int) -> Pass:
-    """A pass over (rows, length) token ids. `model` is a outline; it is left as it was.
+    """Run (rows, length) token ids through an outline; it is left as it was.
 
     Raises RuntimeError or whatever else a model raises that looks at its numbers on the way.
     """
@@ -59,6 +59,7 @@ def trace_saved(model: nn.Module, learns: Set[str], rows: int, length: int) -> i
 
 
 def _run(model: nn.Module, rows: int, length: int) -> Tensor:
+    """Return the logits of (rows, length) token ids on the meta device."""
     ids = torch.zeros(rows, length, dtype=torch.int64, device="meta")
     logits: Tensor = model(input_ids=ids, use_cache=False).logits
     return logits
@@ -151,6 +152,7 @@ class _Saved:
         self.seen: dict[int, Tensor] = {}  # held, so that no address is used twice
 
     def pack(self, x: Tensor) -> Tensor:
+        """Count the storage of a tensor that autograd saves, if it is a new one."""
         key = x.untyped_storage()._cdata
         if key not in self.kept and key not in self.seen:
             self.seen[key] = x

@@ -61,6 +61,7 @@ def attach_adapter(
 
 
 def _config(model: PreTrainedModel, tune: TuneSection) -> PeftConfig:
+    """Make peft's config of the adapter that a recipe asks for."""
     match tune.method:
         case "lora":
             found = target_names(model, tune)
@@ -111,7 +112,7 @@ def load_adapter(
     try:
         with _peft_behind_transformers():
             adapted = PeftModel.from_pretrained(model, str(folder))
-    except Exception as error:
+    except Exception as error:  # peft, safetensors and torch each have their own for a misfit
         if lacks_memory(error):
             raise
         problem = f"cannot load the adapter {folder}: {first_line(error)}"

@@ -70,6 +70,7 @@ def owned_parameters(model: nn.Module, blocks: Blocks) -> list[dict[str, nn.Para
 
 
 def _outermost_lists(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.ModuleList]]:
+    """Yield (name, list) for every module list that is in no other."""
     for name, child in module.named_children():
         if isinstance(child, nn.ModuleList):
             yield prefix + name, child
@@ -82,4 +83,5 @@ def _numel(module: nn.Module) -> int:
 
 
 def _uses_inside(block: nn.Module, parameter: nn.Parameter) -> int:
+    """Count how often the block has the parameter, ties included."""
     return sum(p is parameter for _, p in block.named_parameters(remove_duplicate=False))

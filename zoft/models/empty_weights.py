@@ -21,16 +21,16 @@ from zoft.models.storage.safetensors import Reader, Stored
 
 
 @dataclass(frozen=True)
-class Skeleton:
-    """`sources` says where the weights of `model` lie, by their names in it.
+class EmptyModel:
+    """A model with placeholders for weights, and in `sources` by name where these lie in files.
 
-    Buffers that no file holds are as they will be. `strangers` are weights that transformers
-    computes from several tensors or by other than copying; the skeleton is of no use for them.
+    Buffers that no file holds are as they will be. `unmapped` are weights that transformers computes
+    from several tensors, or by other than copying: where there are any, load the model eagerly.
     """
 
     model: PreTrainedModel
     sources: dict[str, Stored]
-    strangers: list[str]
+    unmapped: list[str]
     report: dict[str, Any]  # what transformers found missing or unexpected
 
 
@@ -46,9 +46,9 @@ def model_on_meta(
     return model
 
 
-def build_skeleton(
+def build_empty_model(
     location: Path | str, stored: dict[str, Stored], dtype: torch.dtype, trust_remote_code: bool
-) -> Skeleton | None:
+) -> EmptyModel | None:
     """The decoder at `location`, whose files hold `stored`, with weights of `dtype`.
 
     None for a quantised checkpoint: what its tensors mean only its own loader knows.
@@ -79,7 +79,7 @@ def build_skeleton(
     model, report = answer
     if model.can_generate():
         _set_generation_config(model, location, trust_remote_code)
-    sources, strangers = {}, []
+    sources, unmapped = {}, []
     by_address = {_address(held): stored[name] for name, held in placeholders.items()}
     persistent = model.state_dict().keys()
     for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
@@ -91,11 +91,12 @@ def build_skeleton(
         if found is not None:
             sources[name] = found
         elif isinstance(tensor, torch.nn.Parameter):
-            strangers.append(name)
-    return Skeleton(model, sources, strangers, report)
+            unmapped.append(name)
+    return EmptyModel(model, sources, unmapped, report)
 
 
 def _address(tensor: Tensor) -> int:
+    """Return the address of a tensor's storage, which tells placeholders apart."""
     return tensor.untyped_storage().data_ptr()
 
 

@@ -20,7 +20,7 @@ from transformers import (
 
 from zoft.errors import EnvironmentProblem, ZoftError, first_line, lacks_memory
 from zoft.models.blocks import Block, find_blocks, owned_parameters, placeholder
-from zoft.models.empty_weights import build_skeleton
+from zoft.models.empty_weights import build_empty_model
 from zoft.models.quantization import is_quantized, load_quantized, quantized_tensors
 from zoft.models.storage.safetensors import Reader, Stored, stored_tensors
 from zoft.recipe.schema import ModelSection
@@ -34,7 +34,7 @@ def load_tokenizer(location: Path | str, section: ModelSection) -> PreTrainedTok
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 str(location), trust_remote_code=section.trust_remote_code, local_files_only=True
             )
-    except Exception as error:
+    except Exception as error:  # transformers, tokenizers and a model's own code: any class
         problem = f"cannot load the tokenizer of {section.name}: {first_line(error)}"
         raise EnvironmentProblem(problem) from error
     return tokenizer
@@ -112,15 +112,15 @@ def _load(
 ) -> tuple[PreTrainedModel, dict[str, Stored]]:
     """The model without its weights and where these lie; with them only if it has to be `whole`."""
     with quiet():
-        found = build_skeleton(
+        found = build_empty_model(
             location, stored_tensors(Path(location)), dtype, section.trust_remote_code
         )
         if found is not None:
             _require_exact(section.name, found.report)
-            if not found.strangers:
+            if not found.unmapped:
                 return found.model, found.sources
         if not whole:
-            why = f": {found.strangers[0]}" if found else ""
+            why = f": {found.unmapped[0]}" if found else ""
             raise EnvironmentProblem(
                 f"{section.name} cannot be streamed, its weights are converted as they are "
                 f"loaded{why}; set model.residency=device"

@@ -1,4 +1,4 @@
-"""A recipe's model as its config alone describes it: every tensor's shape and type, no weights."""
+"""A recipe's model on torch's meta device, an outline: all shapes and types, from the config alone."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def load_config(section: ModelSection) -> PreTrainedConfig:
                 trust_remote_code=section.trust_remote_code,
                 **file,
             )
-    except Exception as error:  # transformers raises nearly every class
+    except Exception as error:  # transformers and a model's own code raise nearly every class
         raise EnvironmentProblem(
             f"cannot read the config of {section.name}: {first_line(error)}"
         ) from error
@@ -59,7 +59,7 @@ def build_outline(
     try:
         with quiet():
             model = model_on_meta(config, stored, trust_remote_code)
-    except Exception as error:
+    except Exception as error:  # the config may fit no decoder, or contradict itself: any class
         raise EnvironmentProblem(f"cannot build the model: {first_line(error)}") from error
     outline: nn.Module = model.eval().requires_grad_(False)  # type: ignore[no-untyped-call]
     model.config.use_cache = False

@@ -134,6 +134,7 @@ def _settle_nf4(name: str, model: nn.Module) -> None:
 
 
 def _parts(parameter: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Yield (suffix of the name, tensor) for all tensors of a quantised weight."""
     if is_traceable_wrapper_subclass(parameter):  # torchao: a tensor without a storage
         for name in parameter.__tensor_flatten__()[0]:
             yield f".{name}", getattr(parameter, name)
@@ -143,6 +144,7 @@ def _parts(parameter: Tensor) -> Iterator[tuple[str, Tensor]]:
 
 
 def _state(state: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of bitsandbytes' scales, and of the scales of the scales."""
     for name in ("absmax", "code", "offset"):
         if (tensor := getattr(state, name)) is not None:
             yield f"{prefix}.{name}", tensor
@@ -151,6 +153,7 @@ def _state(state: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
 
 
 def _config(quantization: str, dtype: torch.dtype) -> BitsAndBytesConfig | TorchAoConfig:
+    """Make the config of the quantiser for transformers."""
     if quantization == "nf4":
         return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
             load_in_4bit=True,

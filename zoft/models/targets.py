@@ -96,6 +96,7 @@ def block_prefixes(model: nn.Module, layers: tuple[int, int]) -> tuple[str, ...]
 
 
 def _linear_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the matrices that an adapter can change, by name."""
     return {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)}
 
 
@@ -111,4 +112,5 @@ def _matches(modules: dict[str, nn.Module], target: str) -> bool:
 
 
 def _ends_with(name: str, target: str) -> bool:
+    """Whether the last parts of a dotted name are `target`."""
     return name == target or name.endswith(f".{target}")

@@ -45,6 +45,7 @@ def tuned_parameters(model: nn.Module, tune: TuneSection) -> dict[str, nn.Parame
 
 
 def _learning(model: nn.Module, tune: TuneSection) -> dict[str, nn.Parameter]:
+    """Return the parameters that `method`, `only` and `layers` let learn. Raises RecipeError."""
     floating = {n: p for n, p in model.named_parameters() if p.is_floating_point()}
     if tune.method != "full":
         return {name: p for name, p in floating.items() if of_adapter(name)}
@@ -67,7 +68,7 @@ def _learning(model: nn.Module, tune: TuneSection) -> dict[str, nn.Parameter]:
 
 
 def parameter_ids(names: Iterable[str]) -> dict[str, int]:
-    """Name -> 32-bit counter word of its directions (METHODS §1): the CRC-32 of the name.
+    """Name -> 32-bit word of its directions (docs/methods.md#random-numbers): CRC-32 of the name.
 
     The id does not depend on what else is tuned, unless two names collide: then the later one in
     sorted order takes the next free number.
@@ -109,5 +110,6 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def _near(glob: str, names: Iterable[str]) -> str:
+    """Say which names are close to the glob, if any is."""
     near = get_close_matches(glob.strip("*"), list(names), n=3, cutoff=0.3)
     return f"; near: {', '.join(near)}" if near else ""

@@ -58,8 +58,8 @@ def _ideas(recipe: Recipe, shape: Shape) -> list[tuple[str, ...]]:
     ideas: list[tuple[str, ...]] = []
     if full:
         ideas.append(("tune.method=lora",))
-    if full and settings.moments == "full":
-        ideas.append(("optimizer.moments=scalar",))
+    if full and settings.state() and settings.WITHOUT_STATE:
+        ideas.append((settings.WITHOUT_STATE,))
     if full and model.dtype == "float32":
         ideas.append(("model.dtype=bfloat16",))
     if full and settings.structure == "dense" and settings.distribution == "rademacher":

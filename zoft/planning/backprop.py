@@ -33,7 +33,7 @@ def first_order(recipe: Recipe, shape: Shape) -> FirstOrder | None:
     """For the recipe's batch and lengths; None for a model that cannot be traced."""
     try:
         return FirstOrder(_bytes(recipe, shape, lora=False), _bytes(recipe, shape, lora=True))
-    except Exception:  # what a model raises that looks at its numbers on the way
+    except Exception:  # a model that looks at its numbers may raise anything on the meta device
         return None
 
 
@@ -42,9 +42,11 @@ def _bytes(recipe: Recipe, shape: Shape, *, lora: bool) -> int:
     tune = tune.model_copy(update={"method": "lora" if lora else "full"})
     compute = DTYPES[recipe.model.compute_dtype]
     outline = build_outline(
-        load_config(recipe.model), tune, stored=compute,
+        load_config(recipe.model),
+        tune,
+        stored=compute,
         trust_remote_code=recipe.model.trust_remote_code,
-    )  # fmt: skip
+    )
     names = {name for name, _ in outline.named_parameters() if not lora or "lora_" in name}
     assert isinstance(recipe.train.micro_batch_size, int)
     rows, length = recipe.train.micro_batch_size * shape.train.rows, shape.train.longest

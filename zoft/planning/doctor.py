@@ -195,7 +195,7 @@ def _hub() -> list[str]:
     def ask() -> None:
         try:
             said[0] = f"logged in at {where} as {whoami(token)['name']}"
-        except Exception as error:
+        except Exception as error:  # in a thread: what is not said here is lost
             reason = first_line(error).replace(token, "...")
             said[0] = f"a token is there, but {where} does not take it: {reason}"
 

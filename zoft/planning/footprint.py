@@ -72,11 +72,6 @@ class Footprint:
     def disk(self) -> int:
         return sum(x.disk for x in self.items)
 
-    @property
-    def busiest(self) -> Item:
-        """The phase in which the device's peak is reached."""
-        return max(self.phases, key=lambda x: x.device)
-
 
 def slots_for(device: str, *, tuned: bool) -> int:
     """One block computes and one is fetched. A third slot is for one that goes home, where that has a
@@ -174,7 +169,7 @@ class _Count:
         settings = recipe.optimizer
         self.structure = STRUCTURES[settings.structure]
         self.copies = 2 if settings.sides == 2 and settings.paired is not False else 1
-        self.full_moments = settings.name == "r-adazo" and settings.moments == "full"
+        self.states = len(settings.state())
         assert isinstance(recipe.train.micro_batch_size, int)
         self.rows = recipe.train.micro_batch_size
         self.writes_back = any(w.tuned and not w.adapter for w in shape.weights)
@@ -193,13 +188,15 @@ class _Count:
         return -(-weight.numel // 2) + -(-weight.numel // 64) + 4 * -(-weight.numel // (64 * 256))
 
     def moments(self, weight: Weight) -> int:
-        """exp_avg and exp_avg_sq in float32."""
-        return 8 * weight.numel if self.full_moments and weight.tuned else 0
+        """The rule's state of a tuned weight, in float32."""
+        return 4 * self.states * weight.numel if weight.tuned else 0
 
     def arena(self, block: int) -> int:
-        """All of a block that travels: its weights, and their moments behind them."""
+        """All of a block that travels: its weights, and the state of those that are tuned."""
         mine = [w for w in self.shape.weights if w.block == block and not w.adapter]
-        return sum(_aligned(self.kept(w)) + 2 * _aligned(self.moments(w) // 2) for w in mine)
+        return sum(
+            _aligned(self.kept(w)) + w.tuned * self.states * _aligned(4 * w.numel) for w in mine
+        )
 
     def files(self) -> int:
         """final/, and as many checkpoints as are kept while one more is written."""

@@ -12,7 +12,7 @@ import torch
 from zoft.data.examples import Example
 from zoft.data.sets import prepare
 from zoft.engine.offload.operations import Op
-from zoft.engine.offload.schedule import Road, Schedule
+from zoft.engine.offload.schedule import Schedule, Transfer
 from zoft.engine.offload.simulator import simulate
 from zoft.errors import EnvironmentProblem, OutOfMemory, ZoftError, first_line
 from zoft.models.load import load_tokenizer
@@ -191,10 +191,10 @@ def streamed_step(
     """Seconds of a step in the long run: the streaming engine's own plan, simulated."""
     streamed = [block for block in range(shape.blocks) if block not in chosen.resident]
     tuned, cpu, each = _tunes_blocks(shape), recipe.device == "cpu", passes(recipe)
-    road: Road = "memory" if chosen.residency == "host" else "file" if cpu else "staged"
-    schedule = Schedule(streamed, chosen.slots, road, "device" if tuned else None)
+    transfer: Transfer = "memory" if chosen.residency == "host" else "file" if cpu else "staged"
+    schedule = Schedule(streamed, chosen.slots, transfer, "device" if tuned else None)
     # The bandwidth is that of the slower way; from pinned memory on it goes faster than from a disk.
-    slow = ("read", "write") if road == "staged" else ("read", "write", "upload", "download")
+    slow = ("read", "write") if transfer == "staged" else ("read", "write", "upload", "download")
     fetch = _arena(chosen) / speed
     staying = seconds.block / each, seconds.block_update * len(chosen.resident) * tuned
     outside = seconds.rest + seconds.rest_update + staying[1]
@@ -216,7 +216,7 @@ def streamed_step(
                 else:
                     ops += [*schedule.enter(block), *schedule.leave(block)]
             ops.append(Op("compute", "enter", -1))
-            ops += schedule.publish() if tuned else []
+            ops += schedule.enqueue_update() if tuned else []
         return simulate(ops, takes, inline=cpu).finish
 
     # Each call goes on where the last one left the slots; what is fetched ahead cancels out.

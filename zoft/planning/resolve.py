@@ -6,7 +6,7 @@ from zoft.models.quantization import library_of
 from zoft.recipe.schema import Recipe
 from zoft.system.device import choose_device, fast_dtype
 
-# METHODS section 2: a probe must stand out of the forward pass's rounding noise.
+# A probe must stand out of the forward pass's rounding: docs/methods.md#noise-of-the-forward-pass
 PERTURBATION = {"float32": 1e-3, "float16": 1e-3, "bfloat16": 3e-3}
 
 

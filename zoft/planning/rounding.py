@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist, fmean
 
 from zoft.engine.optimizers.lr_schedule import learning_rate
-from zoft.engine.optimizers.radazo import folded_lr
 from zoft.recipe.schema import Recipe
 
 MANTISSA = {"float32": 23, "bfloat16": 7, "float16": 10}  # stored bits
@@ -25,8 +25,9 @@ class Diffusion:
 
 
 def diffusion(recipe: Recipe, weight_rms: float) -> Diffusion | None:
-    """METHODS section 6.2: a step of RMS D that is rounded stochastically to multiples of ulp > D adds
-    a variance of D * ulp, so T steps diffuse by sqrt(T D ulp); updates across each other go sqrt(T) D.
+    """docs/methods.md#low-precision-updates: a step of RMS D that is rounded stochastically to multiples
+    of ulp > D adds a variance of D * ulp, so T steps diffuse by sqrt(T D ulp); updates across each other
+    go sqrt(T) D.
 
     None where tuned weights are float32: there, an ulp is far below a step.
     """
@@ -34,18 +35,18 @@ def diffusion(recipe: Recipe, weight_rms: float) -> Diffusion | None:
     if recipe.model.dtype == "float32":
         return None
     assert isinstance(settings.lr, float)
-    lr, assumed = settings.lr, ""
-    if settings.name == "mezo":
-        assumed = ", |c| 1 (MeZO's steps are lr |c|)"
-    elif settings.moments == "scalar" and settings.fold_momentum:
-        lr = folded_lr(lr, settings.betas[0])
+    lr = settings.lr * settings.step_rms(1.0)
+    assumed = f", |c| 1 ({settings.TITLE}'s steps are lr |c|)" if settings.PROPORTIONAL else ""
     steps = [
         learning_rate(
-            step, lr=lr, steps=recipe.train.steps, schedule=settings.schedule,
+            step,
+            lr=lr,
+            steps=recipe.train.steps,
+            schedule=settings.schedule,
             warmup_steps=settings.warmup_steps,
         )
         for step in range(1, recipe.train.steps + 1)
-    ]  # fmt: skip
+    ]
     ulp = mean_ulp(weight_rms, MANTISSA[recipe.model.dtype])
     return Diffusion(
         update=math.sqrt(sum(step * step for step in steps)),
@@ -56,12 +57,7 @@ def diffusion(recipe: Recipe, weight_rms: float) -> Diffusion | None:
 
 def mean_ulp(rms: float, mantissa: int) -> float:
     """The mean spacing of floats at normal weights: 2**(floor(log2 |w|) - mantissa)."""
-    quantiles = [(i + 0.5) / 512 for i in range(512)]
-    total = 0.0
-    for q in quantiles:  # |w| at which a share q of the normal weights is smaller, by bisection
-        low, high = 0.0, 6.0
-        for _ in range(40):
-            middle = (low + high) / 2
-            low, high = (middle, high) if math.erf(middle / math.sqrt(2)) < q else (low, middle)
-        total += 2.0 ** (math.floor(math.log2(low * rms)) - mantissa)
-    return total / len(quantiles)
+    quantile = NormalDist(sigma=rms).inv_cdf
+    # |w| at which shares of 1/1024, 3/1024, ... 1023/1024 of the normal weights are smaller.
+    sizes = [quantile((1 + (i + 0.5) / 512) / 2) for i in range(512)]
+    return fmean(2.0 ** (math.floor(math.log2(size)) - mantissa) for size in sizes)

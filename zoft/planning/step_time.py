@@ -19,9 +19,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
-from zoft.data.examples import Choice, Example, Sequence
-from zoft.engine.build import estimator_for, optimizer_for
+from zoft.data.examples import Choice, Example, TextExample
+from zoft.engine.build import estimator_for
 from zoft.engine.objectives.objective import objective_for
+from zoft.engine.optimizers.optimizer import optimizer_for
 from zoft.engine.optimizers.update import Resident, tuned_weights
 from zoft.engine.probe.view import ProbedModel
 from zoft.models.adapters import attach_adapter
@@ -33,6 +34,7 @@ from zoft.planning.footprint import footprint
 from zoft.planning.workload import Shape, Texts
 from zoft.recipe.schema import Recipe
 from zoft.system.device import DTYPES, make_repeatable
+from zoft.system.host_memory import gib
 from zoft.system.silence import quiet
 
 # Multiplications and additions of the larger slice's step: about a second on two cores or on a card.
@@ -70,7 +72,7 @@ def calibrate(recipe: Recipe, shape: Shape, free: int) -> Seconds:
     a model raises that cannot be cut down to two blocks."""
     slice_bytes = _slice_bytes(recipe, shape, 2)
     if slice_bytes > free:
-        raise MemoryError(f"two blocks take {slice_bytes / 2**30:.1f} GiB")
+        raise MemoryError(f"two blocks take {gib(slice_bytes)}")
     rows, length = _affordable(recipe, shape)
     one, two = (_times(recipe, shape, blocks, rows, length) for blocks in (1, 2))
     typical = recipe.train.batch_size * shape.train.rows * shape.train.typical
@@ -208,7 +210,7 @@ def _slice(
 def _example(texts: Texts, objective: str, length: int) -> Example:
     scored = min(texts.scored, length - 1)
     if objective == "lm":
-        return Sequence((1,) * length, tuple(range(length - max(1, scored), length)))
+        return TextExample((1,) * length, tuple(range(length - max(1, scored), length)))
     option = max(1, scored)
     options = tuple((i + 1,) * option for i in range(max(2, texts.rows)))
     return Choice((1,) * max(1, length - option), options, 0)

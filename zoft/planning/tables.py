@@ -106,8 +106,9 @@ def _head(made: Plan, console: Console) -> None:
 def _memory(made: Plan, console: Console) -> None:
     cpu = made.recipe.device == "cpu"
     found = made.footprint
-    table = _table("item", *(("memory", "disk") if cpu else ("device", "host", "disk")),
-                   title="Memory, MiB")  # fmt: skip
+    table = _table(
+        "item", *(("memory", "disk") if cpu else ("device", "host", "disk")), title="Memory, MiB"
+    )
 
     def row(item: Item) -> None:
         sizes = (item.device, item.disk) if cpu else (item.device, item.host, item.disk)
@@ -127,8 +128,13 @@ def _places(made: Plan, console: Console) -> None:
     if len(made.others) < 2:
         return
     cpu = made.recipe.device == "cpu"
-    table = _table("all blocks on the", "memory" if cpu else "device",
-                   *(() if cpu else ("host",)), "disk", title="Residencies, GiB")  # fmt: skip
+    table = _table(
+        "all blocks on the",
+        "memory" if cpu else "device",
+        *(() if cpu else ("host",)),
+        "disk",
+        title="Residencies, GiB",
+    )
     for found in made.others:
         table.add_row(found.residency, *_sizes(found, cpu=cpu))
     console.print(table)
@@ -155,7 +161,7 @@ def _time(made: Plan, console: Console) -> None:
 
 def _streaming(found: Streaming) -> str:
     text = (
-        f"A step moves {found.moved / 2**30:.2f} GiB at {found.bandwidth / 1e9:.2f} GB/s from the "
+        f"A step moves {gib(found.moved)} at {found.bandwidth / 1e9:.2f} GB/s from the "
         f"{found.residency}; passes of {found.hiding_tokens:,.0f} tokens or more hide it."
     )
     if found.free_factor > 1:
@@ -181,8 +187,15 @@ def _rounding(made: Plan, console: Console) -> None:
 
 def _others(made: Plan, console: Console) -> None:
     cpu = made.recipe.device == "cpu"
-    table = _table("override", "memory" if cpu else "device", *(() if cpu else ("host",)), "disk",
-                   "residency", "fits", title="Instead, GiB")  # fmt: skip
+    table = _table(
+        "override",
+        "memory" if cpu else "device",
+        *(() if cpu else ("host",)),
+        "disk",
+        "residency",
+        "fits",
+        title="Instead, GiB",
+    )
     for x in made.alternatives:
         sizes = _sizes(x.footprint, cpu=cpu)
         table.add_row(x.overrides, *sizes, x.footprint.residency, "yes" if x.fits else "no")

@@ -102,8 +102,10 @@ class Shape:
         if self.outline is not None:
             try:
                 return trace_pass(self.outline, rows, length)
-            except Exception:
-                pass  # a model that looks at its numbers on the way: from its widths, then
+            except (
+                Exception
+            ):  # a model that looks at its numbers may raise anything on the meta device
+                pass  # from its widths, then
         widest = max((max(w.shape) for w in self.weights if w.block is not None), default=0)
         return Pass(rows * length * (6 * self.hidden + 4 * widest) * 4, True)
 

@@ -57,21 +57,25 @@ def holds_texts(key: Key) -> bool:
 
 
 def _walk(section: type[Section], prefix: Key) -> Iterator[tuple[Key, FieldInfo]]:
+    """A key that several sections of a union have comes once, from the first."""
     for name, field in section.model_fields.items():
         yield (*prefix, name), field
-        if nested := _nested(field.annotation):
-            yield from _walk(nested, (*prefix, name))
+        below: dict[Key, FieldInfo] = {}
+        for nested in _nested(field.annotation):
+            for key, found in _walk(nested, (*prefix, name)):
+                below.setdefault(key, found)
+        yield from below.items()
 
 
-def _nested(annotation: Any) -> type[Section] | None:
-    """The section that a field holds: `X`, `X | None` and `X | list[X]` alike."""
+def _nested(annotation: Any) -> list[type[Section]]:
+    """The sections that a field may hold: of `X`, `X | None`, `X | list[X]` and `X | Y`."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
-        return annotation
-    return next(filter(None, map(_nested, get_args(annotation))), None)
+        return [annotation]
+    return [section for part in get_args(annotation) for section in _nested(part)]
 
 
 def _many(annotation: Any) -> bool:
     """Whether a field may hold a list of sections."""
     if get_origin(annotation) is list:
-        return _nested(annotation) is not None
+        return bool(_nested(annotation))
     return any(map(_many, get_args(annotation)))

@@ -22,6 +22,7 @@ from zoft.recipe.fields import Key
 from zoft.recipe.messages import explain
 from zoft.recipe.overrides import Values, apply
 from zoft.recipe.schema import Recipe
+from zoft.recipe.sections.optimizer import own_keys
 from zoft.recipe.yaml import MAX_BYTES, NotYaml, read
 
 MAX_PROBLEMS = 50  # lines; whoever has more has another file in mind
@@ -85,6 +86,8 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
             document.override(number, key)
     values, unset = expand(values, os.environ)
     problems += [document.problem(key, text) for key, text in unset]
+    if path.name == "resolved.yaml" and isinstance(values.get("optimizer"), dict):
+        values = {**values, "optimizer": own_keys(values["optimizer"])}  # of an older zoft, perhaps
     if values.get("output_dir") is None:
         values = {**values, "output_dir": f"runs/{path.stem}"}
     try:

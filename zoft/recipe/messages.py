@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 
 from zoft.recipe.aliases import ALSO_KNOWN_AS, WITHOUT_EQUIVALENT
 from zoft.recipe.fields import Key, field_of, fields, holds_texts, siblings
+from zoft.recipe.sections.optimizer import RULES
 
 
 def explain(
@@ -24,7 +25,10 @@ def explain(
     for detail in error.errors(include_url=False):
         if len(found) > limit:
             break
-        found.setdefault(_key(detail["loc"], values), []).append(detail)
+        key = _key(detail["loc"], values)
+        if detail["type"] == "union_tag_invalid":  # a rule that there is not
+            key = (*key, "name")
+        found.setdefault(key, []).append(detail)
     return [
         (key, _say(key, details))
         for key, details in found.items()
@@ -58,7 +62,8 @@ def _key(location: tuple[int | str, ...], values: Any) -> Key:
     for part in location:
         if isinstance(values, Mapping):
             names = {str(name): name for name in values}
-            if str(part) not in names and re.fullmatch(r"DataSource|\w+\[.*\]", str(part)):
+            member = part in RULES or re.fullmatch(r"DataSource|\w+\[.*\]", str(part))
+            if str(part) not in names and member:
                 continue
             values = values.get(names.get(str(part)))
         elif isinstance(values, list) and isinstance(part, int):
@@ -77,7 +82,9 @@ def _say(key: Key, details: list[ErrorDetails]) -> str:
         case "missing":
             return f"missing. {description}"
         case "extra_forbidden":
-            return unknown(key)
+            return _of_another_rule(key, first) or unknown(key)
+        case "union_tag_invalid":
+            return f"found {_shown(first['input']['name'])}; expected {' or '.join(RULES)}"
         case "invalid_key":
             return f"{key[-1][:40]} is not a name; expected one of {', '.join(siblings(key[:-1]))}"
         case "value_error":
@@ -87,6 +94,18 @@ def _say(key: Key, details: list[ErrorDetails]) -> str:
         case _:
             expected = " or ".join(dict.fromkeys(_expected(key, detail) for detail in details))
             return f"found {_shown(first['input'])}; expected {expected}"
+
+
+def _of_another_rule(key: Key, detail: ErrorDetails) -> str | None:
+    """What is wrong with a key that only other update rules have; None for other keys."""
+    rules = [name for name, rule in RULES.items() if key[-1] in rule.model_fields]
+    if key[:-1] != ("optimizer",) or not rules:
+        return None
+    ours = detail["loc"][1]
+    return (
+        f"no key of {ours}, only of {' and '.join(rules)}: leave it out, or set "
+        f"optimizer.name: {rules[0]}"
+    )
 
 
 def _expected(key: Key, detail: ErrorDetails) -> str:

@@ -22,13 +22,9 @@ from zoft.recipe.sections.base import (
 )
 from zoft.recipe.sections.data import DataSection, with_task
 from zoft.recipe.sections.hub import HubSection
-from zoft.recipe.sections.optimizer import (
-    MAX_TERMS,
-    OptimizerSection,
-    moments_of,
-    structure_and_scope,
-    summed_steps,
-)
+from zoft.recipe.sections.optimizer import AnyOptimizer
+from zoft.recipe.sections.optimizers.radazo import RAdaZO
+from zoft.recipe.sections.optimizers.rule import MAX_TERMS
 from zoft.recipe.sections.tune import TuneSection
 
 GENERATED = ("f1", "exact_match")  # metrics for which the model writes answers
@@ -175,7 +171,7 @@ class Recipe(Section):
     )
     data: DataSection = Field(description="What it learns from.")
     objective: ObjectiveSection = Field(ObjectiveSection(), description="What is minimised.")
-    optimizer: OptimizerSection = Field(OptimizerSection(), description="How the weights move.")
+    optimizer: AnyOptimizer = Field(RAdaZO(), description="How the weights move.")
     train: TrainSection = Field(
         TrainSection(), validate_default=True, description="How long, and how much at once."
     )
@@ -225,14 +221,9 @@ class Recipe(Section):
     @classmethod
     def _sums_exactly(cls, train: TrainSection, info: ValidationInfo) -> TrainSection:
         tune, optimizer = info.data.get("tune"), info.data.get("optimizer")
-        if not tune or not optimizer or structure_and_scope(tune.method, optimizer)[1] == "batch":
+        if not tune or not optimizer or optimizer.structure_and_scope(tune.method)[1] == "batch":
             return train
-        steps = summed_steps(
-            optimizer.name,
-            moments_of(tune.method, optimizer),
-            optimizer.window,
-            fold_momentum=optimizer.fold_momentum,
-        )
+        steps = optimizer.summed_steps({**dict(optimizer), **optimizer.own_choices(tune.method)})
         terms = train.batch_size * optimizer.directions * steps
         if terms > MAX_TERMS:
             window = f" times the window {steps}" if steps > 1 else ""

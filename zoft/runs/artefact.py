@@ -7,16 +7,13 @@ docs/journal-format.md describes it for those who write another reader.
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 
 from zoft.errors import EnvironmentProblem
-from zoft.runs import complete as manifest
+from zoft.runs import complete
 from zoft.runs.journal import Header, as_line, parse
 
 JOURNAL, START = "journal.jsonl", "start"
-_CONFIG = "adapter_config.json"
 
 
 def journal_of(target: Path) -> Path:
@@ -39,7 +36,7 @@ def expected(journal: Path, header: Header, steps: int, step: int) -> tuple[str,
     if step == steps:
         folders.insert(0, run / "final")
     for folder in folders:
-        if files := manifest.weight_files(folder):
+        if files := complete.weight_files(folder):
             return folder.name, files
     result = header.get("result")
     if result and result["step"] == step:
@@ -47,47 +44,14 @@ def expected(journal: Path, header: Header, steps: int, step: int) -> tuple[str,
     return "", {}
 
 
-def shared_journal(journal: Path, base: tuple[str, str | None] | None = None) -> bytes:
+def shared_journal(journal: Path) -> bytes:
     """The journal as an artefact has it: with the result in its header, without a torn last line.
 
-    `base` is the base model's Hub id and revision, where it shall be called otherwise than in the
-    run. Raises EnvironmentProblem.
+    Raises EnvironmentProblem.
     """
     content = journal.read_bytes()
     header, entries, good = parse(journal, content)
     _, files = expected(journal, header, len(entries), len(entries))
-    if base is not None:
-        named = dict(zip(("name", "revision"), base, strict=True))
-        header = {**header, "base": {**header["base"], **named}}
     if files:
         header = {**header, "result": {"step": len(entries), "files": files}}
     return as_line(header) + content[content.index(b"\n") + 1 : good]
-
-
-def write_artefact(run: Path, folder: Path, base: tuple[str, str | None] | None = None) -> None:
-    """Write the artefact of `run` (its folder, its journal, another artefact) to `folder`.
-
-    `base` as in `shared_journal`. Raises EnvironmentProblem, OSError.
-    """
-    journal = journal_of(run)
-    content, start = shared_journal(journal, base), journal.parent / START
-    folder.mkdir(parents=True, exist_ok=True)
-    if start.is_dir():
-        _write_start(start, folder / START, base)
-    partial = folder / f".{JOURNAL}.partial"
-    try:
-        partial.write_bytes(content)
-        partial.rename(folder / JOURNAL)  # last: a folder with a journal is a whole artefact
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _write_start(start: Path, folder: Path, base: tuple[str, str | None] | None) -> None:
-    """The initial adapter alone: its weights and its config."""
-    folder.mkdir(exist_ok=True)
-    for file in sorted(start.glob("*.safetensors")):
-        shutil.copyfile(file, folder / file.name)
-    config = json.loads((start / _CONFIG).read_text())
-    if base is not None:
-        config["base_model_name_or_path"], config["revision"] = base
-    (folder / _CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -26,7 +25,8 @@ from zoft.errors import EnvironmentProblem, first_line
 from zoft.models.blocks import is_placeholder
 from zoft.models.storage.safetensors import Stored, Writer, tensors_in
 from zoft.models.storage.save import save_tensor_by_tensor
-from zoft.runs import complete as manifest
+from zoft.runs import complete
+from zoft.system.atomic_io import delete, staged
 from zoft.system.silence import quiet
 
 _STATE, _META = "optimizer.safetensors", "trainer.json"
@@ -43,33 +43,23 @@ def save(folder: Path, writer: Callable[[Path], None]) -> None:
 
     What stood there is replaced. Raises EnvironmentProblem if the disk refuses.
     """
-    partial = folder.with_name(f".{folder.name}.partial")
-    replaced = folder.with_name(f".{folder.name}.replaced.partial")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in (partial, replaced, *folder.parent.glob(".checkpoint-*.partial")):
-            shutil.rmtree(leftover, ignore_errors=True)
-        partial.mkdir()
-        writer(partial)
-        _complete(partial)
-        if folder.exists():
-            folder.rename(replaced)
-        partial.rename(folder)
-        _sync(folder.parent)
-        shutil.rmtree(replaced, ignore_errors=True)
+        for leftover in folder.parent.glob(".checkpoint-*.partial"):
+            delete(leftover)
+        with staged(folder) as partial:
+            partial.mkdir()
+            writer(partial)
+            complete.write(partial)
     except (OSError, SafetensorError) as error:
         full = isinstance(error, OSError) and error.errno == errno.ENOSPC
         reason = "the disk is full" if full else first_line(error)
         raise EnvironmentProblem(f"cannot write {folder}: {reason}") from error
-    finally:
-        if replaced.exists() and not folder.exists():  # interrupted between the two renames
-            replaced.rename(folder)
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def verify(folder: Path) -> bool:
     """Whether every file that COMPLETE names is there with its size and its sha256."""
-    return manifest.intact(folder)
+    return complete.intact(folder)
 
 
 def find(run_folder: Path) -> list[Path]:
@@ -77,7 +67,7 @@ def find(run_folder: Path) -> list[Path]:
     steps = {
         path: int(match[1])
         for path in (run_folder.iterdir() if run_folder.is_dir() else ())
-        if (match := _NAME.fullmatch(path.name)) and manifest.sizes_match(path)
+        if (match := _NAME.fullmatch(path.name)) and complete.sizes_match(path)
     }
     return sorted(steps, key=steps.__getitem__)
 
@@ -173,23 +163,3 @@ def read_meta(folder: Path) -> dict[str, Any]:
             f"cannot read the state in {folder}: {first_line(error)}"
         ) from error
     return meta
-
-
-def _complete(folder: Path) -> None:
-    """Write every file and name to the disk, then the list of them."""
-    files = manifest.write(folder)
-    for path in (
-        *files,
-        folder / manifest.COMPLETE,
-        *filter(Path.is_dir, folder.rglob("*")),
-        folder,
-    ):
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -8,19 +8,20 @@ import re
 from pathlib import Path
 from typing import Any
 
+from zoft.system.atomic_io import write_atomically
+
 COMPLETE = "COMPLETE"
 _WEIGHTS = re.compile(r"(adapter_)?model(-\d+-of-\d+)?\.safetensors$")
 
 
-def write(folder: Path) -> list[Path]:
-    """List what is in `folder`; the files that are listed."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+def write(folder: Path) -> None:
+    """List every file in `folder`. Raises OSError."""
     content = {
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256(path)}
-        for path in files
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
     }
     (folder / COMPLETE).write_text(json.dumps(content, indent=2) + "\n")
-    return files
 
 
 def listed(folder: Path) -> dict[str, dict[str, Any]]:
@@ -34,9 +35,7 @@ def replace_text(folder: Path, name: str, text: str) -> None:
     entry = {"size": len(text.encode()), "sha256": hashlib.sha256(text.encode()).hexdigest()}
     content = json.dumps({**listed(folder), name: entry}, indent=2) + "\n"
     for file, written in ((name, text), (COMPLETE, content)):
-        partial = folder / f".{file}.partial"
-        partial.write_text(written, encoding="utf-8")
-        partial.replace(folder / file)
+        write_atomically(folder / file, written)
 
 
 def sizes_match(folder: Path) -> bool:

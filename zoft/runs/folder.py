@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -18,6 +17,8 @@ from zoft.recipe.load import dump_recipe, load_recipe
 from zoft.recipe.schema import Recipe
 from zoft.runs import checkpoint
 from zoft.runs.journal import nullable
+from zoft.runs.record import leaves, read_manifest
+from zoft.system.atomic_io import lock, write_atomically
 
 # What a run writes before its journal begins, and may write again if it was killed there.
 BEGINNING = {
@@ -48,7 +49,7 @@ FREE = (
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """runs/NAME and the files in it (ARCHITECTURE, "Files a run writes")."""
+    """runs/NAME and the files in it (docs/train.md#the-runs-folder)."""
 
     path: Path
 
@@ -94,43 +95,30 @@ class RunFolder:
         except OSError as error:
             raise EnvironmentProblem(f"{self.path} cannot be written: {error.strerror}") from error
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if self.exists:
-                raise BlockingIOError  # it began and ended while we were loading
+            # A run that exists began, and perhaps ended, while we were loading.
+            if not lock(handle, wait=False) or self.exists:
+                raise EnvironmentProblem(f"{self.path} is in use by another zoft")
             yield
             os.fsync(handle)
-        except BlockingIOError as error:
-            raise EnvironmentProblem(f"{self.path} is in use by another zoft") from error
         finally:
             os.close(handle)
 
     def manifest(self) -> dict[str, Any]:
-        """run.json, or nothing."""
-        try:
-            content = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return content if isinstance(content, dict) else {}
+        """Read run.json; empty if it is missing or damaged."""
+        return read_manifest(self.path)
 
     def update_manifest(self, **values: Any) -> None:
         """Change some entries of run.json, atomically."""
         target = self.path / "run.json"
-        temporary = target.with_suffix(".tmp")
+        content = nullable({**self.manifest(), **values})
         try:
-            content = nullable({**self.manifest(), **values})
-            temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-            temporary.replace(target)
+            write_atomically(target, json.dumps(content, indent=2, allow_nan=False) + "\n")
         except OSError as error:
             raise EnvironmentProblem(f"{target} cannot be written: {error.strerror}") from error
 
     def write_resolved(self, resolved: Recipe) -> None:
         """Replace resolved.yaml; on the disk before anything relies on it."""
-        temporary = self.resolved.with_suffix(".tmp")
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(dump_recipe(resolved))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.resolved)
+        write_atomically(self.resolved, dump_recipe(resolved))
 
     def previous(self) -> Recipe:
         """The recipe of the run that is here, with every automatic choice that it made."""
@@ -147,9 +135,7 @@ class RunFolder:
 
     def is_a_mere_beginning(self) -> bool:
         """Whether all that is here was left by a run that was killed before its journal began."""
-        names = {
-            path.name for path in self.path.iterdir() if path.suffix not in (".tmp", ".partial")
-        }
+        names = {path.name for path in self.path.iterdir() if path.suffix != ".partial"}
         return "recipe.yaml" in names and names <= BEGINNING
 
 
@@ -204,7 +190,9 @@ def require_same(recipe: Recipe, previous: Recipe) -> None:
     free: tuple[str, ...] = FREE
     if previous.optimizer.schedule == recipe.optimizer.schedule == "constant":
         free = (*FREE, "train.steps")
-    now, before = dict(_leaves(recipe)), dict(_leaves(previous))
+    now, before = (
+        {key: value for key, value, _ in leaves(section)} for section in (recipe, previous)
+    )
     problems = [
         f"{key}: the run was started with {before.get(key)!r}, the recipe says {now.get(key)!r}"
         for key in dict.fromkeys([*before, *now])
@@ -217,12 +205,3 @@ def require_same(recipe: Recipe, previous: Recipe) -> None:
                 [*problems, "set it back to go on with the run, or choose another output_dir"]
             )
         )
-
-
-def _leaves(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name in type(section).model_fields:
-        value = getattr(section, name)
-        if isinstance(value, BaseModel):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

@@ -12,7 +12,6 @@ for bit: the optimizer needs nothing but these lines.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
@@ -24,6 +23,7 @@ from typing import Any
 
 from zoft.engine.optimizers.measurement import Measurement
 from zoft.errors import EnvironmentProblem
+from zoft.system.atomic_io import lock
 
 FORMAT, VERSION = "zoft-journal", 1
 Header = dict[str, Any]
@@ -63,11 +63,9 @@ class Journal:
     def __init__(self, path: Path, sync_seconds: float) -> None:
         self._sync_seconds = sync_seconds
         self._file = path.open("ab", buffering=0)
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not lock(self._file, wait=False):
             self._file.close()
-            raise EnvironmentProblem(f"{path.parent} is in use by another zoft") from error
+            raise EnvironmentProblem(f"{path.parent} is in use by another zoft")
         self._synced = time.monotonic()
 
     @classmethod

@@ -6,18 +6,41 @@ import json
 import math
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
+from zoft.engine.optimizers.measurement import rms
 from zoft.errors import EnvironmentProblem, RecipeError
-from zoft.runs import complete as manifest
+from zoft.runs import complete
 from zoft.runs.artefact import expected, journal_of
 from zoft.runs.journal import Entry, Header, missing_entries, parse, read
 
 ENDS = 3  # lines that `show` prints from the beginning and from the end
 PERCENTILES = (5, 50, 95)
 LAYOUTS = (1,)
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """`nonfinite` of the `steps` changed nothing; `sizes` are |c| of all others' slopes, ascending."""
+
+    steps: int
+    nonfinite: int
+    positive: int
+    sizes: Sequence[float]
+
+    def percentile(self, percent: int) -> float:
+        """The least size that `percent` of all sizes do not exceed."""
+        return self.sizes[max(1, -(-len(self.sizes) * percent // 100)) - 1]
+
+
+def statistics_of(entries: Sequence[Entry]) -> Statistics:
+    """Count steps and slopes, and sort the slopes' sizes."""
+    finite = [entry.measurement for entry in entries if entry.measurement.finite]
+    slopes = [c for m in finite for c in m.projected_grad]
+    positive = sum(c > 0 for c in slopes)
+    return Statistics(len(entries), len(entries) - len(finite), positive, sorted(map(abs, slopes)))
 
 
 def show(target: Path, step: int | None, say: Callable[[str], None]) -> None:
@@ -57,7 +80,7 @@ def verify(target: Path, say: Callable[[str], None]) -> None:
         return
     folder = journal.parent / says
     if folder.is_dir():
-        found = manifest.weight_hashes(folder)
+        found = complete.weight_hashes(folder)
         for name in files:
             if found.get(name) != files[name]:
                 raise EnvironmentProblem(f"{folder / name} is not as it was written")
@@ -71,20 +94,21 @@ def verify(target: Path, say: Callable[[str], None]) -> None:
 
 def stats(target: Path, say: Callable[[str], None]) -> None:
     """Numbers over all steps. Raises EnvironmentProblem."""
+    from zoft.runs.record import read_manifest  # loads the schema: `show` and `verify` need none
+
     journal = journal_of(target)
     size = journal.stat().st_size
     header, entries = read(journal)
-    finite = [entry for entry in entries if entry.measurement.finite]
-    say(f"steps      {len(entries):,}, {len(entries) - len(finite)} of them not finite: skipped")
+    found = statistics_of(entries)
+    say(f"steps      {found.steps:,}, {found.nonfinite} of them not finite: skipped")
     if entries:
         number = len(entries[0].measurement.projected_grad)
         beginning = len(json.dumps(header, separators=(",", ":")))
         each = (size - beginning) / len(entries)
         say(f"bytes      {size:,}: header {beginning:,}, {each:.0f} a step of {number} slopes")
-    if finite:
-        sizes = sorted(abs(c) for entry in finite for c in entry.measurement.projected_grad)
-        shown = ", ".join(f"{p} % {_percentile(sizes, p):.3g}" for p in PERCENTILES)
-        say(f"|c|        {shown}, largest {sizes[-1]:.3g}")
+    if finite := [entry for entry in entries if entry.measurement.finite]:
+        shown = ", ".join(f"{p} % {found.percentile(p):.3g}" for p in PERCENTILES)
+        say(f"|c|        {shown}, largest {found.sizes[-1]:.3g}")
         part = max(1, len(finite) // 10)
         first, last = (
             fmean(e.measurement.loss for e in x) for x in (finite[:part], finite[-part:])
@@ -92,7 +116,7 @@ def stats(target: Path, say: Callable[[str], None]) -> None:
         say(f"loss       {first:.4f} over the first {part} steps, {last:.4f} over the last {part}")
         rates = [entry.lr for entry in finite]
         say(f"lr         {rates[0]:g} at first, {max(rates):g} at most, {rates[-1]:g} at last")
-    if seconds := _seconds(journal.parent / "run.json"):
+    if seconds := read_manifest(journal.parent).get("seconds"):
         say(f"seconds    {seconds:,.1f} in training, {seconds / max(1, len(entries)):.3f} a step")
 
 
@@ -119,7 +143,7 @@ def _head(header: Header) -> Iterator[str]:
 def _short(entry: Entry) -> str:
     m = entry.measurement
     grads = m.projected_grad
-    what = f"|c| {_rms(grads):.3g}" if m.finite else "not finite: skipped"
+    what = f"|c| {rms(grads):.3g}" if m.finite else "not finite: skipped"
     slopes = "" if len(grads) == 1 else f" over {len(grads)}"
     return f"step {m.step:<6} lr {entry.lr:<9.4g} loss {m.loss:<8.4f} {what}{slopes}"
 
@@ -162,20 +186,3 @@ def _step_problems(header: Header, entries: Sequence[Entry]) -> Iterator[str]:
     ends = header.get("result", {}).get("step", len(entries))
     if ends != len(entries):
         yield f"it holds {len(entries)} steps, and the header says {ends}"
-
-
-def _percentile(ordered: Sequence[float], percent: int) -> float:
-    """The value that `percent` of them do not exceed."""
-    return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]
-
-
-def _rms(values: Sequence[float]) -> float:
-    return math.sqrt(sum(x * x for x in values) / len(values))
-
-
-def _seconds(file: Path) -> float | None:
-    try:
-        content: dict[str, Any] = json.loads(file.read_text())
-        return float(content["seconds"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None

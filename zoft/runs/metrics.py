@@ -8,7 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from zoft.engine.optimizers.measurement import rms
 from zoft.errors import EnvironmentProblem
+from zoft.runs.journal import nullable
+from zoft.system.atomic_io import write_atomically
 
 Event = dict[str, Any]
 # What an evaluation may have measured, as it is called in a line.
@@ -23,11 +26,7 @@ class Metrics:
         self.path, self.after = path, after
 
     def write(self, event: str, step: int, **values: Any) -> Event:
-        clean = {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in values.items()
-        }
-        record: Event = {"event": event, "step": step, **clean}
+        record: Event = nullable({"event": event, "step": step, **values})
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
@@ -37,19 +36,30 @@ class Metrics:
         return record
 
     def read(self) -> list[Event]:
-        """All complete events."""
-        if not self.path.exists():
-            return []
-        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("}\n")]
+        """Read all whole events."""
+        return read_events(self.path)
 
     def rewind(self, step: int) -> None:
         """Forget what lies beyond `step` (a power cut can leave the journal behind the metrics)."""
         kept = [e for e in self.read() if e["step"] <= step and e["event"] != "final"]
         text = "".join(json.dumps(event) + "\n" for event in kept)
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(self.path)
+        write_atomically(self.path, text)
+
+
+def read_events(path: Path) -> list[Event]:
+    """Read the whole events of metrics.jsonl; none if there is no file. Raises OSError.
+
+    A line that is torn or damaged hides no other.
+    """
+    found: list[Event] = []
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
+        try:
+            event = json.loads(line) if line.endswith(b"\n") else None
+        except ValueError:
+            continue
+        if isinstance(event, dict) and isinstance(event.get("step"), int) and "event" in event:
+            found.append(event)
+    return found
 
 
 def in_words(event: Event) -> str:
@@ -62,15 +72,15 @@ def _score(name: str, value: float | None) -> str:
     return "not finite" if value is None else f"{value:.{4 if name == 'loss' else 3}f}"
 
 
-def headline(event: Event) -> tuple[str, float | None]:
-    """The score that an evaluation is judged by, and its name: the first one in the event."""
+def primary_metric(event: Event) -> tuple[str, float | None]:
+    """Return the name and value of the score that an evaluation is judged by: the event's first."""
     name = next(name for name in event if name in SCORES)
     return name, event[name]
 
 
-def in_short(event: Event) -> str:
-    """accuracy 0.532, or loss 1.1040 where that is all there is."""
-    name, value = headline(event)
+def format_primary(event: Event) -> str:
+    """Format the primary metric: accuracy 0.532, or loss 1.1040 where that is all there is."""
+    name, value = primary_metric(event)
     digits = 4 if name == "loss" else 3
     return f"{name} not finite" if value is None else f"{name} {value:.{digits}f}"
 
@@ -83,11 +93,11 @@ def scalars(event: Event) -> dict[str, float]:
     """
     found: dict[str, float] = {}
     for key, value in event.items():
-        if isinstance(value, list):
-            whole = bool(value) and None not in value
-            squares = [x * x for x in value] if whole and key == "projected_grad" else []
-            mean = sum(squares or value) / len(value) if whole else None
-            value = math.sqrt(mean) if mean is not None and squares else mean
-        if isinstance(value, int | float) and not isinstance(value, bool) and key != "step":
+        if key == "projected_grad":
+            value = rms(value)
+        elif isinstance(value, list):
+            value = sum(value) / len(value) if value and None not in value else None
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if number and math.isfinite(value) and key != "step":
             found[f"{event['event']}/{key}"] = value
     return found

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +14,8 @@ from pydantic import BaseModel
 from zoft.errors import EnvironmentProblem, ZoftError
 from zoft.recipe.load import load_recipe
 from zoft.recipe.schema import Recipe
-from zoft.runs.metrics import Event, headline
+from zoft.runs.metrics import Event, primary_metric, read_events
+from zoft.system.atomic_io import lock
 
 MARKS = ("run.json", "resolved.yaml", "journal.jsonl")  # a folder with one of these is a run
 
@@ -79,9 +79,11 @@ class RunRecord:
 
     @property
     def best(self) -> Event | None:
-        """The best evaluation after the start: by its first score, then by loss, then the earlier."""
-        scored = [e for e in self.of("eval") if e["step"] > 0 and headline(e)[1] is not None]
-        return min(scored, key=_worse, default=None)
+        """The best evaluation after the start, by the metric of the last one."""
+        if self.last is None:
+            return None
+        after = [event for event in self.of("eval") if event["step"] > 0]
+        return next(iter(best_first(after, primary_metric(self.last)[0])), None)
 
     @property
     def seconds(self) -> float:
@@ -109,7 +111,31 @@ def read_run(path: Path) -> RunRecord:
         recipe = load_recipe(path / "resolved.yaml")
     except ZoftError:
         recipe = None
-    return RunRecord(path, _manifest(path), recipe, list(_events(path / "metrics.jsonl")))
+    try:
+        events = read_events(path / "metrics.jsonl")
+    except OSError:
+        events = []
+    return RunRecord(path, read_manifest(path), recipe, events)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Read run.json of a run's folder; empty if it is missing or damaged."""
+    try:
+        content = json.loads((path / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def best_first(evaluations: Iterable[Event], metric: str) -> list[Event]:
+    """Sort evaluations from best to worst: by `metric`, then loss, then step.
+
+    Left out are those whose loss was not finite and those without that metric, which a resumed run
+    may have changed.
+    """
+    sign = 1 if metric == "loss" else -1
+    scored = [e for e in evaluations if None not in (e.get("loss"), e.get(metric))]
+    return sorted(scored, key=lambda e: (sign * e[metric], e["loss"], e["step"]))
 
 
 def find_runs(folder: Path) -> list[RunRecord]:
@@ -135,48 +161,14 @@ def leaves(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any, Any
             yield f"{prefix}{name}", value, default
 
 
-def _worse(event: Event) -> tuple[float, float]:
-    """Sorts better events first; of equal scores the one with less loss."""
-    name, value = headline(event)
-    assert value is not None
-    loss = event.get("loss")
-    return value if name == "loss" else -value, float("inf") if loss is None else loss
-
-
 def _begun(run: RunRecord) -> float:
     return max((run.path / mark).stat().st_mtime for mark in MARKS if (run.path / mark).exists())
-
-
-def _manifest(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads((path / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _events(path: Path) -> Iterator[Event]:
-    """What is whole of metrics.jsonl: a line that is damaged hides no other."""
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return
-    for line in lines:
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(event, dict) and isinstance(event.get("step"), int) and "event" in event:
-            yield event
 
 
 def _is_written(path: Path) -> bool:
     """Whether a process holds the run's journal."""
     try:
         with (path / "journal.jsonl").open("rb") as journal:
-            fcntl.flock(journal, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+            return not lock(journal, shared=True, wait=False)
     except OSError:
         return False
-    return False

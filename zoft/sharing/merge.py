@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from zoft.recipe.schema import ModelSection, Recipe
 from zoft.recipe.sections.data import listed
 from zoft.runs.checkpoint import require_space, write_model
 from zoft.runs.folder import run_of
+from zoft.system.atomic_io import delete, staged
 from zoft.system.device import DTYPES
 from zoft.system.host_memory import free_host_bytes, gib
 from zoft.system.signals import stop_on_signals
@@ -219,34 +219,25 @@ def require_close(difference: float, target: str) -> None:
 
 @contextmanager
 def new_place(place: Path) -> Iterator[Path]:
-    """A name beside `place` to write to, which becomes `place` in the end, or is deleted.
+    """Yield a path to write to, which becomes `place` if nothing fails.
 
-    Raises RecipeError if `place` is there already, EnvironmentProblem if it cannot be written.
+    Raises RecipeError if `place` is there already, OSError if it cannot be written.
     """
     if place.exists() or place.is_symlink():
         raise RecipeError(f"{place} exists; name one that does not")
-    partial = place.with_name(f".{place.name}.partial")
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        _delete(partial)  # a killed command's
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with staged(place) as partial:
         yield partial
-        partial.rename(place)
-    finally:
-        _delete(partial)
 
 
 @contextmanager
 def _folder(place: Path) -> Iterator[None]:
-    _delete(place)
+    delete(place)
     place.mkdir()
     try:
         yield
     finally:
-        _delete(place)
-
-
-def _delete(place: Path) -> None:
-    shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
+        delete(place)
 
 
 def _adapter_of(target: str) -> str:
@@ -258,7 +249,7 @@ def _adapter_of(target: str) -> str:
         raise RecipeError(f"nothing to merge: {where} is already a whole model")
     try:
         config = PeftConfig.from_pretrained(where)
-    except Exception as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:  # no JSON, no type, no such keys
         raise EnvironmentProblem(f"cannot read the adapter {where}: {first_line(error)}") from error
     if config.is_prompt_learning:
         raise RecipeError(

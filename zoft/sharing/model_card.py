@@ -13,11 +13,8 @@ from zoft.recipe.schema import Recipe
 from zoft.recipe.sections.data import DataSource, listed
 from zoft.runs.metrics import SCORES, Event
 from zoft.sharing.base_model import Base, is_local
+from zoft.system.host_memory import gib
 
-ALGORITHMS = {
-    "r-adazo": "R-AdaZO ([arXiv 2502.01014](https://arxiv.org/abs/2502.01014))",
-    "mezo": "MeZO ([arXiv 2305.17333](https://arxiv.org/abs/2305.17333))",
-}
 LIMITS = """\
 - Zeroth-order tuning moves a model along few directions for each step: expect it to do the task it was
   tuned for, with the prompt of the recipe, and little else better than its base.
@@ -46,24 +43,7 @@ def card(
     step = recipe.train.steps if step is None else step
     title = repo_id or Path(recipe.output_dir or "run").name
     scores = _scores(recipe, manifest, events, step)
-    license: dict[str, Any] = dict(base.license)
-    data = ModelCardData(
-        base_model=base.name,
-        base_model_relation=("adapter" if adapter else "finetune") if base.name else None,
-        base_model_revision=base.revision,
-        datasets=sorted({s.path for _, s in _sources(recipe) if not is_local(s.path)}) or None,
-        library_name="peft" if adapter else "transformers",
-        pipeline_tag="text-generation",
-        tags=[
-            "zoft",
-            "zeroth-order",
-            recipe.optimizer.name,
-            *([recipe.tune.method] if adapter else []),
-        ],
-        model_name=title,
-        eval_results=_results(scores, step) or None,
-        **license,
-    )
+    data = _metadata(recipe, base, title, _results(scores, step), adapter=adapter)
     shown = f"[{base.name}](https://huggingface.co/{base.name})" if base.name else "its base model"
     if base.name and base.revision:
         shown += f" at `{base.revision}`"
@@ -87,6 +67,26 @@ def card(
         LIMITS.rstrip(),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _metadata(
+    recipe: Recipe, base: Base, title: str, results: list[EvalResult], *, adapter: bool
+) -> ModelCardData:
+    """The card's first part, in YAML: what the Hub filters by."""
+    license: dict[str, Any] = dict(base.license)
+    kinds = [recipe.optimizer.name, *([recipe.tune.method] if adapter else [])]
+    return ModelCardData(
+        base_model=base.name,
+        base_model_relation=("adapter" if adapter else "finetune") if base.name else None,
+        base_model_revision=base.revision,
+        datasets=sorted({s.path for _, s in _sources(recipe) if not is_local(s.path)}) or None,
+        library_name="peft" if adapter else "transformers",
+        pipeline_tag="text-generation",
+        tags=["zoft", "zeroth-order", *kinds],
+        model_name=title,
+        eval_results=results or None,
+        **license,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +184,7 @@ def _facts(recipe: Recipe, manifest: Mapping[str, Any], step: int) -> str:
     peak, seconds = manifest.get("peak_memory_bytes"), manifest.get("seconds")
     machine = [manifest.get("device"), manifest.get("cpu"), f"threads: {manifest.get('threads')}"]
     rows = {
-        "algorithm": ALGORITHMS.get(optimizer.name, optimizer.name),
+        "algorithm": f"{optimizer.TITLE} ([arXiv {optimizer.CITATION}](https://arxiv.org/abs/{optimizer.CITATION}))",
         "tuned": {"full": "all weights", "lora": f"LoRA, rank {recipe.tune.r}"}.get(
             recipe.tune.method, recipe.tune.method
         ),
@@ -194,7 +194,7 @@ def _facts(recipe: Recipe, manifest: Mapping[str, Any], step: int) -> str:
         "types": f"weights {recipe.model.dtype}, computed in {recipe.model.compute_dtype}"
         + ("" if coded == "none" else f", base in {coded}"),
         "hardware": ", ".join(str(part) for part in machine if part),
-        "peak memory": f"{peak / 2**30:.2f} GiB" if peak else "",
+        "peak memory": gib(peak) if peak else "",
         "wall time": f"{seconds:,.0f} s" if seconds and step == recipe.train.steps else "",
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
     }

@@ -10,15 +10,13 @@ from tempfile import TemporaryDirectory
 
 import torch
 from peft import PeftModel
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from torch import nn
 from transformers import PreTrainedModel
 
-from zoft.engine.build import kept_by, optimizer_for
 from zoft.engine.offload.stream import stream
 from zoft.engine.offload.weights import Streamed
-from zoft.engine.optimizers.mezo import MeZO
-from zoft.engine.optimizers.radazo import RAdaZO
+from zoft.engine.optimizers.optimizer import Optimizer, optimizer_for
 from zoft.engine.optimizers.update import Resident, Tuned, Weights
 from zoft.errors import EnvironmentProblem
 from zoft.models.adapters import load_adapter
@@ -28,13 +26,15 @@ from zoft.models.storage.safetensors import stored_tensors
 from zoft.planning.placement import MARGIN
 from zoft.recipe.load import load_recipe
 from zoft.recipe.schema import ModelSection
-from zoft.recipe.sections.optimizer import OptimizerSection
+from zoft.recipe.sections.optimizer import AnyOptimizer, own_keys
 from zoft.runs.artefact import START
 from zoft.runs.folder import RunFolder
 from zoft.runs.journal import Header, missing_entries
 from zoft.system.device import DTYPES
 from zoft.system.host_memory import free_host_bytes, gib
 from zoft.system.philox import LAYOUT
+
+_OPTIMIZER: TypeAdapter[AnyOptimizer] = TypeAdapter(AnyOptimizer)
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Rebuilt:
 
     model: PreTrainedModel | PeftModel
     weights: Weights
-    optimizer: MeZO | RAdaZO
+    optimizer: Optimizer
 
     @property
     def result_bytes(self) -> int:
@@ -124,7 +124,7 @@ def rebuild(
         target.parent.mkdir(parents=True, exist_ok=True)
         working = stack.enter_context(TemporaryDirectory(dir=target.parent, prefix=".replay-"))
         streamer = stream(
-            loaded.blocks, tuned, kept_by(settings), loaded.sources, residency="disk", device=place,
+            loaded.blocks, tuned, settings.state(), loaded.sources, residency="disk", device=place,
             slots=2, working=Path(working, "working-copy.bin"), say=print,
         )  # fmt: skip
         stack.callback(streamer.close)
@@ -132,9 +132,9 @@ def rebuild(
     return Rebuilt(model, weights, optimizer_for(settings, header["seed"], weights))
 
 
-def _settings(header: Header, journal: Path) -> OptimizerSection:
+def _settings(header: Header, journal: Path) -> AnyOptimizer:
     try:
-        return OptimizerSection.model_validate(header["optimizer"])
+        return _OPTIMIZER.validate_python(own_keys(header["optimizer"]))
     except ValidationError as error:
         what = ".".join(map(str, error.errors()[0]["loc"]))
         raise EnvironmentProblem(
@@ -144,13 +144,13 @@ def _settings(header: Header, journal: Path) -> OptimizerSection:
 
 
 def _device(
-    header: Header, settings: OptimizerSection, where: Path, own: torch.dtype
+    header: Header, settings: AnyOptimizer, where: Path, own: torch.dtype
 ) -> tuple[torch.device, bool]:
     """The first of GPU and CPU that holds all weights and moments; else the CPU, and that they don't
     fit."""
     numbers = sum(_numel(stored.shape) for stored in stored_tensors(where).values())
     moved = sum(_numel(shape) for _, _, shape, _ in header["parameters"])
-    size = numbers * own.itemsize + 4 * len(kept_by(settings)) * moved
+    size = numbers * own.itemsize + 4 * len(settings.state()) * moved
     if torch.cuda.is_available() and size < torch.cuda.mem_get_info()[0] * (1 - MARGIN):
         return torch.device("cuda:0"), True
     free = free_host_bytes() * (1 - MARGIN)

@@ -8,8 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from zoft.engine.offload.weights import Streamed
-from zoft.engine.optimizers.mezo import MeZO
-from zoft.engine.optimizers.radazo import RAdaZO
+from zoft.engine.optimizers.optimizer import Optimizer
 from zoft.errors import EnvironmentProblem, RecipeError
 from zoft.models.load import load_tokenizer
 from zoft.models.storage.fetch import snapshot
@@ -97,7 +96,7 @@ def _require_new(target: Path) -> None:
         raise RecipeError(f"{target} exists; delete it or give another folder with --out")
 
 
-def _apply(optimizer: MeZO | RAdaZO, entries: Sequence[Entry], stop: Stop) -> None:
+def _apply(optimizer: Optimizer, entries: Sequence[Entry], stop: Stop) -> None:
     """One sweep for each step that was finite."""
     told = time.perf_counter()
     for entry in entries:

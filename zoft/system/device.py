@@ -52,7 +52,7 @@ def _cpu_has_bfloat16() -> bool:
 
 
 def make_repeatable(device: torch.device) -> None:
-    """IEEE float32 and one summation order on a GPU (METHODS section 6, rule 8)."""
+    """IEEE float32, one order of sums on a GPU (docs/methods.md#repeatable-arithmetic-on-gpus)."""
     if device.type != "cuda":
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

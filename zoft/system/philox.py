@@ -17,16 +17,14 @@ import numpy.typing as npt
 
 Words = npt.NDArray[np.uint32]
 
-LAYOUT = (
-    1  # how blocks map to elements (engine/probe/directions.py); stands in every journal's header
-)
+# How blocks map to elements (engine/kernels/cpu/probe.py); stands in every journal's header.
+LAYOUT = 1
 
 PURPOSE_DENSE = 0
 PURPOSE_U = 1
 PURPOSE_V = 2
 PURPOSE_ROUNDING = 3
-PURPOSE_ORDER = 4
-PURPOSE_SAMPLING = 5
+PURPOSE_ORDER = 4  # 5 is free
 PURPOSE_TEMPLATE = 6
 PURPOSE_SHARE = 7
 

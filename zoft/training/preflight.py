@@ -39,7 +39,7 @@ def choose_passes(trainer: Trainer) -> None:
 
 
 def look_at_the_signal(trainer: Trainer) -> dict[str, Any]:
-    """Measure and tell what METHODS sections 2 and 6 warn of: noise of c, rounding of the probe."""
+    """Measure noise of c and rounding of the probe (docs/methods.md#noise-of-the-forward-pass)."""
     estimator, say = trainer.estimator, trainer.narrator.say
     batches = trainer.batches(1)
     noise = measure_noise(estimator, lambda: trainer.losses(batches))

@@ -146,11 +146,8 @@ def advise(recipe: Recipe, rungs: Sequence[Rung], at_rest: Sequence[float]) -> A
 def update_size(recipe: Recipe, projected_grad: float) -> float:
     """RMS of how far a weight goes in a step, in units of the rate, as if steps were independent."""
     optimizer = recipe.optimizer
-    if optimizer.name == "r-adazo":
-        beta1 = optimizer.betas[0]
-        return math.sqrt((1 + beta1) / (1 - beta1))
     several = recipe.train.batch_size if optimizer.scope == "example" else 1
-    return projected_grad / math.sqrt(optimizer.directions * several)
+    return optimizer.walk_rms(projected_grad / math.sqrt(optimizer.directions * several))
 
 
 def steps_walked(recipe: Recipe) -> float:

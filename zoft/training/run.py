@@ -16,9 +16,10 @@ from transformers import PreTrainedModel
 from zoft import __version__
 from zoft.data.examples import Example
 from zoft.data.sets import prepare
-from zoft.engine.build import estimator_for, optimizer_for, order_for, streamer_for
+from zoft.engine.build import estimator_for, order_for, streamer_for
 from zoft.engine.objectives.objective import objective_for
 from zoft.engine.offload.weights import Streamed
+from zoft.engine.optimizers.optimizer import optimizer_for
 from zoft.engine.optimizers.update import Resident, tuned_weights
 from zoft.engine.probe.view import ProbedModel
 from zoft.errors import RecipeError

@@ -19,8 +19,7 @@ from zoft.engine.objectives.batch import Batch
 from zoft.engine.objectives.objective import Objective
 from zoft.engine.offload.streamer import Streamer
 from zoft.engine.optimizers.lr_schedule import learning_rate
-from zoft.engine.optimizers.mezo import MeZO
-from zoft.engine.optimizers.radazo import RAdaZO
+from zoft.engine.optimizers.optimizer import Optimizer
 from zoft.engine.optimizers.update import Weights
 from zoft.errors import Diverged
 from zoft.inference.scoring import evaluate_set
@@ -29,6 +28,7 @@ from zoft.runs import checkpoint
 from zoft.runs.console.narrator import Narrator
 from zoft.runs.journal import Entry, Journal
 from zoft.runs.metrics import Event, Metrics
+from zoft.runs.record import best_first
 from zoft.system.signals import Stop
 
 
@@ -48,7 +48,7 @@ class Trainer:
     tokenizer: PreTrainedTokenizerBase
     estimator: Estimator
     objective: Objective
-    optimizer: MeZO | RAdaZO
+    optimizer: Optimizer
     weights: Weights
     train_set: Sequence[Example]
     order: Order
@@ -166,9 +166,9 @@ class Trainer:
             "train",
             m.step,
             loss=m.loss,
-            loss_plus=_clean(m.loss_plus),
-            loss_minus=_clean(m.loss_minus),
-            projected_grad=_clean(m.projected_grad),
+            loss_plus=m.loss_plus,
+            loss_minus=m.loss_minus,
+            projected_grad=m.projected_grad,
             lr=entry.lr,
             skipped=self.skipped,
             seconds=round(seconds, 4),
@@ -233,19 +233,8 @@ class Trainer:
         checkpoint.write_model(folder, self.model, self.tokenizer, streamed)
 
     def best_steps(self) -> list[int]:
-        """The scored checkpoints' steps, best first: by eval.metric, then loss, then the earlier."""
-        metric, lower = self.recipe.eval.metric, self.recipe.eval.metric == "loss"
-        present = {path.name for path in checkpoint.find(self.folder)}
-        scored = [
-            event
-            for step, event in self.scores.items()
-            if checkpoint.checkpoint_folder(self.folder, step).name in present
-            and event["loss"] is not None
-            and event.get(metric) is not None  # a resumed run may have another metric than before
-        ]
-        scored.sort(key=lambda e: (e[metric] if lower else -e[metric], e["loss"], e["step"]))
-        return [event["step"] for event in scored]
-
-
-def _clean(values: Sequence[float]) -> list[float | None]:
-    return [value if value - value == 0 else None for value in values]
+        """The scored checkpoints' steps, best first."""
+        saved = {path.name for path in checkpoint.find(self.folder)}
+        ranked = best_first(self.scores.values(), self.recipe.eval.metric)
+        steps = [event["step"] for event in ranked]
+        return [s for s in steps if checkpoint.checkpoint_folder(self.folder, s).name in saved]

@@ -40,7 +40,7 @@ from zoft.runs.checkpoint import require_space
 from zoft.runs.folder import RunFolder, require_empty
 from zoft.sharing.base_model import base_of
 from zoft.sharing.hub.access import require_login
-from zoft.sharing.hub.retry import careful_client, nothing
+from zoft.sharing.hub.retry import hub_client, no_check
 from zoft.system.host_memory import gib
 from zoft.system.silence import quiet
 
@@ -246,6 +246,6 @@ def _hub(recipe: Recipe) -> str:
     repo_id = recipe.hub.repo_id
     assert repo_id is not None
     base_of(recipe, {})
-    with careful_client():
-        require_login(HfApi(), repo_id, say=silent, check=nothing)
+    with hub_client():
+        require_login(HfApi(), repo_id, say=silent, check=no_check)
     return f"logged in with a token that may write; {repo_id} is asked for when a run begins"

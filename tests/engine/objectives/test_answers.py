@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from support import tiny
 
-from zoft.data.examples import Choice, Sequence
+from zoft.data.examples import Choice, TextExample
 from zoft.engine.objectives.answers import (
     answers_of,
     best_f1,
@@ -51,10 +51,10 @@ def test_the_best_of_several_answers_counts() -> None:
 
 def test_what_is_asked_and_what_is_right() -> None:
     prompt, great, bad = ids_of("xyz It was"), ids_of(" great"), ids_of(" bad")
-    text = Sequence((*prompt, *great, tiny.EOS_ID), tuple(range(len(prompt), len(prompt) + 2)))
+    text = TextExample((*prompt, *great, tiny.EOS_ID), tuple(range(len(prompt), len(prompt) + 2)))
     assert prompt_of(text) == prompt
     assert answers_of(text, TOKENIZER) == (" great",)
-    named = Sequence(text.ids, text.supervised, ("good", "great"))
+    named = TextExample(text.ids, text.supervised, ("good", "great"))
     assert answers_of(named, TOKENIZER) == ("good", "great")
     choice = Choice(prompt, (bad, great), 1)
     assert prompt_of(choice) == prompt
@@ -62,6 +62,8 @@ def test_what_is_asked_and_what_is_right() -> None:
 
 
 def test_of_a_chat_the_first_reply_is_asked_for() -> None:
-    chat = Sequence((0, *ids_of("ab"), *ids_of("cd"), *ids_of("ef"), *ids_of("gh")), (3, 4, 7, 8))
+    chat = TextExample(
+        (0, *ids_of("ab"), *ids_of("cd"), *ids_of("ef"), *ids_of("gh")), (3, 4, 7, 8)
+    )
     assert prompt_of(chat) == (0, *ids_of("ab"))
     assert answers_of(chat, TOKENIZER) == ("cd",)

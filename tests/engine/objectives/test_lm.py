@@ -7,7 +7,7 @@ import torch
 from support import tiny
 from transformers import PreTrainedModel
 
-from zoft.data.examples import Sequence
+from zoft.data.examples import TextExample
 from zoft.engine.objectives import lm
 from zoft.engine.objectives.objective import objective_for
 from zoft.engine.objectives.score import Score
@@ -15,9 +15,9 @@ from zoft.engine.probe.head import HeadForward
 from zoft.engine.probe.view import ProbedModel
 
 ROWS = [
-    Sequence((0, 30, 31, 32, 33, 34, 1), (4, 5, 6)),
-    Sequence((0, 90, 91, 1), (1, 2, 3)),
-    Sequence((0, 71, 72, 73, 74), (2, 4)),  # a gap: two turns of a chat
+    TextExample((0, 30, 31, 32, 33, 34, 1), (4, 5, 6)),
+    TextExample((0, 90, 91, 1), (1, 2, 3)),
+    TextExample((0, 71, 72, 73, 74), (2, 4)),  # a gap: two turns of a chat
 ]
 
 
@@ -36,7 +36,7 @@ def view_of(model: PreTrainedModel) -> ProbedModel:
     return ProbedModel(model, {}, {}, torch.float32, torch.tensor([[1, 2, 3, 4]]))
 
 
-def scored(view: ProbedModel, rows: list[Sequence]) -> Score:
+def scored(view: ProbedModel, rows: list[TextExample]) -> Score:
     with view.plain():
         return objective_for("lm").score(view, lm.collate(rows, lm.width(rows)))
 
@@ -60,11 +60,11 @@ def test_the_loss_of_transformers(build: Callable[[], PreTrainedModel]) -> None:
 
 def test_only_supervised_positions_count(view: ProbedModel) -> None:
     whole = scored(view, ROWS)
-    single = [scored(view, [Sequence(row.ids, (p,))]) for row in ROWS for p in row.supervised]
+    single = [scored(view, [TextExample(row.ids, (p,))]) for row in ROWS for p in row.supervised]
     assert whole.loss == pytest.approx(sum(x.loss for x in single), rel=1e-5)
     assert whole.weight == len(single)
     # What follows the last supervised token is neither a target nor seen by one.
-    short, long = Sequence((0, 9, 8, 7), (2,)), Sequence((0, 9, 8, 99), (2,))
+    short, long = TextExample((0, 9, 8, 7), (2,)), TextExample((0, 9, 8, 99), (2,))
     assert scored(view, [short]) == scored(view, [long])
 
 

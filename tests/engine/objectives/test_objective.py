@@ -10,13 +10,13 @@ from support import tiny
 from support.directions import direction
 from torch import Tensor
 
-from zoft.data.examples import Choice, Example, Sequence
+from zoft.data.examples import Choice, Example, TextExample
 from zoft.engine.objectives.objective import objective_for
 from zoft.engine.objectives.score import Score
 from zoft.engine.probe.view import ProbedModel
 
 CPU = torch.device("cpu")
-SEQUENCES = [Sequence((0, *range(9, 9 + n)), (n - 1, n)) for n in (5, 2, 9, 3, 7)]
+SEQUENCES = [TextExample((0, *range(9, 9 + n)), (n - 1, n)) for n in (5, 2, 9, 3, 7)]
 CHOICES = [Choice(x.ids, ((40,), (50, 51)), i % 2) for i, x in enumerate(SEQUENCES)]
 
 

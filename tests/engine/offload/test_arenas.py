@@ -64,7 +64,9 @@ def test_memory_of_a_gpu_is_free_before_another_stream_gets_it(
 def test_pinning_registers_what_is_there_and_may_be_refused(
     monkeypatch: pytest.MonkeyPatch, answer: int
 ) -> None:
-    arena, calls, zeros = new_arena(2 * PAGE, CPU), [], []  # type: ignore[var-annotated]
+    arena = new_arena(2 * PAGE, CPU)
+    calls: list[object] = []
+    zeros: list[bool] = []
 
     def register(address: int, size: int, flags: int) -> int:
         calls.append((address, size, flags))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.offload.clocks import Item, Look, Wait, edges, races, without_record, without_wait
-from support.offload.programs import ROADS, program, trace
+from support.offload.programs import TRANSFERS, program, trace
 
 from zoft.engine.offload.operations import Op
 
@@ -83,10 +83,10 @@ def all_races(items: list[Item]) -> set[tuple[int, int]]:
     return found
 
 
-@given(seed=st.integers(0, 2**32), road=st.sampled_from(ROADS))
-def test_it_agrees_with_the_whole_relation(seed: int, road: tuple) -> None:  # type: ignore[type-arg]
+@given(seed=st.integers(0, 2**32), transfer=st.sampled_from(TRANSFERS))
+def test_it_agrees_with_the_whole_relation(seed: int, transfer: tuple) -> None:  # type: ignore[type-arg]
     random = Random(seed)
-    items = trace(program(random, *road, length=2))
+    items = trace(program(random, *transfer, length=2))
     for _ in range(random.randint(0, 3)):  # waits taken away, so that there is something to find
         if edges(items):
             items = without_wait(items, *random.choice(edges(items)))

@@ -10,16 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.offload.clocks import edges, kind_of, races, without_wait
 from support.offload.interleaving import Machine, plainly
-from support.offload.programs import ROADS, Writeback, program, trace
+from support.offload.programs import TRANSFERS, Writeback, program, trace
 
-from zoft.engine.offload.schedule import Road
+from zoft.engine.offload.schedule import Transfer
 
 SEEDS = st.integers(0, 2**64)
 
 
 def equal(seed: int) -> None:
     random = Random(seed)
-    items = trace(program(random, *random.choice(ROADS)))
+    items = trace(program(random, *random.choice(TRANSFERS)))
     assert Machine().run(items, random) == plainly(items)
 
 
@@ -36,12 +36,12 @@ def test_ten_thousand_random_orders_give_equal_bytes(seed: int) -> None:
     equal(seed)
 
 
-@pytest.mark.parametrize("road", ROADS, ids=lambda road: f"{road[0]}-{road[1]}")
-def test_without_a_wait_some_order_gives_other_bytes(road: tuple[Road, Writeback]) -> None:
+@pytest.mark.parametrize("transfer", TRANSFERS, ids=lambda transfer: f"{transfer[0]}-{transfer[1]}")
+def test_without_a_wait_some_order_gives_other_bytes(transfer: tuple[Transfer, Writeback]) -> None:
     """So that equal bytes mean something: what the checker finds is found in the bytes."""
     seen: dict[str, bool] = {}
     for seed in range(60):
-        items = trace(replace(program(Random(seed), *road, length=5), poison=True))
+        items = trace(replace(program(Random(seed), *transfer, length=5), poison=True))
         right = plainly(items)
         for i, event in edges(items):
             name = kind_of(items, i, event)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,26 +10,27 @@ from zoft.engine.offload.operations import Op
 from zoft.engine.offload.schedule import Schedule
 from zoft.engine.offload.simulator import Timeline, simulate
 
+Cost = Callable[[Op], float]
 INLINE = pytest.mark.parametrize("inline", [False, True])
 
 
-def passes(schedule: Schedule, count: int, publish: bool = False) -> list[Op]:
+def passes(schedule: Schedule, count: int, update: bool = False) -> list[Op]:
     ops = []
     for _ in range(count):
-        if publish:
-            ops += schedule.publish()
+        if update:
+            ops += schedule.enqueue_update()
         for block in schedule.blocks:
             ops += [*schedule.enter(block), *schedule.leave(block)]
     return ops
 
 
-def costs(**seconds: float) -> object:
+def costs(**seconds: float) -> Cost:
     return lambda op: seconds.get(op.kind, 0.0)
 
 
-def a_pass(ops_of: object, cost: object, inline: bool = True) -> float:
+def a_pass(ops_of: Callable[[int], list[Op]], cost: Cost, inline: bool = True) -> float:
     """Seconds of computing of one more pass, standing still included, once everything has settled."""
-    lines = [simulate(ops_of(n), cost, inline=inline) for n in (10, 20)]  # type: ignore[operator]
+    lines = [simulate(ops_of(n), cost, inline=inline) for n in (10, 20)]
     few, many = (line.busy["compute"] + line.waiting["compute"] for line in lines)
     return (many - few) / 10
 
@@ -77,7 +80,7 @@ def test_one_slot_hides_nothing() -> None:
 def test_a_third_slot_hides_the_update_behind_the_copies() -> None:
     """Two do where computing takes longest: what goes home goes while its own block computes."""
 
-    def ops(slots: int) -> object:
+    def ops(slots: int) -> Callable[[int], list[Op]]:
         return lambda count: passes(Schedule(range(6), slots, "memory", "device"), count, True)
 
     computing = costs(upload=0.9, download=0.9, update=0.1, enter=0.9)
@@ -93,7 +96,7 @@ def test_a_third_slot_hides_the_update_behind_the_copies() -> None:
 def test_no_queue_is_overtaken(reads: float, ups: float, slots: int, inline: bool) -> None:
     """A pass takes at least what its busiest queue does; a slot more never makes it longer."""
 
-    def ops(slots: int) -> object:
+    def ops(slots: int) -> Callable[[int], list[Op]]:
         return lambda count: passes(Schedule(range(5), slots, "staged"), count)
 
     cost = costs(read=reads, upload=ups, enter=1.0)

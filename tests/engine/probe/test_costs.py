@@ -13,7 +13,7 @@ from support.twins import view_of
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from zoft.data.examples import Choice, Sequence
+from zoft.data.examples import Choice, TextExample
 from zoft.engine.estimator import Estimator
 from zoft.engine.kernels.cpu import sweeps as cpu
 from zoft.engine.objectives.objective import objective_for
@@ -193,7 +193,7 @@ def test_a_step_waits_once_for_the_device(objective, kind, paired, monkeypatch):
         view, directions(1, "signs" if kind == "dense" else "rank1"), perturbation=1e-3, count=2,
         paired=paired, examples=ROWS if kind == "example" else None,
     )  # fmt: skip
-    rows = [Sequence(tuple(range(5, 12 + i)), (3, 5)) for i in range(ROWS)]
+    rows = [TextExample(tuple(range(5, 12 + i)), (3, 5)) for i in range(ROWS)]
     if objective == "choice":
         rows = [Choice(row.ids, ((40,), (50, 51)), i % 2) for i, row in enumerate(rows)]
     made = objective_for(objective)

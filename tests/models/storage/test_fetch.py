@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from zoft.errors import EnvironmentProblem
 from zoft.models.meta import load_config
+from zoft.models.storage import fetch
 from zoft.models.storage.fetch import cache_folder, local_folder, local_safetensors
 from zoft.recipe.schema import ModelSection
 
@@ -205,6 +206,15 @@ def test_what_is_here_already_is_found_and_nothing_is_made(
     assert load_config(ModelSection(name=str(file))).hidden_size == config.hidden_size == 48
     assert local_folder(str(tmp_path)) == tmp_path
     assert local_folder("some/model-of-the-hub") is None
+
+
+def test_whatever_breaks_a_download_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> str:
+        raise TimeoutError("the proxy does not answer\nand more")
+
+    monkeypatch.setattr(fetch, "snapshot_download", broken)
+    with pytest.raises(EnvironmentProblem, match=r"cannot fetch some/model: the proxy .* answer$"):
+        local_safetensors("some/model", None)
 
 
 def test_a_damaged_gguf_leaves_nothing_behind(tmp_path: Path) -> None:

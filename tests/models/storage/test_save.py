@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -78,7 +79,7 @@ def test_the_files_are_those_of_save_pretrained(
         model = load_model(
             tmp_path / "first", section, dtype=torch.bfloat16, device="cpu", streamed=None
         ).model
-    size = {} if shards is None else {"max_shard_size": shards}
+    size: dict[str, Any] = {} if shards is None else {"max_shard_size": shards}
     model.save_pretrained(tmp_path / "theirs", **size)
     (tmp_path / "ours").mkdir()
     weights = emptied(model)

@@ -106,7 +106,7 @@ def test_the_whole_schema_is_printed(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_the_generated_pages_are_of_this_schema() -> None:
-    script = [sys.executable, ROOT / "scripts" / "docs.py", "--check"]
+    script = [sys.executable, str(ROOT / "scripts" / "docs.py"), "--check"]
     done = subprocess.run(script, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "")
 

@@ -1,10 +1,8 @@
 from __future__ import annotations
 
-import math
-
 import pytest
 
-from zoft.runs.console.progress import PACE, SMOOTH, Progress, Smoothed, clock, rms
+from zoft.runs.console.progress import PACE, SMOOTH, Progress, Smoothed, clock
 from zoft.runs.metrics import Event
 
 
@@ -71,12 +69,6 @@ def test_a_resumed_run_goes_on_with_its_loss_and_measures_its_speed_anew() -> No
     )  # the old speed, until there is a new one
     resumed.add(train_event(7, seconds=2.0))
     assert resumed.seconds_left == pytest.approx(93 * 2.0)
-
-
-def test_root_mean_square() -> None:
-    assert rms([3.0, -4.0]) == pytest.approx(math.sqrt(12.5))
-    assert rms([3.0, None]) is None
-    assert rms([]) is None
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -10,7 +11,9 @@ from pathlib import Path
 import pytest
 from support.written import finished_run as a_run
 
-from zoft.runs.journal_statistics import read_statistics
+from zoft.cli.main import main
+from zoft.engine.optimizers.measurement import Measurement
+from zoft.runs.journal import Entry, Journal
 from zoft.runs.record import read_run
 from zoft.runs.report import page as reports
 from zoft.runs.report.page import report, reported, write_report
@@ -82,15 +85,26 @@ def test_what_is_missing_is_left_out(tmp_path: Path, broken: str) -> None:
     write_report(run)
 
 
-def test_the_journal_in_numbers(tmp_path: Path) -> None:
-    path = tmp_path / "journal.jsonl"
-    path.write_text(
-        '{}\n{"projected_grad":[1.0,-3.0]}\n{"projected_grad":[null]}\n{"projected_grad":[2.0,8.0]}\n{"pro'
-    )
-    found = read_statistics(path)
-    assert (found.steps, found.nonfinite, found.slopes, found.positive) == (3, 1, 4, 3)
-    assert found.sizes == [1.0, 2.0, 3.0, 8.0]
-    assert [found.quantile(share) for share in (0.0, 0.5, 1.0)] == [1.0, 3.0, 8.0]
+def test_the_journal_in_numbers_is_what_journal_stats_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = a_run(tmp_path)
+    with Journal.create(run / "journal.jsonl", {}, math.inf) as journal:
+        for step, slopes in enumerate([(1.0, -3.0), (math.nan, 1.0), (2.0, 8.0)], start=1):
+            journal.append(Entry(Measurement(step, (0.5,), (0.5,), slopes), 1e-3))
+    with (run / "journal.jsonl").open("a") as torn:
+        torn.write('{"step": 4, "pro')
+    assert main(["journal", "stats", str(run)]) == 0
+    said = capsys.readouterr().out
+    assert "steps      3, 1 of them not finite: skipped\n" in said
+    assert "|c|        5 % 1, 50 % 2, 95 % 8, largest 8\n" in said
+    tags = Tags()
+    tags.feed(report(read_run(run)))
+    for text in (
+        "steps3", "not finite1", "slopes c measured4", "positive75.0%",
+        "|c|: median2|c|: middle half1 to 3|c|: 95 % below8|c|: largest8",
+    ):  # fmt: skip
+        assert text in tags.text
 
 
 def test_a_report_that_fails_fails_nothing_else(

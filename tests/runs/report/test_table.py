@@ -13,7 +13,7 @@ from support.written import finished_run as a_run
 
 from zoft.cli.main import main
 from zoft.errors import EnvironmentProblem
-from zoft.runs.record import read_run
+from zoft.runs.record import best_first, read_run
 from zoft.runs.report import table as tables
 
 
@@ -40,6 +40,21 @@ def test_equal_scores_are_told_apart_by_their_loss(tmp_path: Path) -> None:
             event = {"event": "eval", "step": step, "accuracy": 0.9, "loss": loss, "rows": 20}
             file.write(json.dumps(event) + "\n")
     assert read_run(path).best["step"] == 60
+
+
+def test_evaluations_are_ranked_by_one_metric_then_loss_then_step() -> None:
+    events = [
+        {"step": 1, "accuracy": 0.5, "loss": 0.1},
+        {"step": 2, "loss": 0.2},  # scored by another metric, before a resume
+        {"step": 3, "accuracy": 0.9, "loss": None},  # not finite: no score either
+        {"step": 4, "accuracy": None, "loss": 0.3},
+        {"step": 5, "accuracy": 0.7, "loss": 0.4},
+        {"step": 6, "accuracy": 0.7, "loss": 0.3},
+        {"step": 7, "accuracy": 0.7, "loss": 0.3},
+    ]
+    assert [event["step"] for event in best_first(events, "accuracy")] == [6, 7, 5, 1]
+    assert [event["step"] for event in best_first(events, "loss")] == [1, 2, 4, 6, 7, 5]
+    assert best_first(events, "f1") == []
 
 
 def test_a_run_that_says_running_is_killed_unless_its_journal_is_held(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import pytest
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
 from zoft.errors import EnvironmentProblem, Interrupted
-from zoft.sharing.hub import retry as patience
-from zoft.sharing.hub.retry import nothing, patiently
+from zoft.sharing.hub import retry
+from zoft.sharing.hub.retry import no_check, with_retries
 
 
 def answered(status: int, **headers: str) -> HfHubHTTPError:
@@ -23,7 +23,7 @@ def answered(status: int, **headers: str) -> HfHubHTTPError:
 def waited(monkeypatch):
     """The seconds of each pause, none of which is taken."""
     found: list[float] = []
-    monkeypatch.setattr(patience, "_sleep", lambda seconds, _: found.append(seconds))
+    monkeypatch.setattr(retry, "_sleep", lambda seconds, _: found.append(seconds))
     return found
 
 
@@ -51,7 +51,7 @@ def test_what_may_pass_is_tried_again(waited):
         answered(500), answered(429, **{"Retry-After": "7"}), wrapped(httpx2.ReadError("cut")),
         httpx2.ReadTimeout("slow"), json.JSONDecodeError("?", "<", 0),
     )  # fmt: skip
-    assert patiently(failing(*errors), "cannot push", say=said.append, check=nothing) == "done"
+    assert with_retries(failing(*errors), "cannot push", say=said.append, check=no_check) == "done"
     assert waited == [1.0, 7.0, 4.0, 8.0, 16.0]
     assert said[0] == "cannot push: the Hub answered 500 Internal Server Error; again in 1 s"
     assert "secret" not in "".join(said)
@@ -59,7 +59,9 @@ def test_what_may_pass_is_tried_again(waited):
 
 def test_patience_ends(waited):
     with pytest.raises(EnvironmentProblem, match=r"^cannot push: the Hub does not answer$"):
-        patiently(failing(*[httpx2.ReadTimeout("slow")] * 6), "cannot push", say=str, check=nothing)
+        with_retries(
+            failing(*[httpx2.ReadTimeout("slow")] * 6), "cannot push", say=str, check=no_check
+        )
     assert len(waited) == 5
 
 
@@ -75,7 +77,7 @@ def test_patience_ends(waited):
 )
 def test_what_will_not_pass_is_not(waited, error, words):
     with pytest.raises(EnvironmentProblem, match=words):
-        patiently(failing(error), "cannot push", say=str, check=nothing)
+        with_retries(failing(error), "cannot push", say=str, check=no_check)
     assert waited == []
 
 
@@ -89,4 +91,4 @@ def test_a_pause_ends_when_the_run_is_stopped():
             raise Interrupted("stopped", 143)
 
     with pytest.raises(Interrupted):
-        patiently(failing(answered(503)), "cannot push", say=str, check=check)
+        with_retries(failing(answered(503)), "cannot push", say=str, check=check)

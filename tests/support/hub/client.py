@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,12 @@ from zoft.cli.main import main
 from zoft.errors import ZoftError
 from zoft.recipe.load import load_recipe
 from zoft.runs.folder import RunFolder
-from zoft.sharing.hub import retry as patience
+from zoft.sharing.hub import retry
 from zoft.sharing.hub.push import push_run
-from zoft.sharing.hub.retry import careful_client
+from zoft.sharing.hub.retry import hub_client
 
-patience.PAUSES = (0.05, 0.1, 0.2)
-patience.ANSWER_SECONDS = 3.0
+retry.ATTEMPTS, retry.FIRST_PAUSE = 4, 0.05
+retry.ANSWER_SECONDS = 3.0
 ROWS = torch.arange(24).reshape(2, 12)
 
 
@@ -60,7 +60,7 @@ def pushes(folder: str, repos: Sequence[str], token: str, *overrides: str) -> di
             return said, str(error)
         return said, None
 
-    with careful_client(), ThreadPoolExecutor(max_workers=12) as pool:
+    with hub_client(), ThreadPoolExecutor(max_workers=12) as pool:
         return dict(zip(repos, pool.map(one, repos), strict=True))
 
 
@@ -82,7 +82,11 @@ if __name__ == "__main__":
     answers = os.fdopen(os.dup(1), "w")
     logging.disable()  # torchao and bitsandbytes say what this machine lacks
     os.dup2(2, 1)  # whatever prints to the screen must not stand between the answers
-    orders = {"zoft": zoft, "pushes": pushes, "difference": difference}
+    orders: dict[str, Callable[..., Any]] = {
+        "zoft": zoft,
+        "pushes": pushes,
+        "difference": difference,
+    }
     for line in sys.stdin:
         name, arguments, options = json.loads(line)
         print(json.dumps(orders[name](*arguments, **options)), file=answers, flush=True)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from huggingface_hub import ModelCard
@@ -146,7 +147,7 @@ class Hub:
         """As the Hub does: what its own library cannot read as a model card is an error."""
         content = (await request.json())["content"]
         try:
-            data = ModelCard(content, ignore_metadata_errors=False).data
+            data: Any = ModelCard(content, ignore_metadata_errors=False).data
             problems = [] if data.to_dict() else ["empty metadata"]
             if data.eval_results is not None and not data.model_name:
                 problems.append("model-index without a name")
@@ -167,7 +168,8 @@ class Hub:
         card = {}
         if "README.md" in files:
             text = self.store.read(files["README.md"]).decode()
-            card = ModelCard(text, ignore_metadata_errors=True).data.to_dict()
+            data: Any = ModelCard(text, ignore_metadata_errors=True).data
+            card = data.to_dict()
         siblings = [
             {
                 "rfilename": path,
@@ -224,7 +226,7 @@ class Hub:
                     if file["size"] >= LFS_FROM or file["path"].endswith(".safetensors")
                     else "regular",
                     "shouldIgnore": False,
-                    "oid": files[file["path"]].oid if file["path"] in files else None,
+                    "oid": files[file["path"]].known_as if file["path"] in files else None,
                 }
                 for file in (await request.json())["files"]
             ]

@@ -20,6 +20,11 @@ class Entry:
     oid: str
     lfs: bool
 
+    @property
+    def known_as(self) -> str:
+        """What the Hub compares a new content with: sha256 of an LFS object, else git's name."""
+        return self.sha256 if self.lfs else self.oid
+
     def as_json(self, path: str) -> dict[str, object]:
         found: dict[str, object] = {
             "type": "file", "path": path, "oid": self.oid, "size": self.size

@@ -78,7 +78,7 @@ class Machine:
                 self.seen = crc32(self.holds(op.reads[0])[:half], self.seen)
                 yield
                 self.seen = crc32(self.holds(op.reads[0])[half:], self.seen)
-            case "update" | "master":
+            case "update" | "host_update":
                 content = self.holds(op.reads[0])
                 for version in range(op.since + 1, op.until + 1):
                     content = updated(op.block, content, version)

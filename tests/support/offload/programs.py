@@ -8,13 +8,14 @@ from random import Random
 from typing import Literal
 
 from support.offload.clocks import Item, Look, Wait
+from support.offload.poison import poisoned
 from zoft.engine.offload.operations import Buffer, Op
-from zoft.engine.offload.schedule import Road, Schedule
+from zoft.engine.offload.schedule import Schedule, Transfer
 
-Action = tuple[Literal["pass", "broken", "visit", "publish", "flush"], int]
+Action = tuple[Literal["pass", "broken", "visit", "update", "flush"], int]
 Writeback = Literal["device", "host"] | None
-# Of every road, who may write back; None: the blocks are frozen.
-ROADS: tuple[tuple[Road, Writeback], ...] = (
+# Of every transfer, who may write back; None: the blocks are frozen.
+TRANSFERS: tuple[tuple[Transfer, Writeback], ...] = (
     ("memory", None), ("memory", "device"), ("memory", "host"),
     ("file", None), ("file", "device"),
     ("staged", None), ("staged", "device"), ("staged", "host"),
@@ -25,7 +26,7 @@ ROADS: tuple[tuple[Road, Writeback], ...] = (
 class Program:
     """Settings of a schedule, and what happens to it. The number of an action is a block's place."""
 
-    road: Road
+    transfer: Transfer
     writeback: Writeback
     blocks: tuple[int, ...]  # with gaps, where resident blocks stand between
     slots: int
@@ -34,23 +35,21 @@ class Program:
     actions: tuple[Action, ...]
 
     def schedule(self) -> Schedule:
-        return Schedule(
-            self.blocks, self.slots, self.road, self.writeback, self.stagings, self.poison
-        )
+        return Schedule(self.blocks, self.slots, self.transfer, self.writeback, self.stagings)
 
 
-def program(random: Random, road: Road, writeback: Writeback, length: int = 8) -> Program:
-    """Whole passes with and without a publish for the most part, now and then anything else."""
+def program(random: Random, transfer: Transfer, writeback: Writeback, length: int = 8) -> Program:
+    """Whole passes with and without an update for the most part, now and then anything else."""
     blocks = tuple(sorted(random.sample(range(10), random.randint(1, 7))))
     kinds = random.choices(
-        ["pass", "publish", "broken", "visit", "flush"], [6, 4, 1, 2, 1], k=length
+        ["pass", "update", "broken", "visit", "flush"], [6, 4, 1, 2, 1], k=length
     )
     actions = tuple((kind, random.randrange(len(blocks))) for kind in kinds)
     if writeback is None:
-        actions = tuple(action for action in actions if action[0] not in ("publish", "flush"))
+        actions = tuple(action for action in actions if action[0] not in ("update", "flush"))
     slots, stagings = random.randint(1, 4), random.randint(1, 3)
     return Program(
-        road, writeback, blocks, slots, stagings, random.random() < 0.5,
+        transfer, writeback, blocks, slots, stagings, random.random() < 0.5,
         (("pass", 0), *actions, ("pass", 0), *((("flush", 0),) if writeback else ())),
     )  # fmt: skip
 
@@ -63,7 +62,10 @@ def trace(program: Program) -> list[Item]:
     without races means the same in every other.
     """
     driver = Driver(program.schedule())
-    return list(_checked(item for action in program.actions for item in driver.do(action)))
+    items = (item for action in program.actions for item in driver.do(action))
+    if program.poison:
+        items = (x for i in items for x in (poisoned(i) if isinstance(i, Op) else [i]))
+    return list(_checked(items))
 
 
 class Driver:
@@ -86,19 +88,15 @@ class Driver:
             case "visit":
                 yield from self._enter(blocks[place])
                 yield from self._leave()
-            case "publish":
-                yield from self.schedule.publish()
+            case "update":
+                yield from self.schedule.enqueue_update()
             case "flush":
                 for block in self.schedule.stale:
                     yield from self._enter(block)
                     yield from self._leave()
-                yield from map(Wait, self.schedule.at_home)
+                yield from map(Wait, self.schedule.write_backs)
                 assert self.schedule.stale == []
                 yield from (Look(("home", block)) for block in blocks)
-
-    def forget(self) -> None:
-        self._inside = None
-        self.schedule.forget()
 
     def _enter(self, block: int) -> Iterator[Item]:
         yield from self._leave()
@@ -132,7 +130,7 @@ def _checked(items: Iterator[Item]) -> Iterator[Item]:
         match item.kind:
             case "poison":
                 holds[item.writes[0]] = None
-            case "update" | "master":
+            case "update" | "host_update":
                 assert held(item.reads[0]) == (item.block, item.since), item
                 holds[item.writes[0]] = (item.block, item.until)
             case "enter" | "leave":

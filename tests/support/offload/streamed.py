@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from support import tiny
 from support.directions import directions
+from support.offload.poison import PoisonedStreamer
+from support.optimizers import optimizer as optimizer_of
 from zoft.engine.estimator import Estimator, Losses
 from zoft.engine.offload.executor import Executor
 from zoft.engine.offload.homes import Files, Memory
@@ -22,8 +24,7 @@ from zoft.engine.offload.operations import Op
 from zoft.engine.offload.stream import layouts_of
 from zoft.engine.offload.streamer import Streamer
 from zoft.engine.offload.weights import Streamed
-from zoft.engine.optimizers.mezo import MeZO
-from zoft.engine.optimizers.radazo import RAdaZO, Rule
+from zoft.engine.optimizers.optimizer import Optimizer
 from zoft.engine.optimizers.update import Resident, Weights, tuned_weights
 from zoft.engine.probe.view import ProbedModel
 from zoft.models.adapters import attach_adapter
@@ -70,7 +71,7 @@ class Rig:
     model: nn.Module
     weights: Weights
     estimator: Estimator
-    optimizer: MeZO | RAdaZO
+    optimizer: Optimizer
     streamer: Streamer | None
     losses: list[float] = field(default_factory=list)
 
@@ -106,7 +107,7 @@ def rig(
     folder: Path,
     build: Callable[..., Any] = tiny.llama,
     *,
-    road: str | None = None,
+    transfer: str | None = None,
     slots: int = 3,
     writeback: str = "device",
     resident: tuple[int, ...] = (2,),
@@ -118,7 +119,7 @@ def rig(
     paired: bool = False,
     executor: Executor | None = None,
 ) -> Iterator[Rig]:
-    """Five layers of a tiny model. `road` None: all of it resident, else all blocks but `resident`."""
+    """Five layers of a tiny model, all resident without a `transfer`, else all blocks but `resident`."""
     section = TUNES[tune]
     model = deeper(build(dtype=compute if tune == "lora" else dtype))
     if tune == "lora":
@@ -131,7 +132,7 @@ def rig(
     ids = parameter_ids(tuned)
     moving = tuned_weights(tuned, ids, decays(model))
     streamer, weights = None, Resident(moving)
-    if road is not None:
+    if transfer is not None:
         kept = KEPT if optimizer == "full" and tune != "lora" else ()
         save_file({n: p.data for n, p in model.named_parameters()}, folder / "model.safetensors")
         found = find_blocks(model)
@@ -149,11 +150,11 @@ def rig(
         sources = stored_tensors(folder)
         layouts = layouts_of(blocks, inside, kept, sources)
         files = Files(layouts, sources, folder / "run" / "working.bin")
-        streamer = Streamer(
+        streamer = (PoisonedStreamer if poison else Streamer)(
             blocks, inside, kept,
-            Memory(layouts, files) if road in ("memory", "staged memory") else files,
-            executor or Counting(), layouts=layouts, road=road.split()[0], slots=slots, device=CPU,
-            writeback=writeback, poison=poison,
+            Memory(layouts, files) if transfer in ("memory", "staged memory") else files,
+            executor or Counting(), layouts=layouts, transfer=transfer.split()[0], slots=slots,
+            device=CPU, writeback=writeback,
         )  # fmt: skip
         weights = Streamed(moving, streamer)
     try:
@@ -165,11 +166,11 @@ def rig(
             streamer.close()
 
 
-def rule(weights: Weights, name: str) -> MeZO | RAdaZO:
+def rule(weights: Weights, name: str) -> Optimizer:
     if name == "mezo":
-        return MeZO(weights, directions(3), weight_decay=0.1)
-    constants = Rule((0.9, 0.99), 1e-8, "v", name, 3, False, 0.1)  # type: ignore[arg-type]
-    return RAdaZO(weights, directions(3), constants)
+        return optimizer_of(weights, "mezo", seed=3, weight_decay=0.1)
+    keys = {"moments": name, "window": 3, "fold_momentum": False}
+    return optimizer_of(weights, "r-adazo", seed=3, weight_decay=0.1, **keys)
 
 
 def deeper(model: Any) -> Any:

@@ -1,1 +1,1 @@
-"""Philox and the sweeps over weights: reference (torch, literal), cpu (numba)."""
+"""The sweeps over weights, three times: reference (literal torch), cpu (numba), triton (GPU)."""

@@ -10,7 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from zoft.engine.kernels.numerics.exact_sum import Adam, DirectionSum, Rounding
+from zoft.engine.kernels.numerics.exact_sum import DirectionSum, Rounding
+from zoft.recipe.sections.optimizers.rule import AdamConstants
 
 
 class Kernels(Protocol):
@@ -55,12 +56,12 @@ class Kernels(Protocol):
 
     def update_dense(
         self, weight: Tensor, sums: Sequence[DirectionSum], *, param: int, decay: float,
-        rounding: Rounding, adam: Adam | None = None, moments: Sequence[Tensor] = (),
+        rounding: Rounding, adam: AdamConstants | None = None, moments: Sequence[Tensor] = (),
     ) -> None: ...  # fmt: skip
 
     def update_rank1(
         self, weight: Tensor, sums: Sequence[DirectionSum], *, param: int, decay: float,
-        rounding: Rounding, adam: Adam | None = None, moments: Sequence[Tensor] = (),
+        rounding: Rounding, adam: AdamConstants | None = None, moments: Sequence[Tensor] = (),
     ) -> None: ...  # fmt: skip
 
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from zoft.engine.kernels.numerics import gaussian as normal
-from zoft.engine.kernels.numerics.exact_sum import Adam, DirectionSum, Rounding
+from zoft.engine.kernels.numerics.exact_sum import DirectionSum, Rounding
+from zoft.recipe.sections.optimizers.rule import AdamConstants
 from zoft.system.philox import (
     M0,
     M1,
@@ -193,7 +194,7 @@ def perturb_rows(
 
 def update_dense(
     weight: Tensor, sums: Sequence[DirectionSum], *, param: int, decay: float, rounding: Rounding,
-    adam: Adam | None = None, moments: Sequence[Tensor] = (),
+    adam: AdamConstants | None = None, moments: Sequence[Tensor] = (),
 ) -> None:  # fmt: skip
     """Move `weight` in place by sums of dense directions, one sum for each step of a rule.
 
@@ -212,7 +213,7 @@ def update_dense(
 
 def update_rank1(
     weight: Tensor, sums: Sequence[DirectionSum], *, param: int, decay: float, rounding: Rounding,
-    adam: Adam | None = None, moments: Sequence[Tensor] = (),
+    adam: AdamConstants | None = None, moments: Sequence[Tensor] = (),
 ) -> None:  # fmt: skip
     """Move a matrix by sums of directions u v^T, u and v signs; see `update_dense`."""
     columns = weight.shape[1]
@@ -224,9 +225,22 @@ def update_rank1(
     _update(weight, sums, z, param, decay, rounding, adam, moments)
 
 
+def add_scaled(
+    weight: Tensor, other: Tensor, factor: float, *, param: int, decay: float, rounding: Rounding
+) -> None:
+    """weight = weight * decay + factor * other (float32, of the same shape), in place."""
+    flat, added = weight.view(-1), other.view(-1)
+    if weight.dtype == torch.float32:
+        flat.mul_(_f32(decay)).add_(added * _f32(factor))
+        return
+    for elements in _chunks(flat):
+        x = flat[elements].float() * _f32(decay) + added[elements] * _f32(factor)
+        flat[elements] = _rounded(x, weight.dtype, elements, param, rounding)
+
+
 def _update(
     weight: Tensor, sums: Sequence[DirectionSum], z: Draw, param: int, decay: float,
-    rounding: Rounding, adam: Adam | None, moments: Sequence[Tensor],
+    rounding: Rounding, adam: AdamConstants | None, moments: Sequence[Tensor],
 ) -> None:  # fmt: skip
     flat, stored = weight.view(-1), [moment.view(-1) for moment in moments]
     for elements in _chunks(flat):
@@ -258,13 +272,13 @@ def _sum(elements: Tensor, terms: DirectionSum, z: Draw) -> Tensor:
     return total.float() * _f32(terms.grid)
 
 
-def _moments(m: Tensor, v: Tensor, g: Tensor, adam: Adam) -> tuple[Tensor, Tensor]:
+def _moments(m: Tensor, v: Tensor, g: Tensor, adam: AdamConstants) -> tuple[Tensor, Tensor]:
     beta1, beta2, rest1, rest2, *_ = (_f32(x) for x in adam.constants())
     m = m * beta1 + g * rest1
     return m, v * beta2 + (m * m) * rest2
 
 
-def _stepped(x: Tensor, m: Tensor, v: Tensor, adam: Adam, decay: float) -> Tensor:
+def _stepped(x: Tensor, m: Tensor, v: Tensor, adam: AdamConstants, decay: float) -> Tensor:
     *_, lr, correction, eps = (_f32(x) for x in adam.constants())
     # A tensor divisor: torch turns division by a Python number into a multiplication.
     v_hat = v / torch.full_like(v, correction)

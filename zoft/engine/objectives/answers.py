@@ -10,11 +10,11 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Sequence as Many
+from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from zoft.data.examples import Choice, Example, right
+from zoft.data.examples import Choice, Example, gold
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -34,17 +34,17 @@ def f1(text: str, answer: str) -> float:
     return 2.0 * shared / (len(found) + len(wanted))
 
 
-def best_f1(text: str, answers: Many[str]) -> float:
+def best_f1(text: str, answers: Sequence[str]) -> float:
     return max(f1(text, answer) for answer in answers)
 
 
-def exact_match(text: str, answers: Many[str]) -> bool:
+def exact_match(text: str, answers: Sequence[str]) -> bool:
     return any(normalised(text) == normalised(answer) for answer in answers)
 
 
 def prompt_of(example: Example) -> tuple[int, ...]:
     """What stands before the first supervised token."""
-    text = right(example)
+    text = gold(example)
     return text.ids[: text.supervised[0]]
 
 
@@ -52,7 +52,7 @@ def answers_of(example: Example, tokenizer: PreTrainedTokenizerBase) -> tuple[st
     """The answers that the row names, else its supervised text: of a chat, the first reply."""
     if not isinstance(example, Choice) and example.answers:
         return example.answers
-    text = right(example)
+    text = gold(example)
     first = text.supervised[0]
     reply = [text.ids[p] for i, p in enumerate(text.supervised) if p == first + i]
     return (str(tokenizer.decode(reply, skip_special_tokens=True)),)

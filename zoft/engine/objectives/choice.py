@@ -7,7 +7,7 @@ only the options' rows of the head are needed. Otherwise each option gets a row 
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Many
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from zoft.engine.objectives.batch import Batch, pad
 from zoft.engine.probe.view import ProbedModel
 
 
-def width(examples: Many[Example]) -> int:
+def width(examples: Sequence[Example]) -> int:
     return max(
         len(x.prompt) + max(len(option) for option in x.options)
         for x in examples
@@ -26,7 +26,7 @@ def width(examples: Many[Example]) -> int:
     )
 
 
-def collate(examples: Many[Example], width: int) -> Batch:
+def collate(examples: Sequence[Example], width: int) -> Batch:
     """One row per example if all share the same single-token options, else one per option."""
     choices = [x for x in examples if isinstance(x, Choice)]
     labels = torch.tensor([x.label for x in choices])

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Many
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from zoft.data.examples import Example, right
+from zoft.data.examples import Example, gold
 from zoft.engine.estimator import Losses
 from zoft.engine.objectives.batch import Batch, pad
 from zoft.engine.probe.view import ProbedModel
 
 
-def width(examples: Many[Example]) -> int:
-    return max(len(right(x).ids) for x in examples)
+def width(examples: Sequence[Example]) -> int:
+    return max(len(gold(x).ids) for x in examples)
 
 
-def collate(examples: Many[Example], width: int) -> Batch:
+def collate(examples: Sequence[Example], width: int) -> Batch:
     """One row per example."""
-    sequences = [right(x) for x in examples]
+    sequences = [gold(x) for x in examples]
     return pad(
         [x.ids for x in sequences],
         [x.supervised for x in sequences],

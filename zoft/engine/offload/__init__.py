@@ -1,1 +1,1 @@
-"""Where weights live: blocks of a model, and the files that hold them."""
+"""Streaming: blocks of a model that come from host memory or disk when they are computed with."""

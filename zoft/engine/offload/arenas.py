@@ -1,4 +1,4 @@
-"""A block as one run of bytes: where each of its tensors lies, and memory to hold it."""
+"""Layouts of a block's tensors in one run of bytes, and memory (arenas) to hold them."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ PAGE = 4096  # bytes, of every arena: what direct file access and pinning ask fo
 class Layout:
     """The tensors of a block, by name, in the order of their `offsets` (bytes).
 
-    What an update changes comes first: `changed` bytes of `size` go back home after it. What it does not
-    change, `frozen`, begins on the next page.
+    What an update changes comes first: `changed` of `size` bytes, which are written back after it. What
+    it does not change, `frozen`, begins on the next page.
     """
 
     entries: Mapping[str, Entry]
@@ -33,10 +33,11 @@ class Layout:
 
     @property
     def frozen(self) -> list[str]:
+        """The names of the tensors that no update changes."""
         return [name for name, offset in self.offsets.items() if offset >= self.changed]
 
     def views(self, arena: Tensor) -> dict[str, Tensor]:
-        """The tensors in an arena, by name."""
+        """Return the tensors in an arena, by name."""
         found = {}
         for name, entry in self.entries.items():
             dtype, shape = entry
@@ -49,12 +50,12 @@ def layout_of(changing: Mapping[str, Entry], frozen: Mapping[str, Entry]) -> Lay
     """Lay the tensors out one after the other, those that an update changes first."""
     begins, end = _place(changing, 0)
     changed = _up(end, PAGE)
-    behind, end = _place(frozen, changed)
-    return Layout({**changing, **frozen}, {**begins, **behind}, changed, _up(end, PAGE))
+    after, end = _place(frozen, changed)
+    return Layout({**changing, **frozen}, {**begins, **after}, changed, _up(end, PAGE))
 
 
 def new_arena(size: int, device: torch.device) -> Tensor:
-    """`size` uninitialised bytes that begin on a page. On a GPU, nothing else uses them any more."""
+    """Allocate `size` bytes that begin on a page. On a GPU, nothing else uses them any more."""
     if device.type != "cpu":
         arena = torch.empty(size, dtype=torch.uint8, device=device)
         # Memory that torch hands out again may still be in use on the stream that had it; the copy
@@ -97,6 +98,7 @@ def pin_all(arenas: Sequence[Tensor]) -> bool:
 
 
 def nbytes(entry: Entry) -> int:
+    """The bytes of a tensor of this type and shape."""
     dtype, shape = entry
     return math.prod(shape) * dtype.itemsize
 
@@ -109,4 +111,5 @@ def _place(entries: Mapping[str, Entry], begin: int) -> tuple[dict[str, int], in
 
 
 def _up(size: int, step: int) -> int:
+    """Round `size` up to a multiple of `step`."""
     return -(-size // step) * step

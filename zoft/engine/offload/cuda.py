@@ -1,4 +1,4 @@
-"""The queues of a plan on a GPU: two copy streams beside the one that computes."""
+"""The queues of a plan on a GPU: two copy streams, and the current stream to compute."""
 
 from __future__ import annotations
 
@@ -52,6 +52,7 @@ class Streams:
         torch.cuda.synchronize(self.device)
 
     def _stream(self, queue: Queue) -> torch.cuda.Stream | None:
+        """Return the queue's stream; None for a queue of the host."""
         if queue == "compute":
             return torch.cuda.current_stream(self.device)
         return self._copies.get(queue)

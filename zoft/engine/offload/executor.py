@@ -1,16 +1,16 @@
-"""Works off the operations of a plan: one queue a thread, `compute` in the caller's own.
+"""Threads that do the operations of a plan: one for each queue; `compute` runs in the caller's.
 
-What a queue does on a GPU is handed to a stream (`cuda.Streams`) and returns at once; then an event is
-recorded when its operation was handed over, and who waits for it has the device wait. Without a GPU an
-operation is done when its thread has done it. A wait of the host and a wait of a queue are different
-calls: `wait` blocks the caller, `submit` only says what the operation must come after.
+On a GPU an operation is handed to a stream (`cuda.Streams`), which returns at once: an event then
+counts as recorded when its operation was handed over, and to wait for it is left to the device. A wait
+of the host and a wait of a queue are different calls: `wait` blocks the caller, `submit` only says
+what the operation must come after.
 """
 
 from __future__ import annotations
 
-import queue
 import time
 from collections.abc import Callable, Sequence
+from queue import SimpleQueue
 from threading import Condition, Thread
 from typing import Protocol
 
@@ -24,7 +24,7 @@ MARKS = 64  # of each queue; whoever waits for an older one waits for a little m
 
 
 class Device(Protocol):
-    """What a GPU adds: work that was handed over and is not done yet. A mark stands for its end."""
+    """A GPU, where work may be handed over and not done yet. A mark stands for the end of such work."""
 
     def run(self, queue: Queue, after: Sequence[object], work: Work) -> object:
         """Have the queue's stream wait for marks, hand it the work, and mark the end."""
@@ -39,16 +39,15 @@ class Device(Protocol):
 class Executor:
     """Runs operations in the order of their queues and after what they wait for.
 
-    `compute` runs in the thread that submits, unless it is `deferred` to a thread of its own, which
-    lets the caller run ahead as it does on a GPU. The first error of any operation is raised by the
-    next `submit` or `wait`, and whatever is still queued then is dropped: see `clear`.
+    `compute` runs in the thread that submits. The first error of any operation is raised by every
+    later `submit` and `wait`, and whatever is still queued then is dropped.
     """
 
-    def __init__(self, device: Device | None = None, *, deferred: bool = False) -> None:
-        self.device, self.deferred = device, deferred
+    def __init__(self, device: Device | None = None) -> None:
+        self.device = device
         self.waited = 0.0  # seconds that `compute` and `wait` stood still for another queue
         self._changed = Condition()
-        self._queues: dict[Queue, queue.Queue[tuple[Op, Work] | None]] = {}
+        self._queues: dict[Queue, SimpleQueue[tuple[Op, Work] | None]] = {}
         self._threads: list[Thread] = []
         self._reached: dict[Queue, int] = {}  # the last event that each queue recorded
         self._marks: dict[Event, object] = {}  # the device's, of the last events of each queue
@@ -59,12 +58,12 @@ class Executor:
     def submit(self, op: Op, work: Work) -> None:
         """Queue the operation; `compute` runs it at once, in the caller's thread."""
         self._raise()
-        if op.queue == "compute" and not self.deferred:
+        if op.queue == "compute":
             self._run(op, work)
             self._raise()
             return
         if op.queue not in self._queues:
-            self._queues[op.queue] = queue.Queue()
+            self._queues[op.queue] = SimpleQueue()
             thread = Thread(
                 target=self._serve, args=(op.queue,), name=f"zoft-{op.queue}", daemon=True
             )
@@ -88,43 +87,30 @@ class Executor:
             self._failure = self._failure or error
             self._changed.notify_all()
 
-    def clear(self) -> BaseException | None:
-        """Drop what is queued, forget the failure and return it: everything stands still."""
-        with self._changed:
-            failure, self._failure = self._failure, self._failure or _Dropped()
-            self._changed.notify_all()
+    def close(self) -> None:
+        """Drop what is queued and stop the threads; nothing may be submitted after it."""
+        self.fail(RuntimeError("the executor is closed"))
         for waiting in self._queues.values():
-            waiting.join()
+            waiting.put(None)
+        for thread in self._threads:
+            thread.join()
+        self._queues.clear()
+        self._threads.clear()
         if self.device is not None:
             self.device.synchronize()  # what was handed over may still use slots and homes
-        self._marks.clear()
-        self._last.clear()
-        self._failure = None
-        return failure
-
-    def close(self) -> None:
-        """Stop the threads; nothing may be submitted after it."""
-        try:
-            self.clear()
-        finally:
-            for waiting in self._queues.values():
-                waiting.put(None)
-            for thread in self._threads:
-                thread.join()
-            self._queues.clear()
-            self._threads.clear()
 
     # -- in the threads -----------------------------------------------------------------------------
 
     def _serve(self, name: Queue) -> None:
+        """Run the operations of a queue, one after the other, until `close`."""
         # Of this thread: what moves bytes leaves the cores to what computes.
-        torch.set_num_threads(self._cores if name in ("host", "compute") else 1)
+        torch.set_num_threads(self._cores if name == "host" else 1)
         waiting = self._queues[name]
         while (item := waiting.get()) is not None:
             self._run(*item)
-            waiting.task_done()
 
     def _run(self, op: Op, work: Work) -> None:
+        """Do the work after the operation's events, unless anything failed; then record its own."""
         begun = time.perf_counter()
         try:
             self._await(op.waits)
@@ -134,7 +120,7 @@ class Executor:
                 self._do(op, work)
         except BaseException as error:
             self.fail(error)
-            if op.queue == "compute" and not self.deferred:
+            if op.queue == "compute":
                 raise
         finally:
             # Events of what was dropped count as recorded: no queue waits for ever.
@@ -144,6 +130,7 @@ class Executor:
                 self._changed.notify_all()
 
     def _do(self, op: Op, work: Work) -> None:
+        """Do the work, or hand it to the device and keep the mark of its end."""
         if self.device is None:
             work()
             return
@@ -174,9 +161,6 @@ class Executor:
         )
 
     def _raise(self) -> None:
+        """Raise the first failure, if there was one."""
         if self._failure is not None:
             raise self._failure
-
-
-class _Dropped(Exception):
-    """What stands for a failure while the queues are cleared."""

@@ -1,4 +1,4 @@
-"""Where blocks are while they are not computed with: in host memory, or in files."""
+"""Homes: host memory or files, which hold blocks while they are not computed with."""
 
 from __future__ import annotations
 
@@ -23,9 +23,8 @@ class Files:
     is in no file (codes of a quantised model).
 
     `sources` says where each tensor was stored; what has no source is zero at first (moments). The
-    working copy is one file, with what updates change of one block behind that of the other. It is
-    disposable: what is in it follows from the sources and the journal. Every method is called by one
-    thread at a time.
+    working copy is one file: what updates change, block after block. It is disposable, for it follows
+    from the sources and the journal. Every method is called by one thread at a time.
     """
 
     def __init__(
@@ -74,6 +73,7 @@ class Files:
             self.working.unlink(missing_ok=True)
 
     def _transfer(self, block: int, arena: Tensor, *, write: bool) -> None:
+        """Copy `arena` to the block's part of the working copy, or from there."""
         assert self.working is not None, "frozen blocks are not written"
         memory, start, done = memory_of(arena), self._starts[block], 0
         try:
@@ -98,7 +98,7 @@ class Files:
             raise EnvironmentProblem(f"cannot {verb} {self.working}: {reason}") from error
 
     def _open(self) -> int:
-        """The working copy, past the page cache where the file system can."""
+        """Open the working copy, past the page cache where the file system can."""
         assert self.working is not None
         if self._file is None:
             self.working.parent.mkdir(parents=True, exist_ok=True)
@@ -133,7 +133,7 @@ class Memory:
         _fill(self._layouts[block], self.arenas[block], tensors)
 
     def read(self, block: int, arena: Tensor) -> None:
-        """Copy the block into another arena of the host: on its way up, if it is not pinned."""
+        """Copy the block into another arena of the host: a pinned staging, if the home is not pinned."""
         arena[: self.arenas[block].numel()].copy_(self.arenas[block])
 
     def write(self, block: int, arena: Tensor) -> None:
@@ -143,6 +143,7 @@ class Memory:
 
 
 def _fill(layout: Layout, arena: Tensor, tensors: Mapping[str, Tensor]) -> None:
+    """Copy the tensors to their places in the arena."""
     views = layout.views(arena)
     for name, tensor in tensors.items():
         views[name].copy_(tensor)

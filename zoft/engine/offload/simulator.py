@@ -1,4 +1,4 @@
-"""When the operations of a plan would run, if each took so many seconds: what a step costs, unbuilt."""
+"""A simulator of plans: the time of a step, if each operation takes so many seconds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a streamed model runs on: its blocks' arenas, their homes, slots and queues, all in one call."""
+"""How a streamer is built: the blocks' layouts, their homes, the slots and the queues."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from zoft.engine.offload.arenas import Layout, layout_of, pin_all
 from zoft.engine.offload.cuda import Streams
 from zoft.engine.offload.executor import Executor
 from zoft.engine.offload.homes import Files, Memory
-from zoft.engine.offload.schedule import Road
+from zoft.engine.offload.schedule import Transfer
 from zoft.engine.offload.streamer import Streamer
 from zoft.engine.optimizers.update import Tuned
 from zoft.models.blocks import Block
@@ -33,7 +33,7 @@ def stream(
     working: Path,
     say: Callable[[str], None],
 ) -> Streamer:
-    """A streamer for blocks that lie in `sources` (or are here: then they leave), and what it needs.
+    """Make a streamer for blocks that lie in `sources`, or in memory, which they then leave.
 
     `kept` names what the update rule keeps of every tuned weight, `working` the file for the working
     copy of blocks that an update changed. Raises EnvironmentProblem.
@@ -49,22 +49,30 @@ def stream(
     gpu = device.type == "cuda"
     home: Files | Memory = files
     pinned: list[Tensor] = []
-    road: Road = "staged" if gpu else "file"
+    transfer: Transfer = "staged" if gpu else "file"
     if residency == "host":
-        home, road = Memory(layouts, files), "memory"
+        home, transfer = Memory(layouts, files), "memory"
         files.close()
         if gpu and pin_all(list(home.arenas.values())):
             pinned += home.arenas.values()
         elif gpu:
             say("the system refuses to pin the blocks' memory: they go through a small pinned ring")
-            road = "staged"
+            transfer = "staged"
     for number, block in blocks.items():
         if held := {n: t for n, t in block.parameters.items() if n not in sources}:
             home.take(number, held)
     streamer = Streamer(
-        blocks, moving, kept, home, Executor(Streams(device) if gpu else None), layouts=layouts,
-        road=road, slots=slots, device=device, writeback=writeback,
-    )  # fmt: skip
+        blocks,
+        moving,
+        kept,
+        home,
+        Executor(Streams(device) if gpu else None),
+        layouts=layouts,
+        transfer=transfer,
+        slots=slots,
+        device=device,
+        writeback=writeback,
+    )
     if gpu and pin_all(streamer.stagings):
         pinned += streamer.stagings
     elif gpu:
@@ -79,8 +87,8 @@ def layouts_of(
     kept: Sequence[str],
     sources: Mapping[str, Stored],
 ) -> dict[int, Layout]:
-    """The arena of every block: its parameters, and for each tuned one what the update rule keeps
-    (`kept`, float32, named `weight/name`) beside it. What is in no file counts as changing."""
+    """Lay out every block: its parameters, and for each tuned one what the update rule keeps of it
+    (`kept`, float32, named `weight/name`). What is in no file counts as changing."""
     found = {}
     for number, block in blocks.items():
         entries = {n: (p.dtype, tuple(p.shape)) for n, p in block.parameters.items()}

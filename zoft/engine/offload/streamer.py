@@ -1,4 +1,4 @@
-"""A model whose blocks run from slots: binds the plan to modules, memory and updates."""
+"""A model whose blocks are streamed: the plan bound to modules, memory and updates."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from zoft.engine.offload.arenas import Layout, new_arena, unpin
-from zoft.engine.offload.executor import Executor
+from zoft.engine.offload.executor import Executor, Work
 from zoft.engine.offload.homes import Files, Memory
 from zoft.engine.offload.operations import Op
-from zoft.engine.offload.schedule import Road, Schedule
+from zoft.engine.offload.schedule import Schedule, Transfer
 from zoft.engine.optimizers.update import Tuned, Update
 from zoft.models.blocks import Block, placeholder
 
-PENDING = 256  # updates that a block may be behind
+PENDING = 256  # updates that a home may lack
 
 
 class Streamer:
-    """Runs `blocks` through `slots` arenas on `device`. Homes are files, or memory filled from them.
+    """Blocks that run from `slots` arenas on `device`. Homes are files, or memory filled from them.
 
     `tuned` are the blocks' tuned parameters by name, `kept` what the update rule keeps of each. From
     construction on the blocks' modules fetch their parameters when they run; before that, and
@@ -37,23 +37,20 @@ class Streamer:
         executor: Executor,
         *,
         layouts: Mapping[int, Layout],
-        road: Road,
+        transfer: Transfer,
         slots: int,
         device: torch.device,
         writeback: Literal["device", "host"] = "device",
-        poison: bool = False,
     ) -> None:
         self.blocks, self.home, self.executor, self.layouts = blocks, home, executor, layouts
         self.tuned, self.kept = tuned, tuple(kept)
-        self.schedule = Schedule(
-            list(blocks), slots, road, writeback if tuned else None, poison=poison
-        )
+        self.schedule = Schedule(list(blocks), slots, transfer, writeback if tuned else None)
         size = max(layout.size for layout in layouts.values())
         self._slots = [new_arena(size, device) for _ in range(slots)]
         self._views = {b: [layouts[b].views(slot) for slot in self._slots] for b in blocks}
-        stagings = self.schedule.stagings * (2 if tuned else 1) if road == "staged" else 0
+        stagings = self.schedule.stagings * (2 if tuned else 1) if transfer == "staged" else 0
         self.stagings = [new_arena(size, torch.device("cpu")) for _ in range(stagings)]
-        self._absent = {
+        self._placeholders = {
             b: {n: placeholder(p, p.device) for n, p in x.parameters.items()}
             for b, x in blocks.items()
         }
@@ -67,11 +64,11 @@ class Streamer:
 
     # -- using it -----------------------------------------------------------------------------------
 
-    def publish(self, update: Update) -> None:
-        """Every tuned weight of the blocks has moved by this when it is next read."""
+    def enqueue_update(self, update: Update) -> None:
+        """Have the update applied to each tuned weight of the blocks before it is next read."""
         if not self.tuned:
             return
-        ops = self.schedule.publish()
+        ops = self.schedule.enqueue_update()
         self._updates[self.schedule.version] = update
         self._submit(ops)
         self._forget_updates()
@@ -79,16 +76,16 @@ class Streamer:
             self.flush()
 
     def flush(self) -> None:
-        """Return when no home lacks an update."""
+        """Apply all updates to all homes, and wait for that."""
         for block in self.schedule.stale:
             self.enter(block)
             self.leave(block)
-        for event in self.schedule.at_home:
+        for event in self.schedule.write_backs:
             self.executor.wait(event)
         self._forget_updates()
 
     def visits(self) -> Iterator[int]:
-        """Each block in turn, with its parameters (moved by all updates) in place."""
+        """Enter each block in turn: its parameters, moved by all updates, are in place meanwhile."""
         for number in self.blocks:
             self.enter(number)
             try:
@@ -97,7 +94,7 @@ class Streamer:
                 self.leave(number)
 
     def kept_of(self, block: int) -> dict[str, Tensor]:
-        """What the update rule keeps of an entered block's weights, named `weight/name`."""
+        """Return what the update rule keeps of an entered block's weights, named `weight/name`."""
         views = self._views[block][self.schedule.slot_of(block)]
         return {
             name: view for name, view in views.items() if name not in self.blocks[block].parameters
@@ -111,23 +108,9 @@ class Streamer:
         self._inside = block  # not before: what failed on the way in is not left
 
     def leave(self, block: int) -> None:
-        """The block's work is handed over; its slot may be used again after that."""
+        """Give the block's slot free, once the work that was handed over until now is done."""
         self._inside = None
         self._submit(self.schedule.leave(block))
-
-    def recover(self) -> None:
-        """After an error: let every queue stand still and forget what is in the slots.
-
-        Frozen blocks go on from here. Of tuned ones, what was on its way home may be lost: their next
-        use raises, and a run goes on from its journal.
-        """
-        self.executor.clear()
-        self._inside = None
-        for block in self.blocks:
-            self._unbind(block)
-        self.schedule.forget()
-        if self.tuned:
-            self.executor.fail(RuntimeError("the weights at home lack updates: resume the run"))
 
     def close(self) -> None:
         """Stop the threads and delete the working copy; the model cannot run any more."""
@@ -140,6 +123,7 @@ class Streamer:
     # -- operations ---------------------------------------------------------------------------------
 
     def _submit(self, ops: Sequence[Op]) -> None:
+        """Hand the operations to the executor; if one cannot be, no later one is done."""
         try:
             for op in ops:
                 self.executor.submit(op, self._work(op))
@@ -147,7 +131,8 @@ class Streamer:
             self.executor.fail(error)  # later operations would wait for those that are missing
             raise
 
-    def _work(self, op: Op) -> Callable[[], object]:
+    def _work(self, op: Op) -> Work:
+        """Return what the operation does, as a function for the executor."""
         block, layout = op.block, self.layouts[op.block]
         slot = self._slots[op.slot] if op.slot >= 0 else None
         host = self.stagings[op.staging] if op.staging >= 0 else None
@@ -158,11 +143,11 @@ class Streamer:
                 return lambda: self._unbind(block)
             case "update":
                 views = self._views[block][op.slot]
-                return partial(self._move, block, views, self._between(op))
-            case "master":
+                return partial(self._apply_updates, block, views, self._updates_of(op))
+            case "host_update":
                 assert isinstance(self.home, Memory)
                 views = layout.views(self.home.arenas[block])
-                return partial(self._move, block, views, self._between(op))
+                return partial(self._apply_updates, block, views, self._updates_of(op))
         buffer = host if host is not None else slot
         assert buffer is not None
         match op.kind:
@@ -170,10 +155,6 @@ class Streamer:
                 return lambda: self.home.read(block, buffer)
             case "write":
                 return lambda: self.home.write(block, buffer)
-            case "poison":
-                target = buffer if op.writes[0][0] == "staging" else slot
-                assert target is not None
-                return lambda: target.fill_(0xFF)
         assert slot is not None
         if host is None:
             assert isinstance(self.home, Memory)
@@ -182,10 +163,14 @@ class Streamer:
         there, here = (slot, host) if op.kind == "upload" else (host, slot)
         return lambda: there[:size].copy_(here[:size], non_blocking=True)
 
-    def _between(self, op: Op) -> list[Update]:
+    def _updates_of(self, op: Op) -> list[Update]:
+        """Return the updates between the versions of the operation, oldest first."""
         return [self._updates[version] for version in range(op.since + 1, op.until + 1)]
 
-    def _move(self, block: int, views: Mapping[str, Tensor], updates: Sequence[Update]) -> None:
+    def _apply_updates(
+        self, block: int, views: Mapping[str, Tensor], updates: Sequence[Update]
+    ) -> None:
+        """Apply the updates, in their order, to the block's tensors `views`."""
         for name in self.blocks[block].parameters:
             tuned = self.tuned.get(name)
             if tuned is not None:
@@ -194,15 +179,18 @@ class Streamer:
                     update(tuned, views[name], state)
 
     def _bind(self, block: int, slot: int) -> None:
+        """Let the block's parameters be the tensors in the slot."""
         views = self._views[block][slot]
         for name, parameter in self.blocks[block].parameters.items():
             parameter.data = views[name]
 
     def _unbind(self, block: int) -> None:
+        """Let the block's parameters be placeholders."""
         for name, parameter in self.blocks[block].parameters.items():
-            parameter.data = self._absent[block][name]
+            parameter.data = self._placeholders[block][name]
 
     def _forget_updates(self) -> None:
+        """Drop the updates that no home or slot lacks any more."""
         oldest = self.schedule.oldest
         for version in [v for v in self._updates if v <= oldest]:
             del self._updates[version]

@@ -1,4 +1,4 @@
-"""Tuned weights of which some are streamed: an update waits for those until they are fetched."""
+"""Tuned weights of which some are streamed: those get an update when they are next fetched."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from zoft.models.storage.safetensors import Stored
 
 
 class Streamed:
-    """`sweep.Weights` of a streamed model. Nobody sees a weight that lacks an update: a fetch brings
-    it up to date before anything reads it."""
+    """`Weights` of a streamed model. Nobody sees a weight that lacks an update: a fetch brings it up
+    to date before anything reads it."""
 
     def __init__(self, tuned: Sequence[Tuned], streamer: Streamer) -> None:
         self.tuned, self.streamer = list(tuned), streamer
@@ -25,15 +25,18 @@ class Streamed:
         return iter(self.tuned)
 
     def keep(self, *names: str) -> None:
+        """See `Weights`; the blocks' arenas were made for the same names."""
         assert names == self.streamer.kept, "the arenas have no room for it"
         self.names = names
         self.resident.keep(*names)
 
     def apply(self, update: Update) -> None:
+        """Update what is resident at once, and the rest when it is next fetched."""
         self.resident.apply(update)
-        self.streamer.publish(update)
+        self.streamer.enqueue_update(update)
 
     def visits(self) -> Iterator[Mapping[str, Tensor]]:
+        """See `Weights`: first all that is resident, then block by block."""
         yield from self.resident.visits()
         for block in self.streamer.visits():
             yield self.streamer.kept_of(block)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -30,3 +31,9 @@ class Measurement:
         """The mean over all probes: theta's own loss up to O(perturbation**2)."""
         values = self.loss_plus + self.loss_minus
         return sum(values) / len(values)
+
+
+def rms(values: Sequence[float | None]) -> float:
+    """Compute the root mean square; NaN if a value is not finite (None in an event) or there is none."""
+    squares = [math.nan if x is None else x * x for x in values]
+    return math.sqrt(sum(squares) / len(squares)) if squares else math.nan

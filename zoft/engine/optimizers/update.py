@@ -1,4 +1,4 @@
-"""The tuned weights of a run, and what every update rule needs to know to move them."""
+"""The tuned weights of a run, and how an update reaches them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from zoft.engine.kernels.numerics.exact_sum import Adam, DirectionSum, Rounding
-from zoft.engine.probe.directions import Directions
-from zoft.engine.probe.structures.table import structure_of
 from zoft.models.storage.safetensors import Reader, Stored
 
 
@@ -105,29 +102,3 @@ class Resident:
                     )
                     reader.read(stored[name], own)
                     tensor.copy_(own)
-
-
-@dataclass(frozen=True, slots=True)
-class DirectionUpdate:
-    """Moves a weight along sums of directions: weight * decay + sums[0], or with `adam` one R-AdaZO step
-    with the moments that are stored, else recomputed from all `sums`.
-
-    `shrink` is lr * weight_decay, `rounding` the key of the bits that low precision is rounded with.
-    """
-
-    directions: Directions
-    sums: Sequence[DirectionSum]
-    shrink: float
-    rounding: Rounding
-    adam: Adam | None = None
-
-    def __call__(self, tuned: Tuned, weight: Tensor, state: Sequence[Tensor]) -> None:
-        structure_of(weight, self.directions.structure).update(
-            weight,
-            self.sums,
-            param=tuned.param,
-            decay=1.0 - self.shrink if tuned.decays else 1.0,
-            rounding=self.rounding,
-            adam=self.adam,
-            moments=state,
-        )

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from zoft.engine.kernels.dispatch import kernels_for
-from zoft.engine.kernels.numerics.exact_sum import Adam, DirectionSum, Rounding, direction_sum
+from zoft.engine.kernels.numerics.exact_sum import DirectionSum, Rounding, direction_sum
 from zoft.engine.probe.leaves import Leaf, ParameterRef
 from zoft.engine.probe.rows import RowAssignment
 from zoft.engine.probe.scratch import Scratch
+from zoft.recipe.sections.optimizers.rule import AdamConstants
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ class Structure(Protocol):
         param: int,
         decay: float,
         rounding: Rounding,
-        adam: Adam | None = None,
+        adam: AdamConstants | None = None,
         moments: Sequence[Tensor] = (),
     ) -> None:
         """Move a weight that it covers along sums of directions; see `update_dense` in reference.py."""
@@ -102,9 +103,14 @@ class Directions:
         """Direction `k` of a step."""
         return Direction(self, step, k)
 
-    def sum_of(self, addresses: list[tuple[int, int]], coefficients: list[float]) -> DirectionSum:
-        """The directions at `addresses`, (step, k) pairs, times their coefficients."""
-        return direction_sum(self.seed, self.gaussian, addresses, coefficients)
+    def total(
+        self, addresses: Sequence[tuple[int, int]], coefficients: Sequence[float]
+    ) -> DirectionSum:
+        """The sum of the directions at `addresses`, (step, k) pairs, with these coefficients.
+
+        Raises ValueError for too many or coefficients that are not finite.
+        """
+        return direction_sum(self.seed, self.gaussian, list(addresses), list(coefficients))
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +118,8 @@ class Direction:
     """Direction `k` of a step: one number for each element of each parameter.
 
     Any slice of any parameter can be drawn at any time, in any order, with the same bits
-    (docs/methods.md). The methods draw dense directions: `param` is the parameter's id, `scale` is in
-    units of the weights.
+    (docs/methods.md#random-numbers). The methods draw dense directions: `param` is the parameter's id,
+    `scale` is in units of the weights.
     """
 
     directions: Directions

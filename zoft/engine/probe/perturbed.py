@@ -38,7 +38,7 @@ class PerturbedParameters:
 
     def open(self, direction: Direction | None, examples: int | None) -> None:
         """Show the point along `direction`. With `examples` B, example i has direction k * B + i
-        (docs/methods.md); else all have k."""
+        (docs/methods.md#per-example-directions); else all have k."""
         probe = self.probe
         probe.direction = direction
         if direction is None:

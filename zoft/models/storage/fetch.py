@@ -7,7 +7,6 @@ cache: `$XDG_CACHE_HOME/zoft`, by default `~/.cache/zoft`.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import io
 import json
@@ -35,6 +34,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from zoft.errors import EnvironmentProblem, first_line
 from zoft.models.storage.safetensors import WEIGHTS, WEIGHTS_INDEX
+from zoft.system.atomic_io import lock, staged
 from zoft.system.silence import quiet
 
 _BIN = "pytorch_model.bin"
@@ -103,6 +103,7 @@ def cache_folder() -> Path:
 
 
 def _has(folder: Path, *names: str) -> bool:
+    """Whether the folder holds a file of one of these names."""
     return any((folder / name).is_file() for name in names)
 
 
@@ -151,6 +152,7 @@ def local_folder(name: str) -> Path | None:
 
 
 def _gguf_name(file: Path) -> str:
+    """Name the folder of a converted file after its own name and its content's sha256."""
     try:
         with file.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -160,6 +162,8 @@ def _gguf_name(file: Path) -> str:
 
 
 def _from_gguf(file: Path, begin: Begin) -> Path:
+    """Convert a GGUF file, unless it was converted before, and return the folder."""
+
     def build(target: Path) -> None:
         with quiet(), redirect_stderr(io.StringIO()):  # the bar of this conversion has no switch
             tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
@@ -176,6 +180,7 @@ def _from_gguf(file: Path, begin: Begin) -> Path:
 
 
 def _from_bin(folder: Path, companions: tuple[str, ...], begin: Begin) -> Path:
+    """Convert `pytorch_model*.bin`, unless they were converted before, and return the folder."""
     index = folder / _BIN_INDEX
     try:
         names = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else ()
@@ -232,25 +237,18 @@ def _once(key: str, source: Path, begin: Begin, build: Callable[[Path], None]) -
     target = cache_folder() / key
     if target.is_dir():
         return target
-    partial = target.with_name(f".{key}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with target.with_name(f".{key}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # the ranks of one machine convert together: one works
+        with target.with_name(f".{key}.lock").open("w") as file:
+            lock(file)  # the ranks of one machine convert together: one works
             if target.is_dir():
                 return target
             begin()
-            shutil.rmtree(partial, ignore_errors=True)  # a killed conversion's
-            partial.mkdir()
-            build(partial)
-            for file in partial.iterdir():
-                with file.open("rb") as stream:
-                    os.fsync(stream.fileno())
-            partial.rename(target)
+            with staged(target) as partial:
+                partial.mkdir()
+                build(partial)
     except (EnvironmentProblem, MemoryError):
         raise
     except Exception as error:  # whatever transformers, torch and gguf raise at a file they dislike
         raise EnvironmentProblem(f"cannot convert {source}: {first_line(error)}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return target

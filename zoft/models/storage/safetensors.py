@@ -161,6 +161,7 @@ class Reader:
         self._buffer = None
 
     def _descriptor(self, file: Path) -> int:
+        """Open the file, once."""
         if file not in self._open:
             self._open[file] = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
         return self._open[file]
@@ -230,6 +231,7 @@ class Writer:
 def _header_bytes(
     names: Iterable[str], entries: Mapping[str, Entry], metadata: Mapping[str, str] | None
 ) -> bytes:
+    """Return the header of a file that holds the tensors in the order of `names`."""
     header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
     end = 0
     for name in names:
@@ -247,6 +249,7 @@ def _header_bytes(
 
 @contextmanager
 def _explained(file: Path) -> Iterator[None]:
+    """Turn what goes wrong with the file into EnvironmentProblem."""
     try:
         yield
     except OSError as error:

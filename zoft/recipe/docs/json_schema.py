@@ -23,6 +23,8 @@ def plain_schema() -> Node:
         section.pop("title", None)
         for node in section.get("properties", {}).values():
             node.pop("title", None)
+            if "oneOf" in node:  # an optimizer without a name would be of every rule
+                node["anyOf"] = node.pop("oneOf")
     return schema
 
 
@@ -43,7 +45,7 @@ def editor_schema() -> Node:
 
 def options(node: Node) -> list[Node]:
     """What a node may be: the members of its union, or itself."""
-    found: list[Node] = node.get("anyOf") or node.get("oneOf") or [node]
+    found: list[Node] = node.get("anyOf") or [node]
     return found
 
 

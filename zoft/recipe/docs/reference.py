@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from zoft.recipe.docs.json_schema import Node, options, plain_schema, section_of
@@ -42,12 +42,23 @@ def _walk(section: Node, prefix: str, definitions: Node) -> Iterator[Entry]:
         yield Entry(
             key, _type(node, definitions), default, node.get("description", ""), bool(below)
         )
-        seen: set[str] = set()
-        for suffix, nested in below:
+        found: dict[str, Entry] = {}
+        for suffix, nested in below:  # one source, or a list of the same; one rule, or another
             for entry in _walk(nested, f"{key}.{suffix}", definitions):
-                if entry.key.replace(".0.", ".") not in seen:  # one source, or a list of the same
-                    seen.add(entry.key.replace(".0.", "."))
-                    yield entry
+                same = entry.key.replace(".0.", ".")
+                found[same] = _both(found[same], entry) if same in found else entry
+        yield from found.values()
+
+
+def _both(one: Entry, other: Entry) -> Entry:
+    """The key as two members of a union have it."""
+    if one.type == other.type:
+        return one
+    return replace(
+        one,
+        type=f"{one.type} or {other.type}",
+        description=f"{one.description} {other.description}",
+    )
 
 
 def _sections(node: Node, definitions: Node) -> list[tuple[str, Node]]:
@@ -76,7 +87,7 @@ def _words(node: Node, definitions: Node) -> str:
         return "section"
     if "$ref" in node:
         return _type(definitions[node["$ref"].rpartition("/")[2]], definitions)
-    if "anyOf" in node or "oneOf" in node:
+    if "anyOf" in node:
         return _type(node, definitions)
     if "const" in node:
         return _default(node["const"])

@@ -11,7 +11,7 @@ from zoft.recipe.sections.base import Counted, Positive, Section, TextMap
 from zoft.recipe.sections.tasks import TASKS
 from zoft.recipe.sections.template import problem_of
 
-Format = Literal[
+FormatName = Literal[
     "classification", "prompt-completion", "alpaca", "sharegpt", "messages", "text"
 ]  # fmt: skip
 ROLES = (
@@ -61,7 +61,7 @@ class DataSection(Section):
         None, description="Rows scored before, during (eval.every) and after the run."
     )
     test: Named | None = Field(None, description="Rows scored once, at the end.")
-    format: Literal["auto"] | Format = Field(
+    format: Literal["auto"] | FormatName = Field(
         "auto",
         description="What a row is. classification: a template's prompt, scored over label words or "
         "options; prompt-completion: the completion is learnt; alpaca: instruction, input, output; "

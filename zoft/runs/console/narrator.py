@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -12,9 +13,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from zoft.engine.optimizers.measurement import rms
 from zoft.recipe.schema import Recipe
-from zoft.runs.console.progress import Progress, clock, rms
-from zoft.runs.metrics import Event, headline, in_short, in_words
+from zoft.runs.console.progress import Progress, clock
+from zoft.runs.metrics import Event, format_primary, in_words, primary_metric
+from zoft.system.host_memory import gib
 
 Peak = Callable[[], int]  # bytes
 BAR = 10  # characters of the bar, at least
@@ -123,7 +126,7 @@ class Lines:
         if progress.train is None:
             return ""
         loss, *rest = losses(progress)
-        parts = [loss, *rest, *speeds(progress), f"{self._peak / 2**30:.2f} GiB"]
+        parts = [loss, *rest, *speeds(progress), gib(self._peak)]
         parts.append(f"lr {progress.train['lr']:.3g}")
         # lr and memory hardly change, tokens follow steps; the probes are noise by nature.
         for name in ("lr ", " GiB", " tok/s", "("):
@@ -141,7 +144,7 @@ def losses(progress: Progress) -> list[str]:
     return [
         f"loss {shown}",
         "(not finite)" if None in (*plus, *minus) else f"({plus[0]:.3f}/{minus[0]:.3f})",
-        f"|c| {'-' if size is None else format(size, '.3g')}",
+        f"|c| {'-' if math.isnan(size) else format(size, '.3g')}",
         *([f"skipped {event['skipped']}"] if event["skipped"] else []),
     ]
 
@@ -165,9 +168,11 @@ def compared(progress: Progress, *, short: bool = False) -> str:
     """accuracy 0.781 (zero-shot 0.514): the last evaluation beside the first. Short: 0.781 (0.514)."""
     if progress.score is None:
         return ""
-    words = in_short(progress.score)
+    words = format_primary(progress.score)
     if progress.zero_shot and progress.score is not progress.zero_shot:
-        before = in_short(progress.zero_shot).removeprefix(f"{headline(progress.zero_shot)[0]} ")
+        before = format_primary(progress.zero_shot).removeprefix(
+            f"{primary_metric(progress.zero_shot)[0]} "
+        )
         return f"{words} ({before})" if short else f"{words} (zero-shot {before})"
     return words if short else f"zero-shot {words}"
 
@@ -176,7 +181,7 @@ def told(event: Event, zero_shot: Event | None) -> str:
     """The line that an evaluation leaves."""
     if event["step"] == 0:
         return f"eval before tuning: {in_words(event)}"
-    beside = f"; zero-shot {in_short(zero_shot)}" if zero_shot else ""
+    beside = f"; zero-shot {format_primary(zero_shot)}" if zero_shot else ""
     return f"eval step {event['step']}: {in_words(event)}{beside}"
 
 

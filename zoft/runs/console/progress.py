@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from zoft.runs.metrics import Event
@@ -91,14 +90,6 @@ class Progress:
         every, done = self._eval_every, self.score["step"] if self.score else self.step
         between = (self.steps - 1) // every - done // every if every else 0
         return max(0, between) + (done < self.steps)
-
-
-def rms(values: Sequence[float | None]) -> float | None:
-    """Root mean square; None if one of them is not finite."""
-    squares = [x * x for x in values if x is not None]
-    if not squares or len(squares) < len(values):
-        return None
-    return math.sqrt(sum(squares) / len(squares))
 
 
 def clock(seconds: float) -> str:

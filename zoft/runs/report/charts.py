@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 
 from zoft.runs.console.progress import Smoothed
-from zoft.runs.metrics import Event, headline
+from zoft.runs.metrics import Event, primary_metric
 from zoft.runs.record import RunRecord
 
 
@@ -27,7 +27,7 @@ def write_loss_picture(run: RunRecord, path: Path) -> None:
     from matplotlib.figure import Figure
 
     evaluations = run.of("eval")
-    name = headline(evaluations[0])[0] if evaluations else "loss"
+    name = primary_metric(evaluations[0])[0] if evaluations else "loss"
     two = name != "loss"
     figure = Figure(figsize=(10.0 if two else 5.5, 4.0), dpi=110)
     axes = figure.subplots(1, 2 if two else 1, squeeze=False)[0]
@@ -40,7 +40,7 @@ def write_loss_picture(run: RunRecord, path: Path) -> None:
     axes[0].set_title(run.name, parse_math=False)
     if two:
         axes[1].plot(*_columns(course(evaluations, name)), "o-", color="tab:orange", label="eval")
-        if run.zero_shot and (before := headline(run.zero_shot)[1]) is not None:
+        if run.zero_shot and (before := primary_metric(run.zero_shot)[1]) is not None:
             axes[1].axhline(before, color="grey", linestyle="--", label=f"zero-shot {before:.3f}")
         axes[1].set(xlabel="step", ylabel=name)
     for axis in axes:

@@ -10,13 +10,17 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from zoft.runs.console.progress import clock, rms
-from zoft.runs.journal_statistics import read_statistics
-from zoft.runs.metrics import Event, headline, in_words
+from zoft.engine.optimizers.measurement import rms
+from zoft.errors import EnvironmentProblem
+from zoft.runs.console.progress import clock
+from zoft.runs.journal import read
+from zoft.runs.journal_report import statistics_of
+from zoft.runs.metrics import Event, in_words, primary_metric
 from zoft.runs.record import RunRecord, leaves, read_run
 from zoft.runs.report.charts import course, losses, write_loss_picture
 from zoft.runs.report.style import STYLE
 from zoft.runs.report.svg import Line, chart
+from zoft.system.atomic_io import staged, write_atomically
 from zoft.system.host_memory import gib
 
 Rows = Sequence[tuple[str, str]]
@@ -45,16 +49,14 @@ def write_report(path: Path, *, picture: bool = True) -> Path:
     """Write report.html and loss.png into a run's folder; returns the page's path."""
     run = read_run(path)
     if picture:
-        temporary = path / "loss.tmp"
-        if (drawn := path / "final" / "loss.png").is_file():  # at the run's end
-            shutil.copyfile(drawn, temporary)
-        else:
-            write_loss_picture(run, temporary)
-        temporary.replace(path / "loss.png")
+        with staged(path / "loss.png") as partial:
+            if (drawn := path / "final" / "loss.png").is_file():  # at the run's end
+                shutil.copyfile(drawn, partial)
+            else:
+                write_loss_picture(run, partial)
     page = path / "report.html"
-    temporary = page.with_suffix(".tmp")
-    temporary.write_text(report(run), encoding="utf-8")
-    return temporary.replace(page)
+    write_atomically(page, report(run))
+    return page
 
 
 def report(run: RunRecord) -> str:
@@ -105,34 +107,35 @@ def _charts(run: RunRecord) -> Iterator[str]:
     raw, smooth = losses(run)
     eval_loss = Line("eval", course(evaluations, "loss"), "other")
     yield chart("Loss", [Line("of a step", raw, "raw"), Line("smoothed", smooth), eval_loss])
-    name = headline(evaluations[0])[0] if evaluations else "loss"
+    name = primary_metric(evaluations[0])[0] if evaluations else "loss"
     if name != "loss":
         lines = [Line(name, course(evaluations, name), "other")]
-        if run.zero_shot and (before := headline(run.zero_shot)[1]) is not None:
+        if run.zero_shot and (before := primary_metric(run.zero_shot)[1]) is not None:
             ends = [(0.0, before), (float(max(run.step, 1)), before)]
             lines.append(Line(f"zero-shot {before:.3f}", ends, "level"))
         yield chart(f"{name.capitalize()} on the eval set", lines)
-    sizes = [(float(e["step"]), size) for e in taken if (size := rms(e["projected_grad"]))]
+    sizes = [(float(e["step"]), size) for e in taken if (size := rms(e["projected_grad"])) > 0]
     yield chart("|c|, the slope along a direction (RMS of a step)", [Line("|c|", sizes)], log=True)
     yield chart("Learning rate", [Line("lr", course(taken, "lr"))])
 
 
 def _journal(run: RunRecord) -> Rows:
     try:
-        found = read_statistics(run.path / "journal.jsonl")
-    except (OSError, ValueError, KeyError, TypeError):
+        found = statistics_of(read(run.path / "journal.jsonl")[1])
+    except (OSError, EnvironmentProblem):
         return []
     rows = [
         ("steps", f"{found.steps:,}"),
         ("skipped, for a loss that was not finite", f"{found.nonfinite:,}"),
-        ("slopes c measured", f"{found.slopes:,}"),
+        ("slopes c measured", f"{len(found.sizes):,}"),
     ]
     if found.sizes:
+        size = {p: f"{found.percentile(p):.3g}" for p in (25, 50, 75, 95)}
         rows += [
-            ("of these positive", f"{found.positive / found.slopes:.1%}"),
-            ("|c|: median", f"{found.quantile(0.5):.3g}"),
-            ("|c|: middle half", f"{found.quantile(0.25):.3g} to {found.quantile(0.75):.3g}"),
-            ("|c|: 95 % below", f"{found.quantile(0.95):.3g}"),
+            ("of these positive", f"{found.positive / len(found.sizes):.1%}"),
+            ("|c|: median", size[50]),
+            ("|c|: middle half", f"{size[25]} to {size[75]}"),
+            ("|c|: 95 % below", size[95]),
             ("|c|: largest", f"{found.sizes[-1]:.3g}"),
         ]
     noise = run.manifest.get("noise") or {}

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from zoft.engine.range_probes import Rung
 from zoft.errors import EnvironmentProblem
+from zoft.system.atomic_io import staged
 
 
 def plot_range(
@@ -44,11 +45,8 @@ def plot_range(
         losses.axvline(radius, color="tab:red", linewidth=0.8)
     losses.set(xscale="log", xlabel="RMS length per weight", title="how far is far")
     losses.legend()
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        figure.savefig(partial, format=path.suffix[1:], dpi=120)
-        partial.replace(path)
+        with staged(path) as partial:
+            figure.savefig(partial, format=path.suffix[1:], dpi=120)
     except OSError as error:
         raise EnvironmentProblem(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        partial.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from zoft.errors import RecipeError
 from zoft.runs.console.progress import clock
-from zoft.runs.metrics import Event, headline, in_short, in_words
+from zoft.runs.metrics import Event, format_primary, in_words, primary_metric
 from zoft.runs.record import RunRecord, find_runs, leaves, read_run
 from zoft.runs.report.page import write_report
 from zoft.system.host_memory import gib
@@ -143,10 +143,11 @@ def _model(run: RunRecord) -> str:
 def _scores(run: RunRecord) -> str:
     if not run.zero_shot:
         return "-"
-    before = in_short(run.zero_shot)
+    before = format_primary(run.zero_shot)
     if not run.best:
         return f"({before})"
-    return f"{in_short(run.best)} ({before.removeprefix(headline(run.zero_shot)[0]).strip()})"
+    score = before.removeprefix(primary_metric(run.zero_shot)[0]).strip()
+    return f"{format_primary(run.best)} ({score})"
 
 
 def _at(event: Event) -> str:
@@ -154,7 +155,7 @@ def _at(event: Event) -> str:
 
 
 def _short(event: Event | None) -> str:
-    return in_short(event) if event else "-"
+    return format_primary(event) if event else "-"
 
 
 def _loss(event: Event | None) -> str:

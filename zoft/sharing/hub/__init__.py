@@ -1,1 +1,1 @@
-"""What goes to the Hugging Face Hub, under which names, and how it gets there whole."""
+"""Push runs to the Hugging Face Hub."""

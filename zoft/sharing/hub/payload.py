@@ -1,4 +1,4 @@
-"""Which files of a run go up: those that are named here, and as others may see them."""
+"""List the files of a run to upload: those that are named here, with this machine's paths replaced."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ TOKENIZER = (
 REWRITTEN = (*CONFIGS, "tokenizer_config.json")
 
 
-def contents(
+def list_files(
     recipe: Recipe, run: RunFolder, weights: Path, what: What | None, base: Base, repo_id: str
 ) -> Files:
-    """What goes to `repo_id` of the run's weights in the folder `weights` (final/ or a checkpoint).
+    """Return what goes to `repo_id` of the run, with the weights in `weights` (final/ or a checkpoint).
 
     `what` None is the adapter or the model, whichever the run tuned. Raises RecipeError for what the
     run has not, EnvironmentProblem for weights that are not there.

@@ -1,4 +1,4 @@
-"""`zoft push`, and the pushes that a run makes by itself."""
+"""Push a run to the Hugging Face Hub: `zoft push`, and the pushes that a run makes by itself."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from zoft.recipe.load import load_recipe
 from zoft.recipe.schema import Recipe
 from zoft.runs.folder import RunFolder, run_of
 from zoft.sharing.base_model import base_of
-from zoft.sharing.hub.access import looked_up, require_write_access
-from zoft.sharing.hub.payload import Files, What, contents, require_no_secret
-from zoft.sharing.hub.retry import Say, careful_client, nothing
-from zoft.sharing.hub.upload import Pushed, upload
+from zoft.sharing.hub.access import look_up_base, require_write_access
+from zoft.sharing.hub.payload import Files, What, list_files, require_no_secret
+from zoft.sharing.hub.retry import Say, hub_client, no_check
+from zoft.sharing.hub.upload import Pushed, size_of, upload
 from zoft.system.signals import Stop
 
 
@@ -41,11 +41,11 @@ def push(
     recipe = _recipe(run, overrides, repo_id, public)
     weights = at or Path(weights_of(str(run.path)))
     base = base_of(recipe, run.manifest().get("base", {}))
-    files = contents(recipe, run, weights, what, base, recipe.hub.repo_id or "")
+    files = list_files(recipe, run, weights, what, base, recipe.hub.repo_id or "")
     if dry_run:
         _tell_plan(files, recipe, revision, say)
         return
-    with careful_client():
+    with hub_client():
         pushed = push_run(recipe, run, weights, what=what, revision=revision, say=say)
     say(_told(pushed))
 
@@ -74,7 +74,7 @@ class Pusher:
         assert self.repo_id is not None
         self.stop.check()
         try:
-            with careful_client():
+            with hub_client():
                 pushed = _send(
                     recipe, run, weights, self.repo_id, say=self.say, check=self.stop.check
                 )
@@ -98,7 +98,7 @@ def pusher_for(recipe: Recipe, say: Say, stop: Stop) -> Pusher:
         return Pusher()
     assert hub.repo_id is not None
     base_of(recipe, {})
-    with careful_client():
+    with hub_client():
         full = require_write_access(
             HfApi(), hub.repo_id, private=hub.private, say=say, check=stop.check
         )
@@ -124,11 +124,11 @@ def push_run(
     weights: Path,
     *,
     say: Say,
-    check: Callable[[], None] = nothing,
+    check: Callable[[], None] = no_check,
     what: What | None = None,
     revision: str | None = None,
 ) -> Pushed:
-    """Everything that a push does over the network, inside `careful_client`. Raises ZoftError."""
+    """Everything that a push does over the network, inside `hub_client`. Raises ZoftError."""
     hub = recipe.hub
     assert hub.repo_id is not None
     full = require_write_access(HfApi(), hub.repo_id, private=hub.private, say=say, check=check)
@@ -150,18 +150,15 @@ def _send(
     api = HfApi()
     named = base_of(recipe, run.manifest().get("base", {}))
     here = local_folder(recipe.model.name) if recipe.hub.base_model else None
-    base = looked_up(api, named, here, say=say, check=check)
-    files = contents(recipe, run, weights, what, base, repo_id)
+    base = look_up_base(api, named, here, say=say, check=check)
+    files = list_files(recipe, run, weights, what, base, repo_id)
     require_no_secret(files, get_token())
     message = f"{run.path.resolve().name}: {weights.name}" + (f" ({what})" if what else "")
     return upload(api, repo_id, files, message, revision=revision, say=say, check=check)
 
 
 def _tell_plan(files: Files, recipe: Recipe, revision: str | None, say: Say) -> None:
-    sizes = {
-        name: len(content) if isinstance(content, bytes) else content.stat().st_size
-        for name, content in files.items()
-    }
+    sizes = {name: size_of(content) for name, content in files.items()}
     for name, size in sizes.items():
         say(f"{size:>15,}  {name}")
     hub = recipe.hub
@@ -173,9 +170,9 @@ def _tell_plan(files: Files, recipe: Recipe, revision: str | None, say: Say) -> 
 
 def _told(pushed: Pushed) -> str:
     where = f"{_address(pushed.repo_id)} at {pushed.commit[:12]}"
-    if not pushed.changed:
+    if not pushed.files:
         return f"nothing to push: all of it is in {where}"
-    return f"pushed         {pushed.changed} files, to {where}"
+    return f"pushed         {pushed.files} files, to {where}"
 
 
 def _address(repo_id: str) -> str:

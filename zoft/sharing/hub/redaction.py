@@ -1,4 +1,4 @@
-"""What others are told instead of this machine's paths: pure functions from text to text."""
+"""Replace local paths in uploaded files: pure functions from text to text."""
 
 from __future__ import annotations
 

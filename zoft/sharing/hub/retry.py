@@ -1,6 +1,6 @@
-"""What may pass is tried again, what will not is said in one line.
+"""Retry transient Hub errors (429, 5xx, timeouts) with backoff; explain the others in one line.
 
-huggingface_hub waits for ever for an answer, and repeats neither commits nor most of its questions.
+huggingface_hub waits for an answer without a limit, and repeats neither commits nor most other requests.
 """
 
 from __future__ import annotations
@@ -14,15 +14,8 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import httpx2
-from huggingface_hub import set_client_factory
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HFValidationError,
-    LocalTokenNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+import tenacity
+from huggingface_hub import errors, set_client_factory
 from huggingface_hub.utils._http import default_client_factory
 from huggingface_hub.utils.tqdm import (
     are_progress_bars_disabled,
@@ -32,64 +25,75 @@ from huggingface_hub.utils.tqdm import (
 
 from zoft.errors import EnvironmentProblem, ZoftError, first_line
 
-PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds between attempts
+ATTEMPTS = 6
+FIRST_PAUSE = 1.0  # seconds between the first two attempts; each pause is twice the one before
 LONGEST_PAUSE = 120.0  # seconds that a server may ask us to wait
 ANSWER_SECONDS = 120.0  # a commit of many files takes a while; silence is no progress
-PASSING = (408, 412, 429, 500, 502, 503, 504)  # 412: somebody else committed first
+TRANSIENT = (408, 412, 429, 500, 502, 503, 504)  # 412: somebody else committed first
 LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 
 _T = TypeVar("_T")
 Say = Callable[[str], None]
 
 
-def nothing() -> None:
-    """The check of a caller that Ctrl-C ends at once."""
+def no_check() -> None:
+    """Check nothing: for a caller that Ctrl-C ends at once."""
 
 
-def patiently(action: Callable[[], _T], what: str, *, say: Say, check: Callable[[], None]) -> _T:
-    """`action()`, again after each failure that may pass; it must be safe to repeat.
+def with_retries(action: Callable[[], _T], what: str, *, say: Say, check: Callable[[], None]) -> _T:
+    """Return `action()`, called again after each transient failure; it must be safe to repeat.
 
     `check` is called before every attempt and while waiting; what it raises ends it. Raises
-    EnvironmentProblem, beginning with `what`, when patience is at its end or would not help.
+    EnvironmentProblem, beginning with `what`, for a failure that lasts or is not transient.
     """
-    for pause in (*PAUSES, None):
+
+    def attempt() -> _T:
         check()
-        try:
-            return action()
-        except ZoftError:
-            raise
-        except Exception as error:
-            if not _may_pass(error) or pause is None:
-                raise EnvironmentProblem(f"{what}: {reason(error)}") from error
-            wait = max(pause, _asked_to_wait(error))
-            say(f"{what}: {reason(error)}; again in {wait:g} s")
-            _sleep(wait, check)
-    raise AssertionError("the last attempt returns or raises")
+        return action()
+
+    def announce(state: tenacity.RetryCallState) -> None:
+        assert state.next_action is not None
+        say(f"{what}: {reason(_failure(state))}; again in {state.next_action.sleep:g} s")
+
+    retrying = tenacity.Retrying(
+        retry=tenacity.retry_if_exception(_is_transient),
+        stop=tenacity.stop_after_attempt(ATTEMPTS),
+        wait=_pause,
+        before_sleep=announce,
+        sleep=lambda seconds: _sleep(seconds, check),
+        reraise=True,
+    )
+    try:
+        return retrying(attempt)
+    except ZoftError:
+        raise
+    except Exception as error:
+        raise EnvironmentProblem(f"{what}: {reason(error)}") from error
 
 
 def reason(error: BaseException) -> str:
-    """One line about a failure of the Hub's client; it never holds an address or a token."""
+    """Explain a failure of the Hub's client in one line that never holds an address or a token."""
     for cause in _causes(error):
         match cause:
-            case LocalTokenNotFoundError():
+            case errors.LocalTokenNotFoundError():
                 return f"you are not logged in: {LOGIN}"
-            case OfflineModeIsEnabled():
+            case errors.OfflineModeIsEnabled():
                 return "HF_HUB_OFFLINE is set"
-            case HFValidationError():
+            case errors.HFValidationError():
                 return first_line(cause)
-            case RevisionNotFoundError():
+            case errors.RevisionNotFoundError():
                 return "there is no such revision"
-            case HfHubHTTPError() if cause.response.status_code == 401:
-                if isinstance(cause, RepositoryNotFoundError):
+            case errors.HfHubHTTPError() if cause.response.status_code == 401:
+                if isinstance(cause, errors.RepositoryNotFoundError):
                     return f"the repository is not there, or not for you: {LOGIN}"
                 return f"the Hub refuses the token: {LOGIN}"
-            case RepositoryNotFoundError():
+            case errors.RepositoryNotFoundError():
                 return "the repository is not there, or the token may not see it"
-            case HfHubHTTPError() if cause.response.status_code == 403:
+            case errors.HfHubHTTPError() if cause.response.status_code == 403:
                 return "the token may not write there: make one with write access to it"
-            case HfHubHTTPError() if cause.response.status_code == 412:
+            case errors.HfHubHTTPError() if cause.response.status_code == 412:
                 return "somebody else committed meanwhile"
-            case HfHubHTTPError():
+            case errors.HfHubHTTPError():
                 said = cause.response.headers.get("X-Error-Message", cause.response.reason_phrase)
                 return (
                     f"the Hub answered {cause.response.status_code} {first_line(Exception(said))}"
@@ -105,34 +109,42 @@ def reason(error: BaseException) -> str:
     return first_line(error)
 
 
-def _may_pass(error: BaseException) -> bool:
+def _is_transient(error: BaseException) -> bool:
     for cause in _causes(error):
-        if isinstance(cause, OfflineModeIsEnabled):
+        if isinstance(cause, ZoftError | errors.OfflineModeIsEnabled):
             return False
-        if isinstance(cause, HfHubHTTPError):
-            return cause.response.status_code in PASSING
+        if isinstance(cause, errors.HfHubHTTPError):
+            return cause.response.status_code in TRANSIENT
         if isinstance(cause, httpx2.TransportError | json.JSONDecodeError):
             return True
     return False
 
 
-def _asked_to_wait(error: BaseException) -> float:
-    """Seconds of a Retry-After header, else 0."""
-    for cause in _causes(error):
-        if isinstance(cause, HfHubHTTPError):
+def _failure(state: tenacity.RetryCallState) -> BaseException:
+    error = state.outcome.exception() if state.outcome else None
+    assert error is not None
+    return error
+
+
+def _pause(state: tenacity.RetryCallState) -> float:
+    """Return the seconds to wait: doubled each time, or more if a Retry-After header asks for it."""
+    backoff = tenacity.wait_exponential(FIRST_PAUSE)(state)
+    for cause in _causes(_failure(state)):
+        if isinstance(cause, errors.HfHubHTTPError):
             asked = cause.response.headers.get("Retry-After", "")
-            return min(float(asked), LONGEST_PAUSE) if asked.isdigit() else 0.0
-    return 0.0
+            return max(backoff, min(float(asked), LONGEST_PAUSE)) if asked.isdigit() else backoff
+    return backoff
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and what it was raised from: an upload wraps its errors."""
+    """Yield the error and what it was raised from: an upload wraps its errors."""
     while error is not None:
         yield error
         error = error.__cause__
 
 
 def _sleep(seconds: float, check: Callable[[], None]) -> None:
+    """Wait in short pieces: a signal handler sets a flag, which does not end a `time.sleep`."""
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0:
         check()
@@ -140,8 +152,8 @@ def _sleep(seconds: float, check: Callable[[], None]) -> None:
 
 
 @contextmanager
-def careful_client() -> Iterator[None]:
-    """Inside, no request waits for ever, and the client's own remarks (with addresses) are not shown."""
+def hub_client() -> Iterator[None]:
+    """Give requests a timeout, and hide the client's own remarks, which hold addresses."""
     set_client_factory(_client)
     logger, bars = logging.getLogger("huggingface_hub"), are_progress_bars_disabled()
     level = logger.level

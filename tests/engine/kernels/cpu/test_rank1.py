@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,8 @@ from torch import Tensor
 
 from zoft.engine.kernels import reference
 from zoft.engine.kernels.cpu import sweeps as cpu
-from zoft.engine.kernels.numerics.exact_sum import Adam, DirectionSum, Rounding, direction_sum
+from zoft.engine.kernels.numerics.exact_sum import DirectionSum, Rounding, direction_sum
+from zoft.recipe.sections.optimizers.rule import AdamConstants
 from zoft.system.philox import PURPOSE_U, PURPOSE_V
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -48,7 +51,7 @@ def assert_same(fast: Tensor, slow: Tensor) -> None:
 # -- drawing ----------------------------------------------------------------------------------------
 
 
-def drawn(kernels, table: list[list[int]], ks: list[int]) -> Tensor:
+def drawn(kernels: ModuleType, table: list[list[int]], ks: list[int]) -> Tensor:
     size = max((offset + len(ks) * length for *_, length, offset in table), default=0)
     out = torch.full((size,), 99, dtype=torch.int8)
     address = {"seed": ADDRESS["seed"], "step": ADDRESS["step"]}
@@ -57,19 +60,19 @@ def drawn(kernels, table: list[list[int]], ks: list[int]) -> Tensor:
 
 
 @pytest.mark.parametrize("length", [1, 255, 256, 257, 8191, 8192, 8193, 20_000])
-def test_signs_equal_reference(length):
+def test_signs_equal_reference(length: int) -> None:
     ks = [0, 5, 2**24 - 1]
     table = [[7, PURPOSE_U, length, 0], [2**32 - 1, PURPOSE_V, 37, 3 * length]]
     fast = drawn(cpu, table, ks)
     assert_same(fast, drawn(reference, table, ks))
-    assert set(fast.unique().tolist()) <= {-1, 1}
+    assert set(fast.tolist()) <= {-1, 1}
 
 
 @given(
     lengths=st.lists(st.integers(1, 600), min_size=1, max_size=4),
     ks=st.lists(st.integers(0, 2**24 - 1), min_size=1, max_size=4),
 )
-def test_a_sign_depends_on_its_own_address_alone(lengths, ks):
+def test_a_sign_depends_on_its_own_address_alone(lengths: list[int], ks: list[int]) -> None:
     """Not on which factors and directions are drawn beside it, nor on the vector's length."""
     starts = itertools.accumulate([len(ks) * n for n in lengths], initial=0)
     table = [[i, PURPOSE_U + i % 2, n, at] for i, (n, at) in enumerate(zip(lengths, starts))]  # noqa: B905
@@ -80,7 +83,7 @@ def test_a_sign_depends_on_its_own_address_alone(lengths, ks):
             assert torch.equal(together[at + i * length : at + (i + 1) * length], alone[:length])
 
 
-def test_factors_of_other_addresses_are_other_signs():
+def test_factors_of_other_addresses_are_other_signs() -> None:
     def one(param: int, purpose: int, k: int) -> bytes:
         return bytes(drawn(cpu, [[param, purpose, 128, 0]], [k]).numpy())
 
@@ -96,9 +99,11 @@ def test_factors_of_other_addresses_are_other_signs():
 @pytest.mark.parametrize("stored", DTYPES)
 @pytest.mark.parametrize("out", DTYPES)
 @pytest.mark.parametrize(("n", "offset"), [(1, 0), (255, 8190), (20_000, 2**40 + 77)])
-def test_a_pair_equals_two_perturbations_and_reference(gaussian, stored, out, n, offset):
+def test_a_pair_equals_two_perturbations_and_reference(
+    gaussian: bool, stored: torch.dtype, out: torch.dtype, n: int, offset: int
+) -> None:
     weight = numbers(n, dtype=stored)
-    z = {"offset": offset, **ADDRESS, "k": 5, "gaussian": gaussian}
+    z: dict[str, Any] = {"offset": offset, **ADDRESS, "k": 5, "gaussian": gaussian}
     pairs = []
     for kernels in (cpu, reference):
         pairs.append([torch.empty(n, dtype=out) for _ in range(2)])
@@ -112,7 +117,7 @@ def test_a_pair_equals_two_perturbations_and_reference(gaussian, stored, out, n,
 
 @pytest.mark.parametrize("stored", DTYPES)
 @pytest.mark.parametrize("columns", [1, 256, 283, 8193])
-def test_each_equals_reference_and_single_perturbations(stored, columns):
+def test_each_equals_reference_and_single_perturbations(stored: torch.dtype, columns: int) -> None:
     weight = numbers(columns, dtype=stored)
     ks = torch.tensor([4, 4, 0, 2**24 - 1, 4])  # repeated, in any order
     scales = torch.tensor([1e-3, -1e-3, 0.5, 0.0, 7.0])
@@ -137,7 +142,9 @@ def runs(count: int, directions: int, seed: int) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("columns", [1, 257, 1000])
 @pytest.mark.parametrize(("vectors", "runs_", "twins"), [(1, 1, 1), (12, 4, 3), (30, 30, 2)])
-def test_project_is_the_exact_dot_product(dtype, columns, vectors, runs_, twins):
+def test_project_is_the_exact_dot_product(
+    dtype: torch.dtype, columns: int, vectors: int, runs_: int, twins: int
+) -> None:
     x = torch.randn(vectors, columns, generator=torch.Generator().manual_seed(1)).to(dtype)
     v, (which, scales) = signs_of(twins, 5, columns), runs(runs_, 5, 2)
     row = torch.arange(vectors) // (vectors // runs_)
@@ -158,7 +165,9 @@ def test_project_is_the_exact_dot_product(dtype, columns, vectors, runs_, twins)
 @pytest.mark.parametrize("dtype", LOW)
 @pytest.mark.parametrize(("vectors", "runs_"), [(1, 1), (12, 4), (300, 300)])
 @pytest.mark.parametrize("columns", [1, 37, 257])
-def test_spread_equals_reference(dtype, vectors, runs_, columns):
+def test_spread_equals_reference(
+    dtype: torch.dtype, vectors: int, runs_: int, columns: int
+) -> None:
     s, (which, _) = numbers(vectors), runs(runs_, 16, 3)
     results = []
     for kernels in (cpu, reference):
@@ -175,7 +184,9 @@ def test_spread_equals_reference(dtype, vectors, runs_, columns):
 @pytest.mark.parametrize("stored", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("directions", [1, 16])
-def test_widen_equals_reference(dtype, stored, shape, directions):
+def test_widen_equals_reference(
+    dtype: torch.dtype, stored: torch.dtype, shape: tuple[int, ...], directions: int
+) -> None:
     weight, u = numbers(*shape, dtype=stored), signs_of(directions, shape[0])
     results = []
     for kernels in (cpu, reference):
@@ -188,7 +199,7 @@ def test_widen_equals_reference(dtype, stored, shape, directions):
 @pytest.mark.parametrize("biases", ["none", "one", "each"])
 @pytest.mark.parametrize("columns", [1, 37, 283])
 @pytest.mark.parametrize(("vectors", "runs_"), [(1, 1), (12, 4), (30, 30)])
-def test_prefill_equals_reference(biases, columns, vectors, runs_):
+def test_prefill_equals_reference(biases: str, columns: int, vectors: int, runs_: int) -> None:
     s, u, (which, _) = numbers(vectors), signs_of(5, columns), runs(runs_, 5, 3)
     bias = {"none": None, "one": numbers(1, columns), "each": numbers(runs_, columns)}[biases]
     results = []
@@ -204,8 +215,8 @@ def test_prefill_equals_reference(biases, columns, vectors, runs_):
     rows=st.integers(1, 20), directions=st.integers(1, 16), seed=st.integers(0, 99),
 )  # fmt: skip
 def test_what_is_added_to_a_product_is_the_outer_product(
-    inputs, outputs, tokens, rows, directions, seed
-):
+    inputs: int, outputs: int, tokens: int, rows: int, directions: int, seed: int
+) -> None:
     """x W^T + scale (x v) u^T, the float32 way and the widened one, is x (W + scale u v^T)^T."""
     generator = torch.Generator().manual_seed(seed)
     x, weight = (torch.randn(n, inputs, generator=generator) for n in (rows * tokens, outputs))
@@ -237,7 +248,7 @@ def terms(count: int, step: int = 3) -> DirectionSum:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_updates_equal_reference(dtype, shape):
-    adam = Adam(beta1=0.9, beta2=0.99, lr=1e-3, correction=0.0297, eps=1e-8)
+    adam = AdamConstants(beta1=0.9, beta2=0.99, lr=1e-3, correction=0.0297, eps=1e-8)
     common = {"param": 11, "decay": 1 - 1e-4, "rounding": Rounding(7, 3)}
     window = [terms(count, step) for step, count in ((1, 2), (2, 5), (3, 1))]
     results = []
@@ -254,7 +265,7 @@ def test_updates_equal_reference(dtype, shape):
 
 
 @pytest.mark.parametrize("count", [1, 3, 4, 5, 2048])
-def test_a_sum_is_that_of_the_outer_products(count):
+def test_a_sum_is_that_of_the_outer_products(count: int) -> None:
     made = terms(count)
     weight = torch.zeros(19, 283)
     cpu.update_rank1(weight, [made], param=11, decay=1.0, rounding=Rounding(7, 1))
@@ -263,7 +274,7 @@ def test_a_sum_is_that_of_the_outer_products(count):
         table = [[11, PURPOSE_U, 19, 0], [11, PURPOSE_V, 283, 19]]
         out = torch.empty(302, dtype=torch.int8)
         reference.signs(out, torch.tensor(table), seed=7, step=3, ks=torch.tensor([k]))
-        u, v = out.double().split([19, 283])
+        u, v = out[:19].double(), out[19:].double()
         exact += n * made.grid * torch.outer(u, v)
     assert torch.equal(weight.double(), exact)  # not a bit is lost in 2048 terms
 
@@ -273,7 +284,9 @@ def test_a_sum_is_that_of_the_outer_products(count):
     count=st.integers(1, 300), seed=st.integers(0, 99), rows=st.integers(1, 40),
     columns=st.integers(1, 300), threads=st.sampled_from([1, 2, 3]),
 )  # fmt: skip
-def test_the_order_of_the_sum_does_not_matter(count, seed, rows, columns, threads):
+def test_the_order_of_the_sum_does_not_matter(
+    count: int, seed: int, rows: int, columns: int, threads: int
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     addresses = [(1 + i // 3, i % 3) for i in range(count)]
     coefficients = (torch.randn(count, generator=generator) * 1e-3).tolist()
@@ -294,14 +307,14 @@ def test_the_order_of_the_sum_does_not_matter(count, seed, rows, columns, thread
     assert_same(*results)
 
 
-def test_threads_cut_a_large_matrix_anywhere(monkeypatch):
+def test_threads_cut_a_large_matrix_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "MIN_PER_THREAD", 1)
     results, before = [], torch.get_num_threads()
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
             results.append(numbers(331, 257, dtype=torch.bfloat16))
-            common = {"param": 1, "decay": 0.99, "rounding": Rounding(7, 1)}
+            common: dict[str, Any] = {"param": 1, "decay": 0.99, "rounding": Rounding(7, 1)}
             cpu.update_rank1(results[-1], [terms(5)], **common)
     finally:
         torch.set_num_threads(before)

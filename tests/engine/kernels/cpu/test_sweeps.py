@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 
 from zoft.engine.kernels import reference
 from zoft.engine.kernels.cpu import sweeps as cpu
-from zoft.engine.kernels.numerics.exact_sum import Adam, DirectionSum, Rounding, direction_sum
+from zoft.engine.kernels.numerics.exact_sum import DirectionSum, Rounding, direction_sum
+from zoft.recipe.sections.optimizers.rule import AdamConstants
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 ADDRESS = {"seed": 2**32 - 3, "step": 17, "param": 0xDEADBEEF, "k": 5}
@@ -37,10 +39,12 @@ def terms(gaussian: bool, count: int, step: int = 3) -> DirectionSum:
 @pytest.mark.parametrize("stored", DTYPES)
 @pytest.mark.parametrize("out", DTYPES)
 @pytest.mark.parametrize(("n", "offset"), [(1, 0), (255, 8190), (20_000, 2**40 + 77)])
-def test_perturb_equals_reference(gaussian, stored, out, n, offset):
+def test_perturb_equals_reference(
+    gaussian: bool, stored: torch.dtype, out: torch.dtype, n: int, offset: int
+) -> None:
     weight = weights(n, stored)
     fast, slow = torch.empty(n, dtype=out), torch.empty(n, dtype=out)
-    arguments = {"offset": offset, **ADDRESS, "scale": 3e-3, "gaussian": gaussian}
+    arguments: dict[str, Any] = {"offset": offset, **ADDRESS, "scale": 3e-3, "gaussian": gaussian}
     cpu.perturb(fast, weight, **arguments)
     reference.perturb(slow, weight, **arguments)
     assert torch.equal(bits(fast), bits(slow))
@@ -49,7 +53,7 @@ def test_perturb_equals_reference(gaussian, stored, out, n, offset):
 @pytest.mark.parametrize("gaussian", [False, True])
 @settings(max_examples=30, deadline=None)
 @given(columns=st.integers(1, 700), rows=st.lists(st.integers(0, 40), max_size=9))
-def test_perturb_rows_is_a_slice_of_perturb(gaussian, columns, rows):
+def test_perturb_rows_is_a_slice_of_perturb(gaussian: bool, columns: int, rows: list[int]) -> None:
     weight = weights(41 * columns, torch.float32).view(41, columns)
     whole, some = torch.empty_like(weight), torch.empty(len(rows), columns)
     index = torch.tensor(rows, dtype=torch.int64)
@@ -62,7 +66,9 @@ def test_perturb_rows_is_a_slice_of_perturb(gaussian, columns, rows):
 
 @settings(max_examples=30, deadline=None)
 @given(cuts=st.lists(st.integers(0, 30_000), max_size=4), threads=st.sampled_from([1, 2, 3]))
-def test_any_cut_and_any_number_of_threads_give_the_same_direction(cuts, threads):
+def test_any_cut_and_any_number_of_threads_give_the_same_direction(
+    cuts: list[int], threads: int
+) -> None:
     weight = torch.zeros(30_000)
     whole, parts = torch.empty_like(weight), torch.empty_like(weight)
     cpu.perturb(whole, weight, **ADDRESS, scale=1.0, gaussian=False)
@@ -71,19 +77,19 @@ def test_any_cut_and_any_number_of_threads_give_the_same_direction(cuts, threads
     try:
         bounds = [0, *sorted(cuts), 30_000]
         for a, b in itertools.pairwise(bounds):
-            part = {**ADDRESS, "scale": 1.0, "gaussian": False, "offset": a}
+            part: dict[str, Any] = {**ADDRESS, "scale": 1.0, "gaussian": False, "offset": a}
             cpu.perturb(parts[a:b], weight[a:b], **part)
     finally:
         torch.set_num_threads(before)
     assert torch.equal(whole, parts)
-    assert set(whole.unique().tolist()) == {-1.0, 1.0}
+    assert set(whole.tolist()) == {-1.0, 1.0}
 
 
 @pytest.mark.parametrize("gaussian", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n", [1, 600, 140_001])
 def test_updates_equal_reference(gaussian, dtype, n):
-    adam = Adam(beta1=0.9, beta2=0.99, lr=1e-3, correction=0.0297, eps=1e-8)
+    adam = AdamConstants(beta1=0.9, beta2=0.99, lr=1e-3, correction=0.0297, eps=1e-8)
     common = {"param": 11, "decay": 1 - 1e-4, "rounding": Rounding(7, 3)}
     window = [terms(gaussian, 2, step) for step in (1, 2, 3)]
     results = []
@@ -99,7 +105,7 @@ def test_updates_equal_reference(gaussian, dtype, n):
 
 
 @pytest.mark.parametrize("gaussian", [False, True])
-def test_the_order_of_the_sum_does_not_matter(gaussian):
+def test_the_order_of_the_sum_does_not_matter(gaussian: bool) -> None:
     addresses = [(1 + i // 3, i % 3) for i in range(300)]
     coefficients = [1e-4 * (-1.3) ** (i % 17) for i in range(300)]
     order = torch.randperm(300, generator=torch.Generator().manual_seed(0)).tolist()
@@ -115,7 +121,9 @@ def test_the_order_of_the_sum_does_not_matter(gaussian):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_stochastic_rounding_is_unbiased_and_leaves_the_representable_alone(dtype):
+def test_stochastic_rounding_is_unbiased_and_leaves_the_representable_alone(
+    dtype: torch.dtype,
+) -> None:
     n, target = 400_000, 1.0 + 0.3 * torch.finfo(dtype).eps
     weight = torch.ones(n, dtype=dtype)
     still = weights(n, dtype)
@@ -132,13 +140,13 @@ def test_stochastic_rounding_is_unbiased_and_leaves_the_representable_alone(dtyp
 
 
 @pytest.mark.parametrize("row", [-1, 5])
-def test_a_row_that_is_not_there_is_refused(row):
+def test_a_row_that_is_not_there_is_refused(row: int) -> None:
     with pytest.raises(IndexError, match="matrix of 5"):
         cpu.perturb_rows(torch.empty(1, 4), torch.zeros(5, 4), torch.tensor([row]), **ADDRESS,
                          scale=1.0, gaussian=False)  # fmt: skip
 
 
-def test_a_dtype_that_cannot_be_tuned_is_refused():
+def test_a_dtype_that_cannot_be_tuned_is_refused() -> None:
     with pytest.raises(TypeError, match="float64"):
         cpu.perturb(torch.empty(3), torch.zeros(3, dtype=torch.float64), **ADDRESS, scale=1.0,
                     gaussian=False)  # fmt: skip

@@ -4,7 +4,7 @@
 `triton_aot.py` counts them. To write it anew after a change that is meant (it needs the versions of
 constraints.txt):
 
-    ZOFT_WRITE_GOLDEN=1 bash scripts/test.sh tests/kernels/test_triton_compiled.py
+    ZOFT_WRITE_GOLDEN=1 bash scripts/test.sh tests/engine/kernels/triton/test_compiled.py
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
     return rows
 
 
-def test_every_kernel_costs_what_the_table_says(found):
+def test_every_kernel_costs_what_the_table_says(found: dict[str, dict[str, Any]]) -> None:
     expected = json.loads(TABLE.read_text(encoding="utf-8"))
     assert found.keys() == expected.keys()
     for name, row in found.items():
@@ -63,13 +63,13 @@ def test_every_kernel_costs_what_the_table_says(found):
             assert row[key] == pytest.approx(golden[key], rel=INSTRUCTIONS, abs=0.05), (name, key)
 
 
-def test_updates_round_as_ieee_says_and_race_with_nobody(found):
+def test_updates_round_as_ieee_says_and_race_with_nobody(found: dict[str, dict[str, Any]]) -> None:
     for name, row in found.items():
         if name.startswith(UPDATES):
             assert row["inexact"] == [], name
 
 
-def test_nothing_is_fused_that_would_round_once_too_few(found):
+def test_nothing_is_fused_that_would_round_once_too_few(found: dict[str, dict[str, Any]]) -> None:
     for name, row in found.items():
         if "rank-1" in name:  # on purpose, where products are integers: once per sum in registers
             assert row["fma"] in (32, 64), name
@@ -77,14 +77,14 @@ def test_nothing_is_fused_that_would_round_once_too_few(found):
             assert row["fma"] == 0, name
 
 
-def test_no_lane_waits_for_another(found):
+def test_no_lane_waits_for_another(found: dict[str, dict[str, Any]]) -> None:
     """Sweeps draw what they use. Only sums over a vector's columns cross lanes."""
     for name, row in found.items():
         if not name.startswith(("project", "spread", "widen", "prefill")):
             assert row["barriers"] == row["shared"] == 0, name
 
 
-def test_a_step_compiles_nothing_anew(tmp_path):
+def test_a_step_compiles_nothing_anew(tmp_path: Path) -> None:
     variants = ask(tmp_path, "--variants")
     # Two of dense_kernel: it served float32 sums and a float16 window.
     expected = {"perturb_kernel": 1, "signs_kernel": 1, "factors_kernel": 1, "rank1_kernel": 1}

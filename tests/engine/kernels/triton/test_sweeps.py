@@ -14,7 +14,7 @@ from pathlib import Path
 from support import ROOT
 
 
-def test_every_sweep_has_the_bits_of_the_reference():
+def test_every_sweep_has_the_bits_of_the_reference() -> None:
     file = Path(__file__).with_name("triton_interpreted.py")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", str(file)],
@@ -27,7 +27,7 @@ def test_every_sweep_has_the_bits_of_the_reference():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_a_cpu_never_loads_these_kernels():
+def test_a_cpu_never_loads_these_kernels() -> None:
     code = (
         "import sys, torch, zoft.training.run; from zoft.engine.kernels.dispatch import kernels_for;"
         "kernels_for(torch.device('cpu')); print([x for x in sys.modules if 'kernels.triton' in x])"

@@ -1,5 +1,5 @@
-"""Compiles every Triton kernel with no GPU and prints what came out as JSON; `test_triton_compiled.py`
-runs it in a process of its own, where nothing asked for the interpreter.
+"""Compiles every Triton kernel with no GPU and prints what came out as JSON; `test_compiled.py` runs
+it in a process of its own, where nothing asked for the interpreter.
 
 Counted are SASS instructions of one lane, uniform ones included, as nvdisasm prints them:
 
@@ -24,13 +24,14 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime.jit import create_function_from_signature
 
-from zoft.engine.kernels.numerics.exact_sum import Adam, Rounding, direction_sum
+from zoft.engine.kernels.numerics.exact_sum import Rounding, direction_sum
 from zoft.engine.kernels.triton import probe as triton_probe
 from zoft.engine.kernels.triton import products as triton_products
 from zoft.engine.kernels.triton import signs as triton_signs
 from zoft.engine.kernels.triton import sweeps as kernels
 from zoft.engine.kernels.triton import update as triton_update
 from zoft.engine.kernels.triton.launch import PRODUCT, SWEEP
+from zoft.recipe.sections.optimizers.rule import AdamConstants
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 ADAM = "decay beta1 beta2 rest1 rest2 lr correction eps"
@@ -50,7 +51,7 @@ def perturb(
 ) -> Case:
     arguments = {
         "out": f"*{out}", "minus": None, "weight": f"*{weight}", "rows": None, "ks": None,
-        "scales": None, "address": None, "table": "*fp32:16" if gaussian else None, "count": "i64",
+        "scales": None, "table": "*fp32:16" if gaussian else None, "count": "i64",
         "pieces": "i32", "offset": "i64", "seed": "i64", "step": "i64", "param": "i64", "k": "i64",
         "scale": "fp32", "GAUSSIAN": gaussian, "EACH": each, **extra,
     }  # fmt: skip
@@ -86,13 +87,12 @@ def rank1(mode: int, weight: str, *, aligned: bool = True) -> Case:
 
 def cases() -> dict[str, Case]:
     """By name. Every kernel for both architectures, its variants for one."""
-    memory = {"address": "*i64:16", "scales": "*fp32:16"}
     draw = {"seed": "i64"}
     around = {"which": "*i64:16", "columns": "i64:16", "count": "i32"}
     both = (80, 90)
     return {
         "perturb float32": perturb("fp32", "fp32")._replace(architectures=both),
-        "perturb bfloat16, address in memory": perturb("bf16", "bf16", **memory),
+        "perturb bfloat16": perturb("bf16", "bf16"),
         "perturb float16": perturb("fp16", "fp16"),
         "perturb bfloat16 Gaussian": perturb("bf16", "bf16", gaussian=True),
         "perturb_pair float32 to bfloat16": perturb("bf16", "fp32", minus="*bf16"),
@@ -261,7 +261,7 @@ def variants() -> dict[str, int]:
         kernels.signs(signs, table, seed=seed, step=step, ks=torch.arange(1 + k % 17))
         addresses = [(step, i) for i in range(1 + k % 17)]
         terms = direction_sum(seed, False, addresses, [scale] * len(addresses))
-        adam, rounding = Adam(0.9, 0.99, scale, step / 2**32, 1e-8), Rounding(seed, step)
+        adam, rounding = AdamConstants(0.9, 0.99, scale, step / 2**32, 1e-8), Rounding(seed, step)
         kernels.update_dense(weight, [terms], param=seed, decay=scale, rounding=rounding)
         kernels.update_rank1(matrix, [terms], param=seed, decay=scale, rounding=rounding)
         window = [terms] * (1 + k % 17)

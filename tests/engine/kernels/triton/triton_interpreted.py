@@ -1,23 +1,26 @@
-"""Run by `test_triton.py` with TRITON_INTERPRET=1: equal bits, whatever the shape and the type."""
+"""Run by `test_sweeps.py` with TRITON_INTERPRET=1: equal bits, whatever the shape and the type."""
 
 from __future__ import annotations
 
 import inspect
 import itertools
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
-from support.directions import directions
+from torch import Tensor
 
 from zoft.engine.kernels import reference
-from zoft.engine.kernels.numerics.exact_sum import Adam, DirectionSum, Rounding, direction_sum
+from zoft.engine.kernels.numerics.exact_sum import DirectionSum, Rounding, direction_sum
 from zoft.engine.kernels.triton import sweeps as triton
+from zoft.engine.optimizers import optimizer
 from zoft.engine.optimizers.measurement import Measurement
-from zoft.engine.optimizers.mezo import MeZO
-from zoft.engine.optimizers.radazo import RAdaZO, Rule
 from zoft.engine.optimizers.update import Resident, Tuned
 from zoft.engine.probe.structures import dense, rank1
+from zoft.recipe.sections.optimizers.mezo import MeZO
+from zoft.recipe.sections.optimizers.radazo import RAdaZO
+from zoft.recipe.sections.optimizers.rule import AdamConstants, OptimizerSection
 from zoft.system.philox import PURPOSE_U, PURPOSE_V
 
 # The interpreter computes with numpy, which warns where IEEE says inf.
@@ -26,10 +29,10 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 ADDRESS = {"seed": 2**32 - 3, "step": 17, "param": 0xDEADBEEF, "k": 5}
 COMMON = {"param": 0xDEADBEEF, "decay": 1 - 1e-4, "rounding": Rounding(2**32 - 7, 3)}
-ADAM = Adam(beta1=0.9, beta2=0.99, lr=1e-3, correction=0.0297, eps=1e-8)
+ADAM = AdamConstants(beta1=0.9, beta2=0.99, lr=1e-3, correction=0.0297, eps=1e-8)
 
 
-def weights(shape: int | tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
+def weights(shape: int | tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> Tensor:
     """From float16's subnormal range to well above 1, and what is no number at all."""
     generator = torch.Generator().manual_seed(seed)
     shape = (shape,) if isinstance(shape, int) else shape
@@ -42,7 +45,7 @@ def weights(shape: int | tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> 
     return x.to(dtype)
 
 
-def equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+def equal(a: Tensor, b: Tensor) -> bool:
     kind = {1: torch.int8, 2: torch.int16, 4: torch.int32}[a.element_size()]
     # A NaN's payload is the adder's own; only that it is one is promised.
     nan = a.isnan() & b.isnan()
@@ -55,7 +58,7 @@ def terms(count: int, *, gaussian: bool = False, step: int = 3) -> DirectionSum:
     return direction_sum(2**32 - 7, gaussian, addresses, coefficients)
 
 
-def test_the_signatures_are_the_references():
+def test_the_signatures_are_the_references() -> None:
     names = "perturb perturb_pair perturb_rows perturb_each signs project spread widen prefill"
     for name in [*names.split(), "update_dense", "update_rank1"]:
         assert inspect.signature(getattr(triton, name)) == inspect.signature(
@@ -73,9 +76,9 @@ def test_the_signatures_are_the_references():
         (torch.bfloat16, False, 8193, 0),
     ],
 )
-def test_perturb(stored, gaussian, n, offset):
+def test_perturb(stored: torch.dtype, gaussian: bool, n: int, offset: int) -> None:
     weight = weights(n, stored)
-    arguments = {"offset": offset, **ADDRESS, "scale": 3e-3, "gaussian": gaussian}
+    arguments: dict[str, Any] = {"offset": offset, **ADDRESS, "scale": 3e-3, "gaussian": gaussian}
     # One type into all only where it is cheap.
     for dtype in DTYPES if n == 255 else [stored]:
         fast, slow, plus, minus = (torch.empty(n, dtype=dtype) for _ in range(4))
@@ -90,7 +93,7 @@ def test_perturb(stored, gaussian, n, offset):
 
 @pytest.mark.parametrize("gaussian", [False, True])
 @pytest.mark.parametrize("columns", [1, 255, 512, 1031])
-def test_perturb_rows(gaussian, columns):
+def test_perturb_rows(gaussian: bool, columns: int) -> None:
     weight = weights((41, columns), torch.bfloat16)
     rows = torch.tensor([40, 0, 7, 7, 31])
     fast, slow = torch.empty(5, columns), torch.empty(5, columns)
@@ -102,37 +105,14 @@ def test_perturb_rows(gaussian, columns):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("columns", [1, 577])
-def test_perturb_each(dtype, columns):
+def test_perturb_each(dtype: torch.dtype, columns: int) -> None:
     weight = weights(columns, dtype)
     ks, scales = torch.tensor([0, 5, 2**24 - 1]), torch.tensor([1e-3, -1e-3, 0.3])
-    arguments = {"seed": 1, "step": 2, "param": 3, "ks": ks, "scales": scales}
+    arguments: dict[str, Any] = {"seed": 1, "step": 2, "param": 3, "ks": ks, "scales": scales}
     fast, slow = torch.empty(3, columns, dtype=dtype), torch.empty(3, columns, dtype=dtype)
     triton.perturb_each(fast, weight, **arguments)
     reference.perturb_each(slow, weight, **arguments)
     assert equal(fast, slow)
-
-
-def test_an_address_in_memory_is_the_same_address():
-    weight = weights((5, 300), torch.float32)
-    rows, ks = torch.tensor([4, 1]), torch.tensor([3, 9])
-    seed, step, param, k = ADDRESS.values()
-    address, scale = torch.tensor([seed, step, k]), torch.tensor([1e-2])
-    for gaussian in (False, True):
-        kind = {"param": param, "gaussian": gaussian}
-        a, b, c, d = (torch.empty(5, 300) for _ in range(4))
-        triton.perturb_pair_at(a, b, weight, address, scale, offset=77, **kind)
-        triton.perturb_pair(c, d, weight, offset=77, **ADDRESS, scale=1e-2, gaussian=gaussian)
-        assert equal(a, c)
-        assert equal(b, d)
-        triton.perturb_at(a, weight, address, scale, offset=77, **kind)
-        assert equal(a, c)
-        triton.perturb_rows_at(a[:2], weight, rows, address, scale, **kind)
-        triton.perturb_rows(c[:2], weight, rows, **ADDRESS, scale=1e-2, gaussian=gaussian)
-        assert equal(a[:2], c[:2])
-    triton.perturb_each_at(a[:2], weight[0], address[:2], ks, scale.repeat(2), param=param)
-    key = {"seed": seed, "step": step, "param": param, "ks": ks, "scales": scale.repeat(2)}
-    triton.perturb_each(c[:2], weight[0], **key)
-    assert equal(a[:2], c[:2])
 
 
 def test_signs():
@@ -154,18 +134,18 @@ def test_signs():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("runs", "count", "columns"), [(1, 1, 1), (3, 2, 577), (2, 3, 1024)])
-def test_what_surrounds_a_product(dtype, runs, count, columns):
+def test_what_surrounds_a_product(dtype: torch.dtype, runs: int, count: int, columns: int) -> None:
     generator = torch.Generator().manual_seed(0)
     n, vectors, outputs = runs + 1, runs * count, 515
 
-    def pm1(*shape: int) -> torch.Tensor:
+    def pm1(*shape: int) -> Tensor:
         return (torch.randint(0, 2, shape, generator=generator) * 2 - 1).to(torch.int8)
 
     x = torch.randn(vectors, columns, generator=generator).to(dtype)
     which = torch.arange(runs) + 1
     v, u, scales = pm1(3, n, columns), pm1(n, outputs), torch.linspace(-1, 1, runs) + 0.1
     weight = weights((outputs, columns), dtype)
-    results = []
+    results: list[list[Tensor]] = []
     for kernels in (triton, reference):
         s, padded = torch.empty(3, vectors), torch.full((vectors, columns + n), 7.0).to(dtype)
         kernels.project(s, x, v, which, scales, padded)
@@ -198,7 +178,7 @@ def test_what_surrounds_a_product(dtype, runs, count, columns):
         (torch.bfloat16, "signs", (8193,)),
     ],
 )
-def test_updates(dtype, kind, shape):
+def test_updates(dtype: torch.dtype, kind: str, shape: tuple[int, ...]) -> None:
     which = {"gaussian": kind == "gaussian"}
     window = [terms(2, **which, step=step) for step in (1, 2)]
     results = []
@@ -218,7 +198,7 @@ def test_updates(dtype, kind, shape):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_no_update_leaves_what_is_representable_alone(dtype):
+def test_no_update_leaves_what_is_representable_alone(dtype: torch.dtype) -> None:
     weight = weights(600, dtype)
     before = weight.clone()
     nothing = direction_sum(7, False, [(1, 0)], [0.0])
@@ -228,37 +208,36 @@ def test_no_update_leaves_what_is_representable_alone(dtype):
     triton.update_dense(weight[:0], [nothing], param=1, decay=1.0, rounding=Rounding(7, 1))
 
 
-def test_a_direction_number_beyond_its_field_is_refused():
+def test_a_direction_number_beyond_its_field_is_refused() -> None:
     with pytest.raises(ValueError, match="2\\*\\*24"):
         triton.perturb(torch.empty(3), torch.zeros(3), **{**ADDRESS, "k": 1 << 24}, scale=1.0,
                        gaussian=False)  # fmt: skip
 
 
-def replayed(kernels: ModuleType, rule: str, monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+def replayed(kernels: ModuleType, rule: str, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """A matrix and a vector after four steps of a journal, one of them skipped."""
-    for module in (dense, rank1):
-        monkeypatch.setattr(module, "kernels_for", lambda _: kernels)
+    for structure in (dense, rank1):
+        monkeypatch.setattr(structure, "kernels_for", lambda _: kernels)
     dtype = torch.bfloat16 if rule == "full" else torch.float32
     start = {"matrix": weights((7, 45), dtype)[:, 5:].contiguous(), "vector": weights(50, dtype)}
     tuned = [
         Tuned(x, torch.nn.Parameter(t), 11 + i, i == 0) for i, (x, t) in enumerate(start.items())
     ]
-    drawn = directions(2**32 - 3, "gaussian" if rule == "mezo" else "rank1")
-    optimizer: MeZO | RAdaZO
-    if rule == "mezo":
-        optimizer = MeZO(Resident(tuned), drawn, weight_decay=0.1)
-    else:
-        constants = Rule((0.9, 0.99), 1e-8, "v", rule, 2, True, 0.1)  # type: ignore[arg-type]
-        optimizer = RAdaZO(Resident(tuned), drawn, constants)
+    keys = {"weight_decay": 0.1, "distribution": "gaussian" if rule == "mezo" else "rademacher"}
+    section: OptimizerSection = MeZO.model_validate(keys)
+    if rule != "mezo":
+        keys |= {"structure": "rank1", "moments": rule, "window": 2}
+        section = RAdaZO.model_validate(keys)
+    made = optimizer.optimizer_for(section, 2**32 - 3, Resident(tuned))
     for step in range(1, 5):
         c = (3.5 / step, float("nan") if step == 2 else -0.11149546, 62.5)
         measured = Measurement(step, (0.7,), (0.6,), c)
         if measured.finite:
-            optimizer.update(measured, 1e-3)
+            made.update(measured, 1e-3)
     return [t.data for t in tuned]
 
 
 @pytest.mark.parametrize("rule", ["mezo", "scalar", "full", "window"])
-def test_a_journal_leads_to_the_same_bits(rule, monkeypatch):
+def test_a_journal_leads_to_the_same_bits(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for a, b in zip(*(replayed(x, rule, monkeypatch) for x in (reference, triton)), strict=True):
         assert equal(a, b)

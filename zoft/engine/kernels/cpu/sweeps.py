@@ -36,7 +36,8 @@ from zoft.engine.kernels.cpu.rank1 import (
 from zoft.engine.kernels.cpu.tasks import perturb_task, prefill_task, project_task, widen_task
 from zoft.engine.kernels.cpu.update import STORED, SUM, WINDOW, add_outer_rows, update_span
 from zoft.engine.kernels.numerics import gaussian as normal
-from zoft.engine.kernels.numerics.exact_sum import Adam, DirectionSum, Rounding
+from zoft.engine.kernels.numerics.exact_sum import DirectionSum, Rounding
+from zoft.recipe.sections.optimizers.rule import AdamConstants
 from zoft.system.philox import PURPOSE_DENSE, PURPOSE_U, PURPOSE_V
 
 MIN_PER_THREAD = 1 << 16  # elements; below it a thread costs more than it saves
@@ -253,7 +254,7 @@ def prefill(
 
 def update_dense(
     weight: torch.Tensor, sums: Sequence[DirectionSum], *, param: int, decay: float,
-    rounding: Rounding, adam: Adam | None = None, moments: Sequence[torch.Tensor] = (),
+    rounding: Rounding, adam: AdamConstants | None = None, moments: Sequence[torch.Tensor] = (),
 ) -> None:  # fmt: skip
     """Move `weight` in place by sums of dense directions, in one sweep; see `reference`."""
     factors = (np.empty((0, 0), np.float32), np.empty((0, 0), np.int8))
@@ -262,7 +263,7 @@ def update_dense(
 
 def update_rank1(
     weight: torch.Tensor, sums: Sequence[DirectionSum], *, param: int, decay: float,
-    rounding: Rounding, adam: Adam | None = None, moments: Sequence[torch.Tensor] = (),
+    rounding: Rounding, adam: AdamConstants | None = None, moments: Sequence[torch.Tensor] = (),
 ) -> None:  # fmt: skip
     """Move a matrix by sums of directions u v^T, in one sweep; see `reference`."""
     u, v = _both_factors(sums, weight.shape, param)
@@ -283,12 +284,12 @@ def update_rank1(
 def _update(
     weight: torch.Tensor, sums: Sequence[DirectionSum],
     factors: tuple[npt.NDArray[np.float32], npt.NDArray[np.int8]], param: int, decay: float,
-    rounding: Rounding, adam: Adam | None, moments: Sequence[torch.Tensor],
+    rounding: Rounding, adam: AdamConstants | None, moments: Sequence[torch.Tensor],
 ) -> None:  # fmt: skip
     w, kind = _stored(weight)
     mode = SUM if adam is None else STORED if moments else WINDOW
     m, v = (x.view(-1).numpy() for x in moments) if moments else 2 * [np.empty(0, np.float32)]
-    adam = adam or Adam(beta1=0.0, beta2=0.0, lr=0.0, correction=1.0, eps=0.0)
+    adam = adam or AdamConstants(beta1=0.0, beta2=0.0, lr=0.0, correction=1.0, eps=0.0)
     gaussian = sums[0].gaussian
     steps, ks, n = _concatenated(sums)
     arguments = (

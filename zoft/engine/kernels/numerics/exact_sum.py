@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-LIMIT = 1 << 13  # largest |n_i|
 MAX_TERMS = 1 << 11  # directions in one exact float32 sum
 
 
@@ -35,22 +34,6 @@ class Rounding:
 
     seed: int
     step: int
-
-
-@dataclass(frozen=True, slots=True)
-class Adam:
-    """R-AdaZO's constants of one element-wise update, each used in float32 (METHODS section 3)."""
-
-    beta1: float
-    beta2: float
-    lr: float  # times 1 / (1 - beta1**t) under `bias_correction: adam`
-    correction: float  # 1 - beta2**t, or 1
-    eps: float  # zeta
-
-    def constants(self) -> tuple[float, float, float, float, float, float, float]:
-        """beta1, beta2, 1 - beta1, 1 - beta2, lr, correction, eps, as the kernels take them."""
-        rest = (1.0 - self.beta1, 1.0 - self.beta2)
-        return (self.beta1, self.beta2, *rest, self.lr, self.correction, self.eps)
 
 
 def direction_sum(

@@ -23,14 +23,7 @@ from zoft.engine.kernels.triton.device import (
 from zoft.engine.kernels.triton.launch import SWEEP, on, table_on
 from zoft.system.philox import last_word
 
-_PER_STEP = [
-    "pieces",
-    "seed",
-    "step",
-    "param",
-    "k",
-    "scale",
-]  # their values never make a new kernel
+_PER_STEP = ["pieces", "seed", "step", "param", "k", "scale"]  # their values make no new kernel
 
 
 @triton.jit
@@ -62,28 +55,23 @@ def _rows(out, minus, weight, first, last, lane, words, row, scale, table,
     do_not_specialize=_PER_STEP,
     do_not_specialize_on_alignment=["out", "minus", "weight", "count", "offset"],
 )
-def perturb_kernel(out, minus, weight, rows, ks, scales, address, table, count: tl.int64,
+def perturb_kernel(out, minus, weight, rows, ks, scales, table, count: tl.int64,
                    pieces, offset: tl.int64, seed: tl.int64, step: tl.int64, param: tl.int64,
                    k: tl.int64, scale: tl.float32,
                    GAUSSIAN: tl.constexpr, EACH: tl.constexpr):  # fmt: skip
     """One tile of one run of `count` neighbouring elements; `pieces` programs to a run.
 
-    Run i starts at weight[rows[i] * count], or weight[0], and goes to out[i * count]. With `address`
-    (seed, step, k in int64) and `scales` in memory nothing about a step is an argument.
+    Run i starts at weight[rows[i] * count], or weight[0], and goes to out[i * count]. With EACH it has
+    a k and a scale of its own, ks[i] and scales[i].
     """
     BATCH: tl.constexpr = 2 if GAUSSIAN else 4
     TILE: tl.constexpr = ROW * (HALF_ROWS if GAUSSIAN else SIGN_ROWS)
     program = tl.program_id(0)
     run, piece = (program // pieces).to(tl.int64), program % pieces
     count = tl.cast(count, tl.int64)
-    if address is not None:
-        seed, step = tl.load(address), tl.load(address + 1)
-        if not EACH:
-            k = tl.load(address + 2)
-    if scales is not None:
-        scale = tl.load(scales + (run if EACH else 0))
     if EACH:
         k = tl.load(ks + run)
+        scale = tl.load(scales + run)
     scale = tl.cast(scale, tl.float32)
     start = tl.cast(0, tl.int64)
     if rows is not None:
@@ -108,11 +96,24 @@ def perturb_kernel(out, minus, weight, rows, ks, scales, address, table, count: 
                       GAUSSIAN, BATCH, True)  # fmt: skip
 
 
-def _launch(out: Tensor, minus: Tensor | None, weight: Tensor, *, runs: int, count: int,
-            param: int, gaussian: bool, offset: int = 0, rows: Tensor | None = None,
-            ks: Tensor | None = None, scales: Tensor | None = None,
-            address: Tensor | None = None, seed: int = 0, step: int = 0, k: int = 0,
-            scale: float = 0.0, each: bool = False) -> None:  # fmt: skip
+def _launch(
+    out: Tensor,
+    minus: Tensor | None,
+    weight: Tensor,
+    *,
+    runs: int,
+    count: int,
+    param: int,
+    gaussian: bool,
+    offset: int = 0,
+    rows: Tensor | None = None,
+    ks: Tensor | None = None,
+    scales: Tensor | None = None,
+    seed: int,
+    step: int,
+    k: int = 0,
+    scale: float = 0.0,
+) -> None:
     tile = 512 if gaussian else 8192
     if rows is None:
         pieces = -(-(offset % tile + count) // tile)
@@ -123,83 +124,116 @@ def _launch(out: Tensor, minus: Tensor | None, weight: Tensor, *, runs: int, cou
     table = table_on(weight.device) if gaussian else None
     with on(weight.device):
         perturb_kernel[(runs * pieces,)](
-            out, minus, weight, rows, ks, scales, address, table, count, pieces, offset, seed,
-            step, param, k, scale, gaussian, each, **SWEEP,
+            out, minus, weight, rows, ks, scales, table, count, pieces, offset, seed, step, param,
+            k, scale, gaussian, ks is not None, **SWEEP,
         )  # fmt: skip
 
 
 def perturb(
-    out: Tensor, weight: Tensor, *, offset: int = 0, seed: int, step: int, param: int, k: int,
-    scale: float, gaussian: bool,
-) -> None:  # fmt: skip
+    out: Tensor,
+    weight: Tensor,
+    *,
+    offset: int = 0,
+    seed: int,
+    step: int,
+    param: int,
+    k: int,
+    scale: float,
+    gaussian: bool,
+) -> None:
     """out = weight + scale * z in float32, rounded once to out's dtype (see `cpu.perturb`)."""
     last_word(0, k)
-    _launch(out, None, weight, runs=1, count=weight.numel(), offset=offset, seed=seed, step=step,
-            param=param, k=k, scale=scale, gaussian=gaussian)  # fmt: skip
+    _launch(
+        out,
+        None,
+        weight,
+        runs=1,
+        count=weight.numel(),
+        offset=offset,
+        seed=seed,
+        step=step,
+        param=param,
+        k=k,
+        scale=scale,
+        gaussian=gaussian,
+    )
 
 
 def perturb_pair(
-    plus: Tensor, minus: Tensor, weight: Tensor, *, offset: int = 0, seed: int, step: int,
-    param: int, k: int, scale: float, gaussian: bool,
-) -> None:  # fmt: skip
+    plus: Tensor,
+    minus: Tensor,
+    weight: Tensor,
+    *,
+    offset: int = 0,
+    seed: int,
+    step: int,
+    param: int,
+    k: int,
+    scale: float,
+    gaussian: bool,
+) -> None:
     """plus = weight + scale * z and minus = weight - scale * z, each as `perturb` rounds it."""
     last_word(0, k)
-    _launch(plus, minus, weight, runs=1, count=weight.numel(), offset=offset, seed=seed, step=step,
-            param=param, k=k, scale=scale, gaussian=gaussian)  # fmt: skip
+    _launch(
+        plus,
+        minus,
+        weight,
+        runs=1,
+        count=weight.numel(),
+        offset=offset,
+        seed=seed,
+        step=step,
+        param=param,
+        k=k,
+        scale=scale,
+        gaussian=gaussian,
+    )
 
 
 def perturb_rows(
-    out: Tensor, weight: Tensor, rows: Tensor, *, seed: int, step: int, param: int, k: int,
-    scale: float, gaussian: bool,
-) -> None:  # fmt: skip
+    out: Tensor,
+    weight: Tensor,
+    rows: Tensor,
+    *,
+    seed: int,
+    step: int,
+    param: int,
+    k: int,
+    scale: float,
+    gaussian: bool,
+) -> None:
     """out[i] = weight[rows[i]] + scale * z; weight (R, C), rows (n,) int64, out (n, C)."""
     last_word(0, k)
-    _launch(out, None, weight, runs=rows.numel(), count=weight.shape[1], rows=rows, seed=seed,
-            step=step, param=param, k=k, scale=scale, gaussian=gaussian)  # fmt: skip
+    _launch(
+        out,
+        None,
+        weight,
+        runs=rows.numel(),
+        count=weight.shape[1],
+        rows=rows,
+        seed=seed,
+        step=step,
+        param=param,
+        k=k,
+        scale=scale,
+        gaussian=gaussian,
+    )
 
 
 def perturb_each(
     out: Tensor, weight: Tensor, *, seed: int, step: int, param: int, ks: Tensor, scales: Tensor
 ) -> None:
     """out[i] = weight + scales[i] * z(ks[i]), signs; weight (C,), ks (n,) int64, out (n, C)."""
-    _launch(out, None, weight, runs=ks.numel(), count=weight.numel(), ks=ks, scales=scales,
-            seed=seed, step=step, param=param, gaussian=False, each=True)  # fmt: skip
-
-
-# The same with (seed, step[, k]) and the scale in device memory: nothing to wait for, nothing to
-# compile anew, and a captured graph stays valid. Shapes as above; address int64, scale float32 (1,).
-
-
-def perturb_at(
-    out: Tensor, weight: Tensor, address: Tensor, scale: Tensor, *, offset: int = 0, param: int,
-    gaussian: bool,
-) -> None:  # fmt: skip
-    """`perturb` at address (seed, step, k)."""
-    _launch(out, None, weight, runs=1, count=weight.numel(), offset=offset, address=address,
-            scales=scale, param=param, gaussian=gaussian)  # fmt: skip
-
-
-def perturb_pair_at(
-    plus: Tensor, minus: Tensor, weight: Tensor, address: Tensor, scale: Tensor, *,
-    offset: int = 0, param: int, gaussian: bool,
-) -> None:  # fmt: skip
-    """`perturb_pair` at address (seed, step, k)."""
-    _launch(plus, minus, weight, runs=1, count=weight.numel(), offset=offset, address=address,
-            scales=scale, param=param, gaussian=gaussian)  # fmt: skip
-
-
-def perturb_rows_at(
-    out: Tensor, weight: Tensor, rows: Tensor, address: Tensor, scale: Tensor, *, param: int,
-    gaussian: bool,
-) -> None:  # fmt: skip
-    """`perturb_rows` at address (seed, step, k)."""
-    _launch(out, None, weight, runs=rows.numel(), count=weight.shape[1], rows=rows,
-            address=address, scales=scale, param=param, gaussian=gaussian)  # fmt: skip
-
-
-def perturb_each_at(
-    out: Tensor, weight: Tensor, address: Tensor, ks: Tensor, scales: Tensor, *, param: int
-) -> None:
-    """`perturb_each` at address (seed, step)."""
-    _launch(out, None, weight, runs=ks.numel(), count=weight.numel(), ks=ks, scales=scales,
-            address=address, param=param, gaussian=False, each=True)  # fmt: skip
+    _launch(
+        out,
+        None,
+        weight,
+        runs=ks.numel(),
+        count=weight.numel(),
+        ks=ks,
+        scales=scales,
+        seed=seed,
+        step=step,
+        param=param,
+        gaussian=False,
+    )

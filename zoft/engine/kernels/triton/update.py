@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zoft.engine.kernels.numerics.exact_sum import Adam, DirectionSum, Rounding
+from zoft.engine.kernels.numerics.exact_sum import DirectionSum, Rounding
 from zoft.engine.kernels.triton.device import (
     HALF_ROWS,
     LANES,
@@ -36,6 +36,7 @@ from zoft.engine.kernels.triton.device import (
 )
 from zoft.engine.kernels.triton.launch import SWEEP, on, table_on
 from zoft.engine.kernels.triton.signs import draw_factors
+from zoft.recipe.sections.optimizers.rule import AdamConstants
 
 SUM, STORED, WINDOW = 0, 1, 2
 _SUM, _STORED, _WINDOW = tl.constexpr(SUM), tl.constexpr(STORED), tl.constexpr(WINDOW)
@@ -256,7 +257,7 @@ def rank1_kernel(weight, exp_avg, exp_avg_sq, plan, terms, sums, u, v_factors, p
 
 def update_dense(
     weight: Tensor, sums: Sequence[DirectionSum], *, param: int, decay: float, rounding: Rounding,
-    adam: Adam | None = None, moments: Sequence[Tensor] = (),
+    adam: AdamConstants | None = None, moments: Sequence[Tensor] = (),
 ) -> None:  # fmt: skip
     """Move `weight` in place by sums of dense directions, in one sweep; see `reference`."""
     if weight.numel() == 0:
@@ -274,7 +275,7 @@ def update_dense(
 
 def update_rank1(
     weight: Tensor, sums: Sequence[DirectionSum], *, param: int, decay: float, rounding: Rounding,
-    adam: Adam | None = None, moments: Sequence[Tensor] = (),
+    adam: AdamConstants | None = None, moments: Sequence[Tensor] = (),
 ) -> None:  # fmt: skip
     """Move a matrix by sums of directions u v^T: draws the factors, then one sweep; see `reference`."""
     if weight.numel() == 0:
@@ -291,7 +292,7 @@ def update_rank1(
         )  # fmt: skip
 
 
-def _mode(adam: Adam | None, moments: Sequence[Tensor]) -> int:
+def _mode(adam: AdamConstants | None, moments: Sequence[Tensor]) -> int:
     return SUM if adam is None else STORED if moments else WINDOW
 
 
@@ -300,10 +301,10 @@ def _terms(sums: Sequence[DirectionSum]) -> int:
 
 
 def _numbers(
-    param: int, decay: float, adam: Adam | None, rounding: Rounding
+    param: int, decay: float, adam: AdamConstants | None, rounding: Rounding
 ) -> tuple[int | float, ...]:
     """The kernels' arguments that change from step to step or from parameter to parameter."""
-    adam = adam or Adam(beta1=0.0, beta2=0.0, lr=0.0, correction=1.0, eps=0.0)
+    adam = adam or AdamConstants(beta1=0.0, beta2=0.0, lr=0.0, correction=1.0, eps=0.0)
     return (param, decay, *adam.constants(), rounding.seed, rounding.step)
 
 

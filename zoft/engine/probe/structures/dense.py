@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from zoft.engine.kernels.dispatch import kernels_for
-from zoft.engine.kernels.numerics.exact_sum import Adam, DirectionSum, Rounding
+from zoft.engine.kernels.numerics.exact_sum import DirectionSum, Rounding
 from zoft.engine.probe.directions import Direction, MatrixBytes, OpenProbe
 from zoft.engine.probe.leaves import Leaf, ParameterRef
+from zoft.recipe.sections.optimizers.rule import AdamConstants
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class Dense:
         param: int,
         decay: float,
         rounding: Rounding,
-        adam: Adam | None = None,
+        adam: AdamConstants | None = None,
         moments: Sequence[Tensor] = (),
     ) -> None:
         kernels_for(weight.device).update_dense(

@@ -17,13 +17,14 @@ from torch import Tensor
 
 from zoft.engine.kernels import reference
 from zoft.engine.kernels.dispatch import kernels_for
-from zoft.engine.kernels.numerics.exact_sum import Adam, DirectionSum, Rounding
+from zoft.engine.kernels.numerics.exact_sum import DirectionSum, Rounding
 from zoft.engine.probe.directions import Direction, MatrixBytes, OpenProbe
 from zoft.engine.probe.leaves import Leaf, ParameterRef
 from zoft.engine.probe.rows import GROUP_DIRECTIONS, RowAssignment
 from zoft.engine.probe.scratch import Scratch
 from zoft.engine.probe.structures.dense import add_bias
 from zoft.engine.probe.structures.factors import Factors, factor_groups
+from zoft.recipe.sections.optimizers.rule import AdamConstants
 from zoft.system.philox import PURPOSE_U, PURPOSE_V
 
 
@@ -53,7 +54,7 @@ class Rank1:
         param: int,
         decay: float,
         rounding: Rounding,
-        adam: Adam | None = None,
+        adam: AdamConstants | None = None,
         moments: Sequence[Tensor] = (),
     ) -> None:
         kernels_for(weight.device).update_rank1(

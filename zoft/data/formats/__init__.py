@@ -1,0 +1,1 @@
+"""The formats of a row, one file each; `table.py` lists them."""

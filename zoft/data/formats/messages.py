@@ -1,0 +1,29 @@
+"""messages: a list of {"role": ..., "content": ...}. Each reply is learnt, with its end token."""
+
+from __future__ import annotations
+
+from zoft.data.columns import RowReader
+from zoft.data.formats.chat import Chat, listed_turns, require_known
+from zoft.data.formats.format import Format
+
+ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
+
+
+def parse(row: RowReader) -> Chat:
+    """A conversation: objects with a role and what is said (or a call of tools)."""
+    shape = '{"role": ..., "content": ...}'
+    turns = listed_turns("messages", shape, row)
+    for i, turn in enumerate(turns, 1):
+        role, content = turn.get("role"), turn.get("content")
+        if not isinstance(role, str):
+            raise row.error(f"expected a list of {shape}, turn {i} has no role")
+        require_known(role, ROLES, i, row)
+        if isinstance(content, list) or (content is None and turn.get("tool_calls")):
+            continue  # parts of a message: the template's business
+        if content is None:
+            raise row.error(f"turn {i} has no content")
+        row.as_text(content, f"the content of turn {i}")
+    return Chat(turns, row.number)
+
+
+MESSAGES = Format(name="messages", reads=("messages",), parse=parse, chat=True)
