@@ -26,8 +26,8 @@ from zoft.models.adapters import attach_adapter
 from zoft.models.load import load_model, load_tokenizer
 from zoft.models.storage.fetch import local_safetensors
 from zoft.planning.resolve import resolve
-from zoft.recipe.defaults import with_defaults
 from zoft.recipe.load import load_recipe
+from zoft.recipe.resolved import with_defaults
 from zoft.runs import checkpoint
 from zoft.runs.metrics import Metrics, in_words
 
@@ -42,7 +42,7 @@ def main() -> None:
     recipe = resolve(with_defaults(load_recipe(a.recipe, a.overrides)))
     where = local_safetensors(recipe.model.name, recipe.model.revision)
     tokenizer = load_tokenizer(where, recipe.model)
-    objective = objective_for(recipe.objective.name)  # type: ignore[arg-type]
+    objective = objective_for(recipe.objective.name)
 
     recipe, sets = prepare(recipe, tokenizer, names=("train", "eval"))
     train, held_out = sets["train"].examples, sets["eval"].examples

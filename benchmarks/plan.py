@@ -29,7 +29,8 @@ from transformers import (
 
 from zoft.planning.footprint import Footprint, footprint
 from zoft.planning.placement import budgets, choose
-from zoft.planning.plan import read_examples, resolved
+from zoft.planning.plan import read_data
+from zoft.planning.resolve import resolve
 from zoft.planning.workload import shape_of
 from zoft.recipe.load import load_recipe
 
@@ -149,8 +150,9 @@ def _run(folder: Path, model: str, changes: list[str]) -> dict[str, int]:
 
 
 def _planned(path: Path, changes: list[str]) -> Footprint:
-    recipe = resolved(load_recipe(path, changes))
-    shape = shape_of(recipe, read_examples(recipe))
+    recipe = resolve(load_recipe(path, changes))
+    data = read_data(recipe)
+    shape = shape_of(recipe, data.examples if data else None)
     if recipe.model.residency == "auto":
         return footprint(recipe, shape)
     return choose(recipe, shape, *budgets(recipe)).footprint

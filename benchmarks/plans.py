@@ -17,8 +17,9 @@ from transformers import LlamaConfig, OPTConfig, PreTrainedConfig
 from zoft.errors import OutOfMemory
 from zoft.planning.footprint import Footprint, footprint
 from zoft.planning.placement import choose
-from zoft.planning.plan import resolved
+from zoft.planning.resolve import resolve
 from zoft.planning.workload import Shape, shape_of
+from zoft.recipe.resolved import Resolved
 from zoft.recipe.schema import Recipe
 
 GB = 10**9  # ZO2 and the makers of cards count in these
@@ -84,7 +85,7 @@ def main() -> None:
     print("\n".join(cards_table()))
 
 
-def planned(model: Model, *sections: dict[str, Any]) -> tuple[Recipe, Shape]:
+def planned(model: Model, *sections: dict[str, Any]) -> tuple[Resolved, Shape]:
     """The recipe for a GPU, and its shape."""
     values: dict[str, Any] = {
         "device": "cuda:0", "model": {}, "data": {"train": {"path": "none.jsonl"}, "format": "text"},
@@ -95,7 +96,7 @@ def planned(model: Model, *sections: dict[str, Any]) -> tuple[Recipe, Shape]:
     with tempfile.TemporaryDirectory() as folder:
         model.config.save_pretrained(folder)
         values["model"] = {**values["model"], "name": folder}
-        recipe = resolved(Recipe.model_validate(values))
+        recipe = resolve(Recipe.model_validate(values), absent=True)
         return recipe, shape_of(recipe)
 
 
@@ -136,7 +137,7 @@ def cards_table() -> list[str]:
     return lines
 
 
-def _cell(recipe: Recipe, shape: Shape, card: int) -> str:
+def _cell(recipe: Resolved, shape: Shape, card: int) -> str:
     try:
         found = choose(recipe, shape, int(0.95 * card * GB), HOST)
     except OutOfMemory:

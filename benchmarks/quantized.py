@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 
 from zoft.engine.diagnostics import measure_noise
 from zoft.engine.estimator import Estimator
-from zoft.engine.objectives.objective import objective_for
+from zoft.engine.objectives.objective import batch_losses, objective_for
 from zoft.engine.probe.directions import Directions
 from zoft.engine.probe.structures.table import DENSE
 from zoft.engine.probe.view import ProbedModel
@@ -90,7 +90,7 @@ def _measured(recipe: Recipe, directions: int, base: str, compute: str) -> dict[
     estimator = Estimator(
         view, Directions(0, False, DENSE), perturbation=PERTURBATION, paired=base in OURS
     )
-    noise = measure_noise(estimator, lambda: objective.losses(view, [batch]), directions)
+    noise = measure_noise(estimator, lambda: batch_losses(objective, view, [batch]), directions)
     return {
         "signal_to_noise": noise.signal_to_noise,
         "projected_grad": noise.projected_grad,

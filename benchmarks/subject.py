@@ -20,7 +20,7 @@ from zoft.data.examples import Choice, TextExample, gold
 from zoft.data.sources import load_rows
 from zoft.engine.estimator import Estimator
 from zoft.engine.objectives.batch import Batch
-from zoft.engine.objectives.objective import Objective, objective_for
+from zoft.engine.objectives.objective import Objective, batch_losses, micro_batches, objective_for
 from zoft.engine.optimizers.optimizer import optimizer_for
 from zoft.engine.optimizers.update import Resident, tuned_weights
 from zoft.engine.probe.directions import Directions
@@ -96,7 +96,7 @@ class Step:
         self.number += 1
         examples = batch.examples if self.probes.per_example else None
         found = replace(self.estimator, examples=examples).measure(
-            self.number, lambda: objective.losses(self.view, [batch])
+            self.number, lambda: batch_losses(objective, self.view, [batch])
         )
         begun = time.perf_counter()
         self.journal.append(Entry(found, RATE))
@@ -123,7 +123,7 @@ def rows_of(recipe: Recipe, limit: int | None = None) -> tuple[list[Choice], lis
 
 def batch_of(objective: Objective, examples: Sequence[Choice] | Sequence[TextExample]) -> Batch:
     """All examples in one batch."""
-    [batch] = objective.batches(examples, len(examples), CPU)
+    [batch] = micro_batches(objective, examples, len(examples), CPU)
     return batch
 
 

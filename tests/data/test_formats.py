@@ -16,7 +16,7 @@ from zoft.recipe.sections.data import ROLES, TEMPLATED, DataSection, FormatName,
 from zoft.recipe.sections.tasks import TASKS
 from zoft.recipe.sections.template import problem_of, render
 
-TOKENIZER = tiny.tokenizer()
+TOKENIZER: Any = tiny.tokenizer()
 CHAT = tiny.tokenizer(chat_template=tiny.CHAT_TEMPLATE)
 
 
@@ -117,7 +117,7 @@ def test_sharegpt_is_a_chat() -> None:
 
 def test_a_template_may_stand_before_a_completion() -> None:
     row = {"q": "1+1?", "a": "2"}
-    fields = {"format": "prompt-completion", "columns": {"completion": "a"}}
+    fields: dict[str, Any] = {"format": "prompt-completion", "columns": {"completion": "a"}}
     example = encoded([row], template="Q: {q}\nA:", **fields).examples[0]
     assert marked(example) == "<s>Q: 1+1?\nA:« 2</s>»"
     assert isinstance(example, TextExample)
@@ -126,7 +126,10 @@ def test_a_template_may_stand_before_a_completion() -> None:
 
 def test_each_training_row_takes_one_of_several_templates() -> None:
     rows = [{"text": f"{i}", "label": 1} for i in range(300)]
-    fields = {"template": ["A {text}", "B {text}", "C {text}"], "labels": {0: "bad", 1: "great"}}
+    fields: dict[str, Any] = {
+        "template": ["A {text}", "B {text}", "C {text}"],
+        "labels": {0: "bad", 1: "great"},
+    }
     drawn = encoded(rows, seed=TemplateSeed(7), **fields)
     begins = [words(example)[0][0] for example in drawn.examples]
     assert all(70 < begins.count(letter) < 130 for letter in "ABC")
@@ -157,7 +160,7 @@ def test_what_a_template_can_do_to_a_column() -> None:
 
 def test_options_from_a_column_by_number_or_text() -> None:
     row = {"text": "Pick", "o": ["one", "two", "three"]}
-    fields = {"template": "{text}:", "options": "o"}
+    fields: dict[str, Any] = {"template": "{text}:", "options": "o"}
     for label in (1, "1", "two", ["no", "two"]):
         found = encoded([{**row, "label": label}], **fields).examples[0]
         assert words(found) == ("Pick:", [" one", " two", " three"], 1)
@@ -203,7 +206,10 @@ def test_questions_keep_all_answers(answers: dict[str, list[str]]) -> None:
 
 def test_the_recipe_wins_over_the_task() -> None:
     row = {"review": "fine", "label": "pos"}
-    fields = {"columns": {"text": "review"}, "labels": {"neg": "bad", "pos": "great"}}
+    fields: dict[str, Any] = {
+        "columns": {"text": "review"},
+        "labels": {"neg": "bad", "pos": "great"},
+    }
     assert words(encoded([row], template="sst2", **fields).examples[0]) == (
         "fine It was", [" bad", " great"], 1
     )  # fmt: skip

@@ -16,10 +16,10 @@ from zoft.data.examples import TextExample
 from zoft.data.mixing import apportioned, taken
 from zoft.data.sets import prepare
 from zoft.errors import DataError, Interrupted
-from zoft.recipe.defaults import with_defaults
+from zoft.recipe.resolved import with_defaults
 from zoft.recipe.schema import Recipe
 
-TOKENIZER = tiny.tokenizer()
+TOKENIZER: Any = tiny.tokenizer()
 
 
 def write(path: Path, letter: str, rows: int) -> str:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from support import tiny
 from support.directions import directions
-from support.twins import TimeFirst
-from torch import nn
+from support.mixing import BatchMean, TimeFirst
+from torch import Tensor, nn
+from transformers import LlamaForCausalLM
 
 from zoft.engine.diagnostics import (
     LOUD,
@@ -20,6 +24,7 @@ from zoft.engine.diagnostics import (
 )
 from zoft.engine.estimator import Estimator, Losses
 from zoft.engine.optimizers.update import Resident
+from zoft.engine.probe.directions import Direction
 from zoft.engine.probe.rows import MixedRows
 from zoft.engine.probe.structures.table import values_of
 from zoft.engine.probe.view import ProbedModel
@@ -30,13 +35,15 @@ INPUT = torch.arange(20).view(2, 10) * 11 % tiny.VOCABULARY
 POSITIONS = torch.arange(20)
 
 
-def setup(compute=torch.float32, kind="signs", **settings):
+def setup(
+    compute: torch.dtype = torch.float32, kind: str = "signs", **settings: Any
+) -> tuple[LlamaForCausalLM, ProbedModel, Estimator, Callable[[], Losses], dict[str, nn.Parameter]]:
     model = tiny.llama()
     tuned = tuned_parameters(model, TuneSection())
     view = ProbedModel(model, tuned, parameter_ids(tuned), compute, INPUT[:1])
     estimator = Estimator(view, directions(3, kind), **{"perturbation": 1e-3, **settings})
 
-    def losses():
+    def losses() -> Losses:
         """Each row is an example of ten tokens."""
         found = view.token_losses(INPUT, POSITIONS, INPUT.view(-1)).double()
         sums = found.view(-1, 2, 10).sum(-1)
@@ -45,27 +52,26 @@ def setup(compute=torch.float32, kind="signs", **settings):
     return model, view, estimator, losses, tuned
 
 
-def gradients(model, rows):
+def gradients(model: nn.Module, rows: list[int]) -> dict[str, Tensor]:
     """The gradient of the mean loss of some rows, by backpropagation."""
     model.requires_grad_(True)
     with torch.enable_grad():
         logits = model(input_ids=INPUT[rows]).logits.view(-1, tiny.VOCABULARY)
-        torch.nn.functional.cross_entropy(logits, INPUT[rows].view(-1)).backward()
-    found = {name: p.grad for name, p in model.named_parameters()}
-    for p in model.parameters():
-        p.grad = None
+        loss = torch.nn.functional.cross_entropy(logits, INPUT[rows].view(-1))
+        names, weights = zip(*model.named_parameters(), strict=True)
+        found = torch.autograd.grad(loss, weights)
     model.requires_grad_(False)
-    return found
+    return dict(zip(names, found, strict=True))
 
 
-def slope(found, tuned, z):
+def slope(found: dict[str, Tensor], tuned: dict[str, nn.Parameter], z: Direction) -> float:
     ids = parameter_ids(tuned)
     return sum(float((found[n] * values_of(z, p.data, ids[n])).sum()) for n, p in tuned.items())
 
 
 @pytest.mark.parametrize(("sides", "paired"), [(1, False), (2, False), (2, True)])
 @pytest.mark.parametrize("kind", ["signs", "gaussian", "rank1"])
-def test_c_is_the_gradient_along_z(sides, paired, kind):
+def test_c_is_the_gradient_along_z(sides: int, paired: bool, kind: str) -> None:
     model, _, estimator, loss, tuned = setup(
         count=3, sides=sides, paired=paired, kind=kind, perturbation=2e-4,
     )  # fmt: skip
@@ -82,7 +88,7 @@ def test_c_is_the_gradient_along_z(sides, paired, kind):
 
 
 @pytest.mark.parametrize(("sides", "paired"), [(1, False), (2, False), (2, True)])
-def test_every_example_has_its_own_c(sides, paired):
+def test_every_example_has_its_own_c(sides: int, paired: bool) -> None:
     model, _, estimator, loss, tuned = setup(
         count=3, sides=sides, paired=paired, kind="rank1", examples=2, perturbation=2e-4
     )
@@ -96,7 +102,7 @@ def test_every_example_has_its_own_c(sides, paired):
             assert c == pytest.approx(exact, rel=0.05, abs=0.05 if sides == 2 else 0.2)
 
 
-def weighted(*passes):
+def weighted(*passes: list[list[float]]) -> Callable[[], Losses]:
     """Losses of two examples, of three tokens and of one, as passes would give them one by one."""
     remaining = iter(passes)
     weights = torch.tensor([3.0, 1.0], dtype=torch.float64)
@@ -104,10 +110,10 @@ def weighted(*passes):
 
 
 @pytest.mark.parametrize("paired", [False, True])
-def test_tokens_count_alike_in_a_batch_and_examples_have_means_of_their_own(paired):
+def test_tokens_count_alike_in_a_batch_and_examples_have_means_of_their_own(paired: bool) -> None:
     both = [[6.0, 5.0], [3.0, 1.0]]
     passes = [both] if paired else [[row] for row in both]
-    settings = {"perturbation": 0.25, "paired": paired, "kind": "rank1"}
+    settings: dict[str, Any] = {"perturbation": 0.25, "paired": paired, "kind": "rank1"}
     shared = setup(**settings)[2].measure(1, weighted(*passes))
     assert (shared.loss_plus, shared.loss_minus) == ((11 / 4,), (1.0,))
     assert shared.projected_grad == (3.5,)
@@ -116,7 +122,7 @@ def test_tokens_count_alike_in_a_batch_and_examples_have_means_of_their_own(pair
     assert own.projected_grad == (2.0, 8.0)  # (6 - 3) / 3 / 0.5, (5 - 1) / 0.5
 
 
-def test_one_sided_probes_share_a_loss_at_theta():
+def test_one_sided_probes_share_a_loss_at_theta() -> None:
     passes = weighted([[3.0, 1.0]], [[6.0, 5.0]], [[3.0, 2.0]])
     found = setup(sides=1, count=2, perturbation=0.5, kind="rank1", examples=2)[2].measure(
         1, passes
@@ -125,7 +131,7 @@ def test_one_sided_probes_share_a_loss_at_theta():
     assert found.projected_grad == (2.0, 8.0, 0.0, 2.0)
 
 
-def test_everything_measured_is_a_float32():
+def test_everything_measured_is_a_float32() -> None:
     _, _, estimator, loss, _ = setup(count=2)
     found = estimator.measure(1, loss)
     for value in (*found.loss_plus, *found.loss_minus, *found.projected_grad):
@@ -133,7 +139,7 @@ def test_everything_measured_is_a_float32():
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_is_seen(bad):
+def test_a_loss_that_is_not_finite_is_seen(bad: float) -> None:
     for examples in (None, 2):
         _, _, estimator, loss, _ = setup(kind="rank1", examples=examples)
         spoilt = weighted([[1.0, 1.0]], [[1.0, bad]])
@@ -143,7 +149,7 @@ def test_a_loss_that_is_not_finite_is_seen(bad):
 
 @pytest.mark.parametrize("sides", [1, 2])
 @pytest.mark.parametrize("kind", [{}, {"kind": "rank1"}, {"kind": "rank1", "examples": 2}])
-def test_noise_is_small_in_float32_and_larger_in_bfloat16(kind, sides):
+def test_noise_is_small_in_float32_and_larger_in_bfloat16(kind: dict[str, Any], sides: int) -> None:
     _, _, exact, loss, _ = setup(**kind, sides=sides)
     clean = measure_noise(exact, loss)
     assert clean.signal_to_noise > 20
@@ -152,11 +158,13 @@ def test_noise_is_small_in_float32_and_larger_in_bfloat16(kind, sides):
     assert measure_noise(coarse, loss).signal_to_noise < clean.signal_to_noise
 
 
-def test_delivery_tells_when_rounding_swallows_the_probe():
+def test_delivery_tells_when_rounding_swallows_the_probe() -> None:
     _, view, estimator, loss, _ = setup(torch.bfloat16)
     z = estimator.direction(0, 0)
     estimator.slopes(z, 1e-3, loss)  # shows in which type each matrix is used
     good, bad = (measure_delivery(view, Resident([]), z, e) for e in (1e-2, 1e-6))
+    assert good is not None
+    assert bad is not None
     assert good.lost < 0.02
     assert good.gain == pytest.approx(1, abs=0.05)
     assert bad.lost > 0.8
@@ -167,24 +175,13 @@ def test_delivery_tells_when_rounding_swallows_the_probe():
     )  # float32 loses nothing worth a word
 
 
-def test_rank_one_probes_deliver_whatever_the_type():
+def test_rank_one_probes_deliver_whatever_the_type() -> None:
     _, view, estimator, loss, _ = setup(torch.bfloat16, kind="rank1")
     z = estimator.direction(0, 0)
     estimator.slopes(z, 1e-3, loss)
     assert (
         measure_delivery(view, Resident([]), z, 1e-3) is None
     )  # they are added inside the products
-
-
-class BatchMean(nn.Module):
-    """Adds the mean over all rows, as a module with a capacity to share may."""
-
-    def __init__(self, inner):
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x):
-        return self.inner(x) + x.mean(0, keepdim=True)
 
 
 F32, BF16 = torch.float32, torch.bfloat16
@@ -196,16 +193,18 @@ F32, BF16 = torch.float32, torch.bfloat16
     [(None, F32), (None, BF16), (BatchMean, F32), (BatchMean, BF16), (TimeFirst, F32)],
 )
 @pytest.mark.parametrize(("kind", "examples"), [("signs", None), ("rank1", None), ("rank1", 2)])
-def test_a_model_that_mixes_rows_is_seen(wrapper, kind, examples, compute):
+def test_a_model_that_mixes_rows_is_seen(
+    wrapper: type[nn.Module] | None, kind: dict[str, Any], compute: torch.dtype
+) -> None:
     model = tiny.llama()
-    model.get_output_embeddings().weight.mul_(30)  # losses that differ
+    model.lm_head.weight.mul_(30)  # losses that differ
     if wrapper:
         model.model.layers[0].mlp = wrapper(model.model.layers[0].mlp)
     tuned = tuned_parameters(model, TuneSection())
     view = ProbedModel(model, tuned, parameter_ids(tuned), compute, INPUT[:1])
     estimator = Estimator(view, directions(3, kind), perturbation=0.05 / LOUD, examples=examples)
 
-    def losses(rows, width):
+    def losses(rows: int, width: int) -> Losses:
         """What `rows` rows of `width` tokens lose."""
         ids = INPUT[:rows, :width]
         positions = torch.arange(ids.numel())
@@ -213,13 +212,11 @@ def test_a_model_that_mixes_rows_is_seen(wrapper, kind, examples, compute):
         return Losses(found.view(-1, rows, width).sum(-1), torch.full((rows,), float(width)))
 
     for width in (8, 9):  # a multiple of the rows, and not
-        assert pairs_agree(estimator, lambda w=width: losses(2, w)) == (wrapper is None)
+        assert pairs_agree(estimator, partial(losses, 2, width)) == (wrapper is None)
         if estimator.examples is None:
             continue
         try:
-            alike = examples_agree(
-                estimator, lambda w=width: losses(2, w), lambda w=width: losses(1, w)
-            )
+            alike = examples_agree(estimator, partial(losses, 2, width), partial(losses, 1, width))
         except MixedRows:
             assert (wrapper, width) == (TimeFirst, 9)
         else:

@@ -9,8 +9,8 @@ from zoft.planning.alternatives import Alternative, alternatives, places, smalle
 from zoft.planning.footprint import footprint
 from zoft.planning.resolve import resolve
 from zoft.planning.workload import shape_of
-from zoft.recipe.defaults import with_defaults
 from zoft.recipe.load import load_recipe
+from zoft.recipe.resolved import with_defaults
 from zoft.recipe.schema import Recipe
 
 PLENTY = 2**40

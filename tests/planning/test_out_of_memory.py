@@ -11,8 +11,8 @@ from support import small
 from zoft.errors import OutOfMemory
 from zoft.planning.out_of_memory import memory_explained, requested_bytes
 from zoft.planning.resolve import resolve
-from zoft.recipe.defaults import with_defaults
 from zoft.recipe.load import load_recipe
+from zoft.recipe.resolved import with_defaults
 from zoft.recipe.schema import Recipe
 from zoft.system.device import peak_memory_bytes
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from zoft.planning.rounding import diffusion, mean_ulp
-from zoft.recipe.defaults import with_defaults
+from zoft.recipe.resolved import with_defaults
 from zoft.recipe.schema import Recipe
 
 

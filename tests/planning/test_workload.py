@@ -12,7 +12,7 @@ from torch import nn
 from zoft.data.examples import Choice, TextExample
 from zoft.planning.resolve import resolve
 from zoft.planning.workload import Shape, Texts, shape_of, texts_of
-from zoft.recipe.defaults import with_defaults
+from zoft.recipe.resolved import with_defaults
 from zoft.recipe.schema import Recipe
 
 

@@ -12,8 +12,8 @@ import torch
 from support import ROOT, tiny
 from torch import Tensor, nn
 
-from zoft.data.examples import Choice
-from zoft.engine.objectives.objective import objective_for
+from zoft.data.examples import Choice, gold
+from zoft.engine.objectives.objective import batch_score, micro_batches, objective_for
 from zoft.engine.probe.view import ProbedModel
 
 LR, SEED = 1e-2, 5
@@ -86,15 +86,13 @@ def test_mezos_loss_is_that_of_zofts_objectives(
     peers: ModuleType, examples: list[Choice], classification: bool
 ) -> None:
     """Left padding, whole head, a row per option: another road to the same number."""
-    import subject  # the benchmarks' folder is on the path while `peers` is
-
     model = tiny.llama()
     objective = objective_for("choice" if classification else "lm")
-    texts = examples if classification else [subject.forced(x) for x in examples]
-    [batch] = objective.batches(texts, len(texts), torch.device("cpu"))
+    texts = examples if classification else [gold(x) for x in examples]
+    [batch] = micro_batches(objective, texts, len(texts), torch.device("cpu"))
     view = ProbedModel(model, {}, {}, torch.float32, torch.tensor([[1, 2, 3]]))
     with view.plain():
-        expected = objective.score(view, batch).mean
+        expected = batch_score(objective, view, batch).mean
     found = peers.mezo_loss(model, peers.mezo_rows(examples, classification=classification))
     assert found == pytest.approx(expected, rel=1e-5)
     assert peers.lean_loss(model, batch).item() == pytest.approx(expected, rel=1e-5)
@@ -123,7 +121,7 @@ def test_adamw_lowers_the_loss(peers: ModuleType, examples: list[Choice], lora: 
     frozen = flat(model)
     if lora:
         model = attach_adapter(model, TuneSection(method="lora"), 0)
-    [batch] = objective_for("choice").batches(examples, 4, torch.device("cpu"))
+    [batch] = micro_batches(objective_for("choice"), examples, 4, torch.device("cpu"))
     with peers.gradients(model, only="lora_" if lora else ""):
         method = peers.AdamW(model, 1e-2)
         losses = [method.step(batch) for _ in range(10)]

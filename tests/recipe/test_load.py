@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from zoft.errors import RecipeError
 from zoft.recipe import packaged
-from zoft.recipe.defaults import with_defaults
 from zoft.recipe.load import dump_recipe, load_recipe, recipe_text
+from zoft.recipe.resolved import with_defaults
 from zoft.recipe.schema import Recipe
 from zoft.recipe.sections.data import DataSource
 

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from zoft.recipe.defaults import with_defaults
 from zoft.recipe.fields import fields, holds_text
 from zoft.recipe.messages import explain
+from zoft.recipe.resolved import with_defaults
 from zoft.recipe.schema import Recipe
 from zoft.recipe.sections.optimizer import RULES
 

@@ -130,14 +130,17 @@ def test_everything_is_synced_before_it_counts(
 ) -> None:
     events: list[str] = []
     fsync, rename = os.fsync, Path.rename
-    monkeypatch.setattr(
-        os,
-        "fsync",
-        lambda fd: (events.append(Path(f"/proc/self/fd/{fd}").readlink().name), fsync(fd)),
-    )
-    monkeypatch.setattr(
-        Path, "rename", lambda self, to: (events.append("rename"), rename(self, to))[1]
-    )
+
+    def synced(fd: int) -> None:
+        events.append(Path(f"/proc/self/fd/{fd}").readlink().name)
+        fsync(fd)
+
+    def renamed(self: Path, to: Path) -> Path:
+        events.append("rename")
+        return rename(self, to)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "rename", renamed)
     checkpoint.save(tmp_path / "final", write("x"))
     last = events.index("rename")
     assert {"a.txt", "b.txt", "sub", "COMPLETE", ".final.partial"} == set(events[:last])

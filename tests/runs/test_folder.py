@@ -9,6 +9,7 @@ from support.recipes import chosen, recipe
 
 from zoft.errors import EnvironmentProblem, RecipeError
 from zoft.recipe.load import dump_recipe, load_recipe
+from zoft.recipe.sections.optimizers.radazo import RAdaZO
 from zoft.runs import checkpoint
 from zoft.runs.folder import RunFolder, keep_choices, require_empty, require_same, run_of
 
@@ -29,8 +30,11 @@ def a_run(path: Path) -> RunFolder:
 
 
 def a_checkpoint(folder: RunFolder, step: int) -> Path:
+    def write(at: Path) -> None:
+        (at / "a.txt").write_text("hello")
+
     path = checkpoint.checkpoint_folder(folder.path, step)
-    checkpoint.save(path, lambda at: (at / "a.txt").write_text("hello"))
+    checkpoint.save(path, write)
     return path
 
 
@@ -51,6 +55,7 @@ def test_autos_become_what_the_run_chose_and_nothing_else_changes() -> None:
     assert kept.train.micro_batch_size == 16
     assert kept.optimizer.paired is True
     # Not `auto`, so what the recipe says.
+    assert isinstance(kept.optimizer, RAdaZO)
     assert (kept.seed, kept.optimizer.betas) == (6, (0.5, 0.9))
     model = kept.model.model_copy(update={"residency": None})
     left = kept.model_copy(update={"memory": None, "offload": None, "eval": None, "model": model})

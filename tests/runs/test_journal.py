@@ -4,6 +4,7 @@ import json
 import math
 import os
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -111,10 +112,14 @@ def test_each_step_is_on_disk_at_once(tmp_path: Path) -> None:
 def test_a_power_cut_loses_at_most_sync_seconds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float
 ) -> None:
-    now, syncs = [100.0], []
-    fsync = os.fsync
-    monkeypatch.setattr(journal.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(os, "fsync", lambda fd: (syncs.append(now[0]), fsync(fd)))
+    now, syncs, fsync = [100.0], list[float](), os.fsync
+
+    def noted(fd: int) -> None:
+        syncs.append(now[0])
+        fsync(fd)
+
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(os, "fsync", noted)
     with Journal.create(tmp_path / "journal.jsonl", HEADER, seconds) as log:
         for step in range(1, 10):
             now[0] += 2

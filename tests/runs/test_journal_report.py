@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -96,7 +97,7 @@ def test_a_changed_result_is_found(run: Path, capsys: pytest.CaptureFixture[str]
     assert "model.safetensors is not as it was written\n" in capsys.readouterr().err
 
 
-WRONG = {
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a number twice": (
         {"parameters": [["a", 1, [1], True], ["b", 1, [1], True]]},
         "two parameters have one name or one number",

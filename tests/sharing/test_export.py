@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import gguf
 import pytest
 import torch
 from support import tiny
 from tokenizers import Regex, pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, MistralForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+)
 
 from zoft.cli.main import main
 from zoft.errors import RecipeError
@@ -24,13 +31,13 @@ ROPE = {"rope_type": "default", "rope_theta": 500.0}
 IDS = torch.tensor([[5, 40, 7, 99, 23, 200, 31]])
 
 
-def mistral():
+def mistral() -> PreTrainedModel:
     config = MistralConfig(
         vocab_size=tiny.VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, head_dim=16, sliding_window=None,
     )  # fmt: skip
     torch.manual_seed(0)
-    return MistralForCausalLM(config).eval()
+    return MistralForCausalLM(config)
 
 
 BUILD = {
@@ -42,7 +49,7 @@ BUILD = {
 }
 
 
-def saved(folder: Path, model, **tokenizer) -> Path:
+def saved(folder: Path, model: PreTrainedModel, **tokenizer: Any) -> Path:
     for parameter in model.parameters():  # biases and norms begin at 0 and 1: that hides mistakes
         if parameter.ndim == 1:
             parameter.data += torch.linspace(-0.1, 0.1, len(parameter))
@@ -51,12 +58,15 @@ def saved(folder: Path, model, **tokenizer) -> Path:
     return folder
 
 
-def read_back(file: Path):
-    return AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name).eval()
+def read_back(file: Path) -> Any:
+    model: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
+    return model.eval()
 
 
 @pytest.mark.parametrize("family", BUILD)
-def test_a_file_computes_what_the_model_does(family, tmp_path, capsys):
+def test_a_file_computes_what_the_model_does(
+    family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = saved(tmp_path / "model", BUILD[family](), chat_template=tiny.CHAT_TEMPLATE)
     capsys.readouterr()
     assert main(["export", str(folder), str(tmp_path / "out.gguf")]) == 0
@@ -70,7 +80,7 @@ def test_a_file_computes_what_the_model_does(family, tmp_path, capsys):
     assert [p.name for p in tmp_path.glob(".*")] == []
 
 
-def test_the_tokenizer_comes_along(tmp_path):
+def test_the_tokenizer_comes_along(tmp_path: Path) -> None:
     folder = saved(tmp_path / "model", tiny.llama(), chat_template=tiny.CHAT_TEMPLATE)
     exporting.export(str(folder), str(tmp_path / "out.gguf"))
     read = AutoTokenizer.from_pretrained(tmp_path, gguf_file="out.gguf")
@@ -93,7 +103,7 @@ def test_the_tokenizer_comes_along(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["f16", "bf16", "q8_0"])
-def test_smaller_types(kind, tmp_path):
+def test_smaller_types(kind: str, tmp_path: Path) -> None:
     folder = saved(tmp_path / "model", tiny.qwen2())
     assert main(["export", str(folder), str(tmp_path / "o.gguf"), "--type", kind]) == 0
     tensors = {t.name: t for t in gguf.GGUFReader(tmp_path / "o.gguf").tensors}
@@ -102,7 +112,7 @@ def test_smaller_types(kind, tmp_path):
     assert (tmp_path / "o.gguf").stat().st_size < (folder / "model.safetensors").stat().st_size
 
 
-def test_an_adapter_is_merged_into_it(tmp_path, monkeypatch):
+def test_an_adapter_is_merged_into_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = saved(tmp_path / "model", tiny.llama())
     adapted = attach_adapter(
         AutoModelForCausalLM.from_pretrained(base), TuneSection(method="lora"), seed=0
@@ -118,7 +128,9 @@ def test_an_adapter_is_merged_into_it(tmp_path, monkeypatch):
     assert difference.abs().max() <= 1e-4
 
 
-def test_what_llama_cpp_does_not_know_is_refused(tmp_path, capsys):
+def test_what_llama_cpp_does_not_know_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = saved(tmp_path / "model", tiny.opt())
     capsys.readouterr()
     assert main(["export", str(folder), str(tmp_path / "o.gguf")]) == 2
@@ -130,7 +142,7 @@ def test_what_llama_cpp_does_not_know_is_refused(tmp_path, capsys):
     assert not (tmp_path / "o.gguf").exists()
 
 
-def test_other_families_are_handed_over(tmp_path, capsys):
+def test_other_families_are_handed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = saved(tmp_path / "model", tiny.gpt2())
     capsys.readouterr()
     assert main(["export", str(folder), str(tmp_path / "o.gguf"), "--type", "q8_0"]) == 2
@@ -151,13 +163,17 @@ def test_other_families_are_handed_over(tmp_path, capsys):
         ),
     ],
 )
-def test_what_cannot_be_read_back_is_handed_over(change, why, tmp_path, capsys):
+def test_what_cannot_be_read_back_is_handed_over(
+    change: dict[str, Any], why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = saved(tmp_path / "model", tiny.llama(**change))
     assert main(["export", str(folder), str(tmp_path / "o.gguf")]) == 2
     assert f"error: no file was written: {why}" in capsys.readouterr().err
 
 
-def test_a_tokenizer_without_a_name_is_handed_over(tmp_path, capsys):
+def test_a_tokenizer_without_a_name_is_handed_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = saved(tmp_path / "model", tiny.llama())
     content = json.loads((folder / "tokenizer.json").read_text())
     content["pre_tokenizer"]["add_prefix_space"] = True
@@ -167,7 +183,9 @@ def test_a_tokenizer_without_a_name_is_handed_over(tmp_path, capsys):
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
-def test_a_file_that_computes_something_else_is_not_kept(tmp_path, monkeypatch, capsys):
+def test_a_file_that_computes_something_else_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = saved(tmp_path / "model", tiny.llama())
     monkeypatch.setattr("zoft.sharing.gguf.writer.interleaved", lambda weight, _: weight)
     assert main(["export", str(folder), str(tmp_path / "o.gguf")]) == 1
@@ -175,14 +193,16 @@ def test_a_file_that_computes_something_else_is_not_kept(tmp_path, monkeypatch, 
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
-def test_a_file_that_cannot_be_read_back_is_not_kept(tmp_path, monkeypatch, capsys):
+def test_a_file_that_cannot_be_read_back_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = saved(tmp_path / "model", tiny.llama())
 
-    def refuse(*_, **__):
+    def refuse(*_: Any, **__: Any) -> None:
         raise NotImplementedError("no such tensor\nand more")
 
     capsys.readouterr()
-    monkeypatch.setattr(exporting.AutoModelForCausalLM, "from_pretrained", refuse)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", refuse)
     assert main(["export", str(folder), str(tmp_path / "o.gguf")]) == 1
     assert capsys.readouterr().err == "error: the file cannot be read back: no such tensor\n"
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
@@ -195,17 +215,17 @@ def test_a_file_that_cannot_be_read_back_is_not_kept(tmp_path, monkeypatch, caps
         ("cohere", "command-r"), ("phi", "phi2"), ("opt", None), ("gpt_neo", None), ("xglm", None),
     ],
 )  # fmt: skip
-def test_families(model_type, name):
+def test_families(model_type: str, name: str | None) -> None:
     assert llama_cpp_name(model_type) == name
 
 
-def test_heads_are_interleaved():
+def test_heads_are_interleaved() -> None:
     rows = torch.arange(8.0)  # two heads of four: halves (0 1 | 2 3) and (4 5 | 6 7)
     assert interleaved(rows, 2).tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
     assert interleaved(rows[:, None], 2)[:, 0].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
 
 
-def test_words_are_named_by_how_they_are_cut():
+def test_words_are_named_by_how_they_are_cut() -> None:
     llama3 = (
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
         r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

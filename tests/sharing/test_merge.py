@@ -6,10 +6,11 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from peft import IA3Config, PeftModel, PrefixTuningConfig, get_peft_model
+from peft import IA3Config, PeftConfig, PeftModel, PrefixTuningConfig, get_peft_model
 from support import small, tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -27,7 +28,7 @@ IDS = torch.tensor([[5, 40, 7, 99, 23, 200, 31]])
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with a small LoRA run in run/."""
     folder = tmp_path_factory.mktemp("merge")
     recipe = small.write(folder, "lora", tie=True)
@@ -42,7 +43,7 @@ def base(tmp_path: Path) -> Path:
     return tmp_path / "base"
 
 
-def adapter(base: Path, config=None, scale: float = 1.0) -> Path:
+def adapter(base: Path, config: PeftConfig | None = None, scale: float = 1.0) -> Path:
     """An adapter whose every weight is noise."""
     model = AutoModelForCausalLM.from_pretrained(base)
     adapted = (
@@ -62,32 +63,40 @@ def left(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
+def loaded(folder: Path) -> Any:
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    return model.eval()
+
+
 def together(base: Path, adapter: Path) -> torch.Tensor:
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()
+    model = PeftModel.from_pretrained(loaded(base), adapter).eval()
     with torch.inference_mode():
-        return model(IDS).logits
+        logits: torch.Tensor = model(IDS).logits
+    return logits
 
 
-def test_a_run_becomes_one_model(finished, tmp_path, capsys):
+def test_a_run_becomes_one_model(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["merge", str(finished / "run"), str(tmp_path / "out")]) == 0
     out = capsys.readouterr().out
     assert "prompts of data.eval" in out
     assert "apart in float32 (allowed: 0.0001)" in out
     assert left(tmp_path) == {"out"}
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    model = loaded(tmp_path / "out")
     assert model.config.use_cache
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     with torch.inference_mode():
         logits = model(IDS).logits
     expected = together(finished / "model", finished / "run/final")
     assert (logits - expected).abs().max() <= 1e-4
-    plain = AutoModelForCausalLM.from_pretrained(finished / "model").eval()
+    plain = loaded(finished / "model")
     assert (plain(IDS).logits - expected).abs().max() > 1e-2  # the adapter does something
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert tokenizer("It was").input_ids == tiny.tokenizer()("It was").input_ids
 
 
-def test_transformers_alone_loads_it_in_a_fresh_process(finished, tmp_path):
+def test_transformers_alone_loads_it_in_a_fresh_process(finished: Path, tmp_path: Path) -> None:
     merge(str(finished / "run" / "checkpoint-000002"), str(tmp_path / "out"), "bfloat16")
     script = (
         "import sys; from transformers import AutoModelForCausalLM as M, AutoTokenizer as T\n"
@@ -102,32 +111,36 @@ def test_transformers_alone_loads_it_in_a_fresh_process(finished, tmp_path):
     assert done.stdout == "torch.bfloat16 True False\n"
 
 
-def test_rounding_is_said_apart(base, tmp_path, capsys):
+def test_rounding_is_said_apart(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert merge(str(adapter(base)), str(tmp_path / "out"), "float16") <= 1e-4
     assert "rounding to float16 moves them by up to" in capsys.readouterr().out
     assert left(tmp_path) == {"base", "adapter", "out"}
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").dtype == torch.float16
 
 
-def test_other_adapters_of_peft(base, tmp_path):
+def test_other_adapters_of_peft(base: Path, tmp_path: Path) -> None:
     config = IA3Config(
         task_type="CAUSAL_LM",
         target_modules=["k_proj", "down_proj"],
         feedforward_modules=["down_proj"],
     )
     merge(str(adapter(base, config)), str(tmp_path / "out"))
-    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    merged = loaded(tmp_path / "out")
     assert (merged(IDS).logits - together(base, tmp_path / "adapter")).abs().max() <= 1e-4
 
 
-def test_what_stands_before_the_prompt_is_no_change_of_weights(base, tmp_path):
+def test_what_stands_before_the_prompt_is_no_change_of_weights(base: Path, tmp_path: Path) -> None:
     config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
     with pytest.raises(RecipeError, match="prefix_tuning stands before the prompt"):
         merge(str(adapter(base, config)), str(tmp_path / "out"))
     assert left(tmp_path) == {"base", "adapter"}
 
 
-def test_a_model_that_computes_something_else_is_not_kept(base, tmp_path, monkeypatch, capsys):
+def test_a_model_that_computes_something_else_is_not_kept(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     where = adapter(base)
     monkeypatch.setattr(merging, "_added", lambda adapted, _: adapted.unload())
     assert main(["merge", str(where), str(tmp_path / "out")]) == 1
@@ -135,16 +148,22 @@ def test_a_model_that_computes_something_else_is_not_kept(base, tmp_path, monkey
     assert left(tmp_path) == {"base", "adapter"}
 
 
-def test_an_adapter_that_is_not_finite_is_refused(base, tmp_path):
+def test_an_adapter_that_is_not_finite_is_refused(base: Path, tmp_path: Path) -> None:
     where = adapter(base, scale=float("nan"))
     with pytest.raises(EnvironmentProblem, match="cannot be merged"):
         merge(str(where), str(tmp_path / "out"))
     assert left(tmp_path) == {"base", "adapter"}
 
 
-def test_codes_are_named(finished, tmp_path, monkeypatch, capsys):
+def test_codes_are_named(
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """An adapter that was tuned on a quantised base is merged onto the base itself."""
     recipe = merging.recipe_of(finished / "run")
+    assert recipe is not None
     model = recipe.model.model_copy(update={"quantization": "int8"})
     quantized = recipe.model_copy(update={"model": model})
     monkeypatch.setattr(merging, "recipe_of", lambda _: quantized)
@@ -152,7 +171,7 @@ def test_codes_are_named(finished, tmp_path, monkeypatch, capsys):
     assert "note: the adapter was tuned on int8 codes" in capsys.readouterr().out
 
 
-def test_refusals(base, tmp_path, capsys):
+def test_refusals(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     where = adapter(base)
     (tmp_path / "there").mkdir()
     for arguments, code, answer in (
@@ -178,19 +197,23 @@ def test_refusals(base, tmp_path, capsys):
     assert left(tmp_path) == {"base", "adapter", "there"}
 
 
-def test_a_run_that_tuned_all_weights_needs_no_merging(tmp_path, monkeypatch):
+def test_a_run_that_tuned_all_weights_needs_no_merging(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(merging, "weights_of", lambda _: str(tmp_path / "final"))
     with pytest.raises(RecipeError, match="final is already a whole model"):
         merge(str(tmp_path), str(tmp_path / "out"))
 
 
-def test_memory_is_asked_for_first(base, tmp_path, monkeypatch, capsys):
+def test_memory_is_asked_for_first(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(merging, "free_host_bytes", lambda: 1000)
     assert main(["merge", str(adapter(base)), str(tmp_path / "out")]) == 5
     assert "in float32" in capsys.readouterr().err
 
 
-def test_the_adapter_itself_loads_with_peft(finished):
+def test_the_adapter_itself_loads_with_peft(finished: Path) -> None:
     model = load_adapter(
         AutoModelForCausalLM.from_pretrained(finished / "model"), finished / "run/final"
     )
@@ -199,21 +222,26 @@ def test_the_adapter_itself_loads_with_peft(finished):
     assert difference.abs().max() == 0
 
 
-def test_rounding_of_the_passes_is_told_from_a_wrong_model(finished, tmp_path, capsys, monkeypatch):
+def test_rounding_of_the_passes_is_told_from_a_wrong_model(
+    finished: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("zoft.sharing.merge.apart", lambda *_: 2e-4)  # as in a deep model
     assert main(["merge", str(finished / "run"), str(tmp_path / "out")]) == 0
     out = capsys.readouterr().out
     exact = re.search(r"and (\S+) in float64: the rest is rounding", out)
     assert exact is not None
     assert 0 < float(exact[1]) < 1e-5  # the merged weights' own rounding
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    model = loaded(tmp_path / "out")
     expected = together(finished / "model", finished / "run/final")
     with torch.inference_mode():
         assert (model(IDS).logits - expected).abs().max() <= 1e-4
 
 
 @pytest.mark.parametrize("config", ["{", "[]", '{"peft_type": "LORE"}'])
-def test_an_adapter_whose_config_is_broken_is_one_line(tmp_path, config):
+def test_an_adapter_whose_config_is_broken_is_one_line(tmp_path: Path, config: str) -> None:
     (tmp_path / "adapter_config.json").write_text(config)
     with pytest.raises(EnvironmentProblem, match="cannot read the adapter") as caught:
         merge(str(tmp_path), str(tmp_path / "out"))

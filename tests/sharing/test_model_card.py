@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 from huggingface_hub import ModelCard
 
 from zoft.errors import RecipeError
 from zoft.recipe.load import load_recipe
+from zoft.recipe.schema import Recipe
 from zoft.sharing.base_model import Base, base_here, base_of, license_beside
 from zoft.sharing.model_card import card
 
@@ -29,17 +33,17 @@ EVENTS = [
 
 
 @pytest.fixture
-def recipe(tmp_path):
+def recipe(tmp_path: Path) -> Recipe:
     path = tmp_path / "mine.yaml"
     path.write_text(RECIPE)
     return load_recipe(path)
 
 
-def test_a_language_model_has_losses_and_hub_sets(recipe):
+def test_a_language_model_has_losses_and_hub_sets(recipe: Recipe) -> None:
     manifest = {"final": FINAL, "peak_memory_bytes": 3 << 30, "seconds": 4.0}
     base = Base("org/base", "c0ffee", {"license": "other", "license_name": "open"})
     found = ModelCard(card(recipe, "a: 1", manifest, EVENTS, base, adapter=False, repo_id="me/it"))
-    data = found.data
+    data: Any = found.data
     assert (data.base_model, data.base_model_relation) == ("org/base", "finetune")
     assert (data.license, data.license_name) == ("other", "open")
     assert data.datasets == ["org/set"]
@@ -56,7 +60,7 @@ def test_a_language_model_has_losses_and_hub_sets(recipe):
     assert "at `c0ffee`" in found.text
 
 
-def test_in_the_middle_of_a_run(recipe):
+def test_in_the_middle_of_a_run(recipe: Recipe) -> None:
     text = card(recipe, "a: 1", {"final": FINAL}, EVENTS, Base("org/base"), adapter=True, step=10)
     assert "| eval: set | 1,200 | loss 3.0000 | loss not finite |" in text
     assert "test.jsonl |" not in text
@@ -65,7 +69,7 @@ def test_in_the_middle_of_a_run(recipe):
     assert 'from_pretrained("PATH/TO/THIS/FOLDER")' in text
 
 
-def test_a_journal_is_no_model(recipe):
+def test_a_journal_is_no_model(recipe: Recipe) -> None:
     base = Base("org/base")
     text = card(recipe, "a: 1", {}, [], base, adapter=False, repo_id="me/it", journal_only=True)
     assert "No set was scored." in text
@@ -73,7 +77,7 @@ def test_a_journal_is_no_model(recipe):
     assert "from_pretrained" not in text
 
 
-def test_a_base_has_its_id_or_none(recipe, tmp_path):
+def test_a_base_has_its_id_or_none(recipe: Recipe, tmp_path: Path) -> None:
     assert base_of(recipe, {"revision": "abc"}) == Base("org/base", "abc")
     local = recipe.model_copy(
         update={"model": recipe.model.model_copy(update={"name": str(tmp_path)})}
@@ -87,7 +91,7 @@ def test_a_base_has_its_id_or_none(recipe, tmp_path):
 
 
 @pytest.mark.parametrize("text", [None, "no front matter", "---\n: [\n---\n"])
-def test_a_license_that_nobody_names_is_none(tmp_path, text):
+def test_a_license_that_nobody_names_is_none(tmp_path: Path, text: str | None) -> None:
     if text is not None:
         (tmp_path / "README.md").write_text(text)
     assert license_beside(tmp_path) == {}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +23,7 @@ from zoft.runs.folder import RunFolder
 from zoft.sharing import rebuild
 from zoft.sharing import replay as replays
 from zoft.sharing.base_model import Base
-from zoft.sharing.hub.payload import contents
+from zoft.sharing.hub.payload import list_files
 from zoft.sharing.replay import replay
 from zoft.system.signals import Stop
 from zoft.training.run import train
@@ -46,11 +48,11 @@ SHORT = ["train.steps=5", "checkpoint.every=3", "~data.eval", "logging.every=5"]
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """The folder of a variant's finished run; its base is ../model."""
 
     @cache
-    def made(variant="rank-1 per example"):
+    def made(variant: str = "rank-1 per example") -> Path:
         method, changes = VARIANTS[variant]
         folder = tmp_path_factory.mktemp("run")
         train(str(small.write(folder, method)), [*changes, *SHORT])
@@ -74,7 +76,7 @@ def write_artefact(run: Path, folder: Path) -> None:
         shutil.copytree(run / "start", folder / "start")
 
 
-def copied(run: Path, folder: Path, **changes) -> Path:
+def copied(run: Path, folder: Path, **changes: Any) -> Path:
     """The run's journal and start alone, with changes to the header."""
     write_artefact(run, folder)
     lines = (folder / "journal.jsonl").read_text().splitlines(keepends=True)
@@ -85,7 +87,9 @@ def copied(run: Path, folder: Path, **changes) -> Path:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_replay_has_the_bytes_of_the_run(finished, variant, tmp_path, capsys):
+def test_a_replay_has_the_bytes_of_the_run(
+    finished: Callable[..., Path], variant: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = finished(variant)
     assert files(replay(str(run), out=str(tmp_path / "whole"))) == files(run / "final")
     assert "the weights are those of final\n" in capsys.readouterr().out
@@ -96,8 +100,12 @@ def test_a_replay_has_the_bytes_of_the_run(finished, variant, tmp_path, capsys):
 
 @pytest.mark.parametrize("variant", [*list(VARIANTS)[:2], "lora"])
 def test_what_does_not_fit_into_memory_is_replayed_block_by_block(
-    finished, variant, tmp_path, monkeypatch, capsys
-):
+    finished: Callable[..., Path],
+    variant: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     monkeypatch.setattr(rebuild, "free_host_bytes", lambda: 1000)
     target = replay(str(finished(variant)), out=str(tmp_path / "out"))
     assert "do not fit" in capsys.readouterr().out
@@ -106,7 +114,9 @@ def test_what_does_not_fit_into_memory_is_replayed_block_by_block(
 
 
 @pytest.mark.parametrize("variant", list(VARIANTS)[:5])
-def test_kernels_and_threads_do_not_matter(finished, variant, tmp_path, monkeypatch):
+def test_kernels_and_threads_do_not_matter(
+    finished: Callable[..., Path], variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = finished(variant)
     with monkeypatch.context() as patch:
         for structure in (dense, rank1):
@@ -124,10 +134,12 @@ def test_kernels_and_threads_do_not_matter(finished, variant, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("variant", ["rank-1 per example", "lora"])
-def test_an_artefact_is_all_that_it_takes(finished, variant, tmp_path, capsys):
+def test_an_artefact_is_all_that_it_takes(
+    finished: Callable[..., Path], variant: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = finished(variant)
     recipe, base = RunFolder(run).previous(), Base("someone/base", "main")
-    found = contents(recipe, RunFolder(run), run / "final", "journal", base, "someone/tuned")
+    found = list_files(recipe, RunFolder(run), run / "final", "journal", base, "someone/tuned")
     adapter = {"start/adapter_config.json", "start/adapter_model.safetensors"}
     needed = {"journal.jsonl"} | (adapter if variant == "lora" else set())
     assert needed == {name for name in found if name.startswith(("journal", "start/"))}
@@ -146,13 +158,15 @@ def test_an_artefact_is_all_that_it_takes(finished, variant, tmp_path, capsys):
     assert "the weights are those of the journal's header\n" in capsys.readouterr().out
 
 
-def test_the_journal_of_an_artefact_is_shared_as_it_is(finished, tmp_path):
+def test_the_journal_of_an_artefact_is_shared_as_it_is(
+    finished: Callable[..., Path], tmp_path: Path
+) -> None:
     write_artefact(finished("lora"), tmp_path)
     file = tmp_path / "journal.jsonl"
     assert artefact.shared_journal(file) == file.read_bytes()
 
 
-def test_an_artefact_is_small(finished, tmp_path):
+def test_an_artefact_is_small(finished: Callable[..., Path], tmp_path: Path) -> None:
     """At most 200 bytes and 12 per scalar for a step, the header apart; it has a line per tensor."""
     write_artefact(finished(), tmp_path)
     lines = (tmp_path / "journal.jsonl").read_bytes().splitlines(keepends=True)
@@ -160,25 +174,32 @@ def test_an_artefact_is_small(finished, tmp_path):
     assert len(lines[0]) < 1200 + 80 * len(json.loads(lines[0])["parameters"])
 
 
-def test_a_journal_from_the_hub(finished, tmp_path, monkeypatch):
+def test_a_journal_from_the_hub(
+    finished: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_artefact(finished("lora"), tmp_path / "hub")
     asked = []
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        replays, "snapshot", lambda *args, **more: (asked.append((args, more)), tmp_path / "hub")[1]
-    )
+
+    def snapshot(*args: Any, **more: Any) -> Path:
+        asked.append((args, more))
+        return tmp_path / "hub"
+
+    monkeypatch.setattr(replays, "snapshot", snapshot)
     target = replay("someone/tuned")
     assert target == Path("tuned/replayed-000005")
     wanted = ("journal.jsonl", "start/*.json", "start/*.safetensors")
     assert asked == [(("someone/tuned", None, wanted), {"ignored": (), "key": ""})]
 
 
-def test_a_journal_of_before_the_tune_entry_is_read(finished, tmp_path):
+def test_a_journal_of_before_the_tune_entry_is_read(
+    finished: Callable[..., Path], tmp_path: Path
+) -> None:
     old = copied(finished("lora"), tmp_path / "old", tune=None)
     replay(str(old))
 
 
-def test_skipped_steps_move_nothing(finished, tmp_path):
+def test_skipped_steps_move_nothing(finished: Callable[..., Path], tmp_path: Path) -> None:
     folder = copied(finished(), tmp_path / "a", result=None)
     lines = (folder / "journal.jsonl").read_text().splitlines(keepends=True)
     step = json.loads(lines[2])
@@ -188,7 +209,7 @@ def test_skipped_steps_move_nothing(finished, tmp_path):
     assert files(one) == files(two)
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[dict[str, Any] | None, str]] = {
     "another layout": ({"layout": 2}, "layout 2, this zoft draws layout 1"),
     "an unknown type": ({"dtype": "float4"}, "float4 weights: upgrade zoft"),
     "an entry less": ({"seed": None}, "its header lacks seed"),
@@ -213,7 +234,9 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_replayed_is_said_and_leaves_nothing(finished, case, tmp_path, capsys):
+def test_what_cannot_be_replayed_is_said_and_leaves_nothing(
+    finished: Callable[..., Path], case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = finished()
     changes, message = REFUSED[case]
     if changes is None:
@@ -228,14 +251,14 @@ def test_what_cannot_be_replayed_is_said_and_leaves_nothing(finished, case, tmp_
     assert [path.name for path in folder.iterdir()] == ["journal.jsonl"]
 
 
-def test_an_adapter_needs_its_beginning(finished, tmp_path):
+def test_an_adapter_needs_its_beginning(finished: Callable[..., Path], tmp_path: Path) -> None:
     folder = copied(finished("lora"), tmp_path / "a")
     shutil.rmtree(folder / "start")
     with pytest.raises(EnvironmentProblem, match="start must hold the one that it starts from"):
         replay(str(folder))
 
 
-def test_nothing_is_overwritten(finished, tmp_path):
+def test_nothing_is_overwritten(finished: Callable[..., Path], tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(RecipeError, match="exists; delete it or give another folder with --out"):
         replay(str(finished()), out=str(tmp_path))
@@ -245,8 +268,10 @@ def test_nothing_is_overwritten(finished, tmp_path):
         replay("./nowhere")
 
 
-def test_an_interrupt_leaves_nothing(finished, tmp_path, monkeypatch):
-    def interrupted(_):
+def test_an_interrupt_leaves_nothing(
+    finished: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: Stop) -> None:
         raise Interrupted("stopped", 130)
 
     monkeypatch.setattr(Stop, "check", interrupted)

@@ -1,19 +1,15 @@
-"""Directions of every kind that a recipe can name."""
+"""Directions by kind: signs, gaussian (both dense) or rank1."""
 
 from __future__ import annotations
-
-from typing import Literal
 
 from zoft.engine.probe.directions import Direction, Directions
 from zoft.engine.probe.structures.table import STRUCTURES
 
-Kind = Literal["signs", "gaussian", "rank1"]
 
-
-def directions(seed: int, kind: Kind = "signs") -> Directions:
+def directions(seed: int, kind: str = "signs") -> Directions:
     structure = "rank1" if kind == "rank1" else "dense"
     return Directions(seed, kind == "gaussian", STRUCTURES[structure])
 
 
-def direction(seed: int, step: int, k: int, kind: Kind = "signs") -> Direction:
+def direction(seed: int, step: int, k: int, kind: str = "signs") -> Direction:
     return directions(seed, kind).at(step, k)

@@ -7,7 +7,7 @@ from typing import Any
 
 from support import tiny
 from zoft.planning.resolve import resolve
-from zoft.recipe.defaults import with_defaults
+from zoft.recipe.resolved import with_defaults
 from zoft.recipe.schema import Recipe
 
 MINIMAL: dict[str, Any] = {

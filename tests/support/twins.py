@@ -66,15 +66,3 @@ def row_by_row(
             masked = None if mask is None else mask[i : i + 1]
             logits.append(alone(input_ids=row[None], attention_mask=masked).logits[0])
     return torch.cat(logits)
-
-
-class TimeFirst(nn.Module):
-    """Hands on (T, R, C): the rows do not lead any more; where T is a multiple of R, nothing tells."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: Tensor) -> Tensor:
-        handed: Tensor = self.inner(x.transpose(0, 1)).transpose(0, 1)
-        return handed

@@ -12,7 +12,7 @@ from zoft.engine.optimizers.measurement import Measurement
 from zoft.recipe.load import dump_recipe
 from zoft.runs.journal import Entry, Journal
 from zoft.runs.metrics import Metrics
-from zoft.runs.trackers.state import place
+from zoft.runs.trackers.process import place
 
 
 def finished_run(folder: Path, steps: int = 40, **recipe: Any) -> Path:

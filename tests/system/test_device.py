@@ -11,7 +11,7 @@ import torch
 from zoft.errors import EnvironmentProblem
 from zoft.models import quantization as quantize
 from zoft.planning.resolve import PERTURBATION, resolve
-from zoft.recipe.defaults import with_defaults
+from zoft.recipe.resolved import with_defaults
 from zoft.recipe.schema import Recipe
 from zoft.recipe.sections.base import DType
 from zoft.system.device import DTYPES, make_repeatable

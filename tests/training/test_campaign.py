@@ -18,7 +18,9 @@ RECIPES = {
 
 @pytest.mark.campaign
 @pytest.mark.parametrize("method", RECIPES)
-def test_ten_kills_of_the_real_model_end_in_the_same_bytes(method, tmp_path, monkeypatch):
+def test_ten_kills_of_the_real_model_end_in_the_same_bytes(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(ROOT)
     name, where = RECIPES[method]
     recipe = str(Path("recipes") / name)
@@ -36,7 +38,9 @@ def test_ten_kills_of_the_real_model_end_in_the_same_bytes(method, tmp_path, mon
 
 
 @pytest.mark.campaign
-def test_twenty_sigterms_to_the_real_model_end_in_the_same_bytes(tmp_path, monkeypatch):
+def test_twenty_sigterms_to_the_real_model_end_in_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """While it imports, reads data, looks, steps, scores or writes a checkpoint."""
     monkeypatch.chdir(ROOT)
     recipe = str(Path("recipes") / "quickstart.yaml")

@@ -48,7 +48,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_losses_are_as_they_were(case, tmp_path):
+def test_losses_are_as_they_were(case: str, tmp_path: Path) -> None:
     method, changes = CASES[case]
     recipe = small.write(tmp_path, method)
     train(str(recipe), [*changes, "train.steps=8", "~eval", "~checkpoint"])

@@ -17,7 +17,7 @@ from zoft.recipe import packaged
 from zoft.recipe.load import load_recipe
 
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}"
-LONGER = {"max_position_embeddings": 512}
+LONGER: dict[str, Any] = {"max_position_embeddings": 512}
 FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
     "facebook/opt": lambda: tiny.opt(**LONGER),
     "./opt": lambda: tiny.opt(**LONGER),

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import small
-from torch import Tensor, nn
+from support.mixing import BatchMean, TimeFirst
+from torch import nn
 
 from zoft.errors import RecipeError
+from zoft.models.load import Loaded, load_model
 from zoft.recipe.load import load_recipe
 from zoft.runs.journal import read
 from zoft.training import preflight as first_look
@@ -19,44 +22,19 @@ from zoft.training.run import train
 from zoft.training.trainer import Trainer
 
 
-class BatchMean(nn.Module):
-    """Adds the mean over all rows, as a module with a capacity to share may."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: Tensor) -> Tensor:
-        mixed: Tensor = self.inner(x) + x.mean(0, keepdim=True)
-        return mixed
-
-
-class TimeFirst(nn.Module):
-    """Hands on (T, R, C): the rows do not lead any more."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: Tensor) -> Tensor:
-        handed: Tensor = self.inner(x.transpose(0, 1)).transpose(0, 1)
-        return handed
-
-
 def wrapped(monkeypatch: pytest.MonkeyPatch, wrapper: type[nn.Module]) -> None:
     """Models are loaded with a module that mixes the rows of a batch."""
-    load = run.load_model
 
-    def loaded(*args, **kwargs):
-        found = load(*args, **kwargs)
-        layer = found.model.model.layers[0]
+    def loaded(*args: Any, **kwargs: Any) -> Loaded:
+        found = load_model(*args, **kwargs)
+        layer: Any = found.model.get_submodule("model.layers.0")
         layer.mlp = wrapper(layer.mlp)
         return found
 
     monkeypatch.setattr(run, "load_model", loaded)
 
 
-def settled(folder: Path) -> dict:
+def settled(folder: Path) -> dict[str, Any]:
     chosen = load_recipe(folder / "resolved.yaml").optimizer.model_dump(mode="json")
     header, _ = read(folder / "journal.jsonl")
     assert header["optimizer"] == chosen
@@ -72,7 +50,9 @@ def unfinished(monkeypatch: pytest.MonkeyPatch) -> list[Trainer]:
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
-def test_both_signs_go_in_one_pass_where_that_changes_nothing(method, tmp_path, unfinished):
+def test_both_signs_go_in_one_pass_where_that_changes_nothing(
+    method: str, tmp_path: Path, unfinished: list[Trainer]
+) -> None:
     recipe = small.write(tmp_path, method)
     train(str(recipe), ["train.steps=2", "~eval", "~checkpoint"])
     assert settled(tmp_path / "run")["paired"] is True
@@ -88,7 +68,9 @@ def test_both_signs_go_in_one_pass_where_that_changes_nothing(method, tmp_path, 
         ("optimizer.structure=dense", True),
     ],
 )
-def test_what_the_recipe_says_about_passes_holds(change, expected, tmp_path, unfinished):
+def test_what_the_recipe_says_about_passes_holds(
+    change: str, expected: bool, tmp_path: Path, unfinished: list[Trainer]
+) -> None:
     recipe = small.write(tmp_path)
     train(str(recipe), [change, "train.steps=2", "~eval", "~checkpoint"])
     assert settled(tmp_path / "run")["paired"] is expected
@@ -96,7 +78,9 @@ def test_what_the_recipe_says_about_passes_holds(change, expected, tmp_path, unf
 
 
 @pytest.mark.parametrize("agree", [False, True])
-def test_the_choice_of_passes_is_kept_on_resume(agree, tmp_path, unfinished, monkeypatch):
+def test_the_choice_of_passes_is_kept_on_resume(
+    agree: bool, tmp_path: Path, unfinished: list[Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = small.write(tmp_path)
     monkeypatch.setattr(first_look, "pairs_agree", lambda *_: agree)
     train(str(recipe), ["train.steps=2", "~eval", "~checkpoint"])
@@ -116,8 +100,11 @@ def test_the_choice_of_passes_is_kept_on_resume(agree, tmp_path, unfinished, mon
 
 @pytest.mark.parametrize("wrapper", [BatchMean, TimeFirst])
 def test_a_model_that_mixes_rows_cannot_have_directions_for_each_example(
-    wrapper, tmp_path, monkeypatch, unfinished
-):
+    wrapper: type[nn.Module],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    unfinished: list[Trainer],
+) -> None:
     wrapped(monkeypatch, wrapper)
     recipe = small.write(tmp_path)
     with pytest.raises(RecipeError, match=r"optimizer\.scope=batch"):
@@ -128,7 +115,7 @@ def test_a_model_that_mixes_rows_cannot_have_directions_for_each_example(
     assert unfinished[0].estimator.paired is False
 
 
-def test_padding_is_what_no_token_fills(tmp_path, unfinished):
+def test_padding_is_what_no_token_fills(tmp_path: Path, unfinished: list[Trainer]) -> None:
     recipe = small.write(tmp_path)
     train(str(recipe), ["train.steps=6", "~eval", "~checkpoint"])
     [trainer] = unfinished

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,16 +13,17 @@ from support import small
 from support.optimizers import SECTION
 
 from zoft.cli.main import main
-from zoft.engine.range_probes import Rung, radius
+from zoft.engine.estimator import Estimator
+from zoft.engine.range_probes import Rung, measure_rung, radius
 from zoft.errors import RecipeError
 from zoft.planning.resolve import resolve
-from zoft.recipe.defaults import with_defaults
 from zoft.recipe.load import load_recipe
+from zoft.recipe.resolved import with_defaults
 from zoft.training import range_test as rate_range
 from zoft.training.range_test import HEAD, TOLERANCE, advise, row, steps_walked, update_size
 
 
-def recipe(**optimizer):
+def recipe(**optimizer: Any) -> Any:
     """What advise reads of a recipe."""
     settings = {"lr": 1e-4, "perturbation": 1e-3, "scope": "batch", **optimizer}
     train = SimpleNamespace(steps=300, batch_size=16)
@@ -42,11 +45,12 @@ def last_loss(rate: float, steps: int, curvatures: np.ndarray, starts: int = 8) 
 
 
 @pytest.mark.parametrize("steps", [10, 100, 1000])  # of 100 dimensions
-def test_on_a_quadratic_the_rate_is_near_the_best(steps):
+def test_on_a_quadratic_the_rate_is_near_the_best(steps: int) -> None:
     curvatures = np.geomspace(0.1, 10, 100)
     lengths = np.geomspace(1e-3, 10, 9)
     rises = lengths**2 * curvatures.sum() / 2  # z^T H z of signs is the trace
-    found = radius(lengths, rises, TOLERANCE * curvatures.sum() / 2)
+    found = radius(lengths.tolist(), rises.tolist(), TOLERANCE * curvatures.sum() / 2)
+    assert found is not None
     suggested = found / math.sqrt(steps)
     grid = suggested * 3.0 ** np.arange(-3, 3.5, 0.5)
     best = min(grid, key=lambda rate: last_loss(rate, steps, curvatures))
@@ -56,12 +60,12 @@ def test_on_a_quadratic_the_rate_is_near_the_best(steps):
 # -- the arithmetic -----------------------------------------------------------------------------
 
 
-def test_how_far_the_steps_of_a_schedule_lead():
+def test_how_far_the_steps_of_a_schedule_lead() -> None:
     assert steps_walked(recipe()) == pytest.approx(math.sqrt(300))
     assert steps_walked(recipe(schedule="linear")) == pytest.approx(math.sqrt(100), rel=0.01)
 
 
-def test_the_size_of_an_update():
+def test_the_size_of_an_update() -> None:
     assert update_size(recipe(), 5.0) == pytest.approx(math.sqrt(19))
     assert update_size(recipe(betas=(0.0, 0.99)), 5.0) == 1.0
     assert update_size(recipe(name="mezo"), 5.0) == 5.0
@@ -75,23 +79,24 @@ RUNGS = [
 ]
 
 
-def test_what_follows_from_the_rungs():
+def test_what_follows_from_the_rungs() -> None:
     advice = advise(recipe(), RUNGS, [1.0, 1.0])
     assert advice.best is RUNGS[1]
     assert advice.radius == pytest.approx(0.1 * math.sqrt(0.1 / 12.5), rel=0.2)
+    assert advice.radius is not None
     low, middle, high = advice.lr
     assert low <= middle <= high
     assert middle == pytest.approx(advice.radius / math.sqrt(300 * 19))
     assert high == pytest.approx(0.1 * math.sqrt(0.1 / 5) / math.sqrt(300 * 19))
 
 
-def test_no_finite_loss_is_said():
+def test_no_finite_loss_is_said() -> None:
     broken = [Rung(1e-3, math.nan, math.nan, math.nan, (math.nan,))]
     with pytest.raises(RecipeError, match="no loss is finite"):
         advise(recipe(), broken, [math.nan])
 
 
-def test_the_table_fits_80_columns():
+def test_the_table_fits_80_columns() -> None:
     widest = Rung(1e-4, 123456.0, 12345.6, 99.0, (-12345.6,), 0.85)
     assert len(HEAD) <= 80
     assert len(row(widest)) <= 80
@@ -105,7 +110,9 @@ def test_the_table_fits_80_columns():
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
-def test_it_ends_with_overrides_that_a_recipe_takes(method, tmp_path, capsys):
+def test_it_ends_with_overrides_that_a_recipe_takes(
+    method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = str(small.write(tmp_path, method))
     before = {path.name for path in tmp_path.iterdir()}
     picture = tmp_path / "range.png"
@@ -120,6 +127,7 @@ def test_it_ends_with_overrides_that_a_recipe_takes(method, tmp_path, capsys):
     )
     overrides = next(line for line in lines if line.startswith("optimizer.lr=")).split()
     chosen = resolve(with_defaults(load_recipe(source, overrides))).optimizer
+    assert isinstance(chosen.lr, float)
     assert 1e-6 < chosen.lr < 1
     assert chosen.perturbation in rate_range.LENGTHS
     left = {path.name for path in tmp_path.iterdir()} - before
@@ -128,19 +136,21 @@ def test_it_ends_with_overrides_that_a_recipe_takes(method, tmp_path, capsys):
         assert picture.read_bytes()[:4] == b"\x89PNG"
 
 
-def test_a_plot_that_cannot_be_drawn_is_refused_at_once(tmp_path, capsys):
+def test_a_plot_that_cannot_be_drawn_is_refused_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = str(small.write(tmp_path))
     assert main(["range", source, "--plot", "range.gif"]) == 2
     assert main(["range", source, "--plot", str(tmp_path / "no/range.png")]) == 4
     assert capsys.readouterr().err.count("error: --plot") == 2
 
 
-def test_ctrl_c_is_heeded_between_batches(tmp_path, monkeypatch, capsys):
-    measure = rate_range.measure_rung
-
-    def pressed(estimator, length, losses, at_rest, check):
+def test_ctrl_c_is_heeded_between_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def pressed(estimator: Estimator, length: float, losses: Any, at_rest: Any, check: Any) -> Rung:
         check.__self__.signal = 2
-        return measure(estimator, length, losses, at_rest, check)
+        return measure_rung(estimator, length, losses, at_rest, check)
 
     monkeypatch.setattr(rate_range, "measure_rung", pressed)
     source = str(small.write(tmp_path))

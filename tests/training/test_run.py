@@ -8,6 +8,7 @@ import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,9 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from support import kills, small, tiny
+from support.failures import Killed, killed_after
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from zoft.engine.estimator import Estimator, Losses
+from zoft.engine.objectives.batch import Batch
 from zoft.errors import (
     DataError,
     Diverged,
@@ -25,6 +28,7 @@ from zoft.errors import (
     Interrupted,
     OutOfMemory,
     RecipeError,
+    ZoftError,
 )
 from zoft.inference.evaluate import evaluate
 from zoft.runs import checkpoint
@@ -32,6 +36,8 @@ from zoft.runs import journal as journals
 from zoft.training import run
 from zoft.training.run import train
 from zoft.training.trainer import Trainer
+
+Finished = tuple[Path, Path]  # a recipe, and the folder of its uninterrupted run
 
 
 def weights(folder: Path) -> bytes:
@@ -46,13 +52,13 @@ def spoilt(found: Losses, value: float) -> Losses:
     return replace(found, sums=sums)
 
 
-def events(folder: Path, kind: str) -> list[dict]:
+def events(folder: Path, kind: str) -> list[dict[str, Any]]:
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     return [event for event in map(json.loads, lines) if event["event"] == kind]
 
 
 @pytest.fixture(scope="module", params=["full", "lora"])
-def finished(request, tmp_path_factory):
+def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """A recipe and the folder of its uninterrupted run."""
     folder = tmp_path_factory.mktemp(request.param)
     recipe = small.write(folder, request.param)
@@ -60,7 +66,7 @@ def finished(request, tmp_path_factory):
     return recipe, folder / "run"
 
 
-def test_a_run_leaves_what_the_design_names(finished):
+def test_a_run_leaves_what_the_design_names(finished: Finished) -> None:
     _, folder = finished
     names = {path.name for path in folder.iterdir()}
     expected = {
@@ -82,7 +88,7 @@ def test_a_run_leaves_what_the_design_names(finished):
     assert "residency: device" in resolved
 
 
-def test_metrics_carry_what_the_issue_names(finished):
+def test_metrics_carry_what_the_issue_names(finished: Finished) -> None:
     _, folder = finished
     trained = events(folder, "train")
     assert [e["step"] for e in trained] == list(range(1, 13))
@@ -108,7 +114,7 @@ def test_metrics_carry_what_the_issue_names(finished):
     assert [e["step"] for e in events(folder, "checkpoint")] == [5, 10]
 
 
-def test_final_gives_the_same_logits_through_transformers_alone(finished):
+def test_final_gives_the_same_logits_through_transformers_alone(finished: Finished) -> None:
     recipe, folder = finished
     final = folder / "final"
     if (final / "adapter_config.json").exists():
@@ -139,7 +145,9 @@ def test_final_gives_the_same_logits_through_transformers_alone(finished):
     assert sum(losses) / len(losses) == pytest.approx(found["loss"], abs=1e-5)
 
 
-def test_eval_prints_the_runs_own_score(finished, capsys):
+def test_eval_prints_the_runs_own_score(
+    finished: Finished, capsys: pytest.CaptureFixture[str]
+) -> None:
     recipe, folder = finished
     [final] = events(folder, "final")
     for target in (folder, folder / "final"):
@@ -155,7 +163,9 @@ def test_eval_prints_the_runs_own_score(finished, capsys):
     assert "test: accuracy" in capsys.readouterr().out
 
 
-def test_a_finished_run_is_told_again(finished, capsys):
+def test_a_finished_run_is_told_again(
+    finished: Finished, capsys: pytest.CaptureFixture[str]
+) -> None:
     recipe, folder = finished
     before = weights(folder / "final")
     train(str(recipe), resume="auto")
@@ -165,16 +175,12 @@ def test_a_finished_run_is_told_again(finished, capsys):
     assert weights(folder / "final") == before
 
 
-def test_a_longer_run_goes_on_from_a_finished_one(finished, tmp_path):
+def test_a_longer_run_goes_on_from_a_finished_one(finished: Finished, tmp_path: Path) -> None:
     recipe, folder = finished
     longer = tmp_path / "longer"
     train(str(recipe), ["train.steps=9"], output_dir=str(longer))
     train(str(recipe), resume="auto", output_dir=str(longer))
     assert weights(longer / "final") == weights(folder / "final")
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing in zoft may catch it and tidy up."""
 
 
 @pytest.mark.parametrize(
@@ -187,16 +193,20 @@ class Killed(BaseException):
 )
 @given(data=st.data())
 def test_stopped_anywhere_and_resumed_it_ends_with_the_same_bytes(
-    finished, tmp_path_factory, where, times, data
-):
+    finished: Finished,
+    tmp_path_factory: pytest.TempPathFactory,
+    where: str,
+    times: int,
+    data: st.DataObject,
+) -> None:
     recipe, folder = finished
     number, before = data.draw(st.integers(1, times)), data.draw(st.booleans())
     target = tmp_path_factory.mktemp("stopped") / "run"
     owner = {"measure": Estimator, "append": journals.Journal}.get(where, Trainer)
     original = getattr(owner, where)
-    calls = []
+    calls: list[None] = []
 
-    def interrupted(*args, **kwargs):
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
         calls.append(None)
         if len(calls) == number and before:
             raise Killed
@@ -214,7 +224,7 @@ def test_stopped_anywhere_and_resumed_it_ends_with_the_same_bytes(
     assert [e["step"] for e in events(target, "eval")] == [0, 5, 10, 12]
 
 
-def test_kill_9_at_random_moments(finished, tmp_path):
+def test_kill_9_at_random_moments(finished: Finished, tmp_path: Path) -> None:
     recipe, _ = finished
     changes = ["train.steps=60", "checkpoint.every=20"]
     whole = kills.uninterrupted(str(recipe), changes, tmp_path / "whole")
@@ -223,12 +233,12 @@ def test_kill_9_at_random_moments(finished, tmp_path):
     assert killed == whole
 
 
-def test_sigterm_is_resumable(finished, tmp_path):
+def test_sigterm_is_resumable(finished: Finished, tmp_path: Path) -> None:
     recipe, folder = finished
     target = tmp_path / "run"
     original = Trainer._tell
 
-    def signalled(self, *args):
+    def signalled(self: Trainer, *args: Any) -> None:
         original(self, *args)
         if self.step == 7:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -243,7 +253,9 @@ def test_sigterm_is_resumable(finished, tmp_path):
     assert weights(target / "final") == weights(folder / "final")
 
 
-def test_a_checkpoint_can_be_named_and_a_damaged_one_is_passed_over(finished, tmp_path):
+def test_a_checkpoint_can_be_named_and_a_damaged_one_is_passed_over(
+    finished: Finished, tmp_path: Path
+) -> None:
     recipe, folder = finished
     target = tmp_path / "run"
     train(str(recipe), ["train.steps=11"], output_dir=str(target))
@@ -257,7 +269,7 @@ def test_a_checkpoint_can_be_named_and_a_damaged_one_is_passed_over(finished, tm
     assert weights(target / "final") == weights(folder / "final")
 
 
-def test_tuning_learns(tmp_path):
+def test_tuning_learns(tmp_path: Path) -> None:
     recipe = small.write(tmp_path)
     train(str(recipe), ["train.steps=150", "~checkpoint", "eval.every=0", "optimizer.lr=1e-3"])
     [before, after] = events(tmp_path / "run", "eval")
@@ -265,11 +277,13 @@ def test_tuning_learns(tmp_path):
     assert after["accuracy"] > 0.9
 
 
-def test_a_loss_that_is_not_finite_changes_nothing_and_ends_the_run(tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_changes_nothing_and_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = small.write(tmp_path)
     original = Trainer.losses
 
-    def losses(self, batches):
+    def losses(self: Trainer, batches: list[Batch]) -> Losses:
         found = original(self, batches)
         return spoilt(found, torch.nan) if self.step >= 6 else found
 
@@ -291,12 +305,14 @@ def test_a_loss_that_is_not_finite_changes_nothing_and_ends_the_run(tmp_path, mo
     assert all(torch.equal(seen[0][name], value) for name, value in expected.items())
 
 
-def test_an_isolated_bad_step_is_skipped_and_replayed_as_such(tmp_path, monkeypatch):
+def test_an_isolated_bad_step_is_skipped_and_replayed_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = small.write(tmp_path)
     original = Trainer.losses
     bad = {"now": True}
 
-    def losses(self, batches):
+    def losses(self: Trainer, batches: list[Batch]) -> Losses:
         found = original(self, batches)
         return spoilt(found, torch.inf) if bad["now"] and self.step == 6 else found
 
@@ -324,29 +340,22 @@ VARIANTS = [
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_variant_resumes_bit_for_bit(variant, tmp_path):
+def test_every_variant_resumes_bit_for_bit(variant: str, tmp_path: Path) -> None:
     recipe = small.write(tmp_path)
     changes = [*variant.split(), "eval.every=0"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(str(recipe), changes, output_dir=str(whole))
-    original = Trainer._tell
-
-    def stopped(self, *args):
-        original(self, *args)
-        if self.step == 8:
-            raise Killed
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_tell", stopped)
-        with pytest.raises(Killed):
-            train(str(recipe), changes, output_dir=str(parts))
+    with killed_after(8):
+        train(str(recipe), changes, output_dir=str(parts))
     train(str(recipe), changes, output_dir=str(parts), resume="auto")
     assert weights(parts / "final") == weights(whole / "final")
     assert (parts / "journal.jsonl").read_bytes() == (whole / "journal.jsonl").read_bytes()
 
 
 @pytest.mark.parametrize("structure", ["rank1", "dense"])
-def test_the_size_of_micro_batches_moves_no_weight(structure, tmp_path, monkeypatch):
+def test_the_size_of_micro_batches_moves_no_weight(
+    structure: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Given c, the update is the same to the byte; c itself agrees up to the forward's rounding."""
     recipe, ends = small.write(tmp_path), {}
     monkeypatch.setattr(
@@ -377,7 +386,7 @@ def test_the_size_of_micro_batches_moves_no_weight(structure, tmp_path, monkeypa
         assert off < 2e-3 * size_of_c
 
 
-def test_other_formats_train(tmp_path):
+def test_other_formats_train(tmp_path: Path) -> None:
     recipe = small.write(tmp_path)
     (tmp_path / "pairs.jsonl").write_text(
         "".join(
@@ -393,7 +402,7 @@ def test_other_formats_train(tmp_path):
     assert events(tmp_path / "run", "final")[0]["loss"] > 0
 
 
-def test_the_test_set_is_scored_once_at_the_end(tmp_path):
+def test_the_test_set_is_scored_once_at_the_end(tmp_path: Path) -> None:
     recipe = small.write(tmp_path)
     train(str(recipe), [f"data.test.path={tmp_path}/test.jsonl", "train.steps=2"])
     [final] = events(tmp_path / "run", "final")
@@ -415,14 +424,18 @@ def test_the_test_set_is_scored_once_at_the_end(tmp_path):
         ("data.max_length=3", DataError, "3"),
     ],
 )
-def test_bad_input_leaves_no_folder(tmp_path, change, error, message):
+def test_bad_input_leaves_no_folder(
+    tmp_path: Path, change: str, error: type[ZoftError], message: str
+) -> None:
     recipe = small.write(tmp_path)
     with pytest.raises(error, match=message):
         train(str(recipe), [change])
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_with_something_in_it_is_refused_with_the_choices(finished, tmp_path):
+def test_a_folder_with_something_in_it_is_refused_with_the_choices(
+    finished: Finished, tmp_path: Path
+) -> None:
     recipe, folder = finished
     with pytest.raises(RecipeError, match=r"--resume auto.*--output-dir"):
         train(str(recipe), output_dir=str(folder))
@@ -432,13 +445,13 @@ def test_a_folder_with_something_in_it_is_refused_with_the_choices(finished, tmp
         train(str(recipe), output_dir=str(tmp_path / "mine"))
 
 
-def test_unsafe_changes_are_refused_on_resume(finished):
+def test_unsafe_changes_are_refused_on_resume(finished: Finished) -> None:
     recipe, _ = finished
     with pytest.raises(RecipeError, match=r"optimizer\.lr.*\n.*train\.batch_size"):
         train(str(recipe), ["optimizer.lr=0.5", "train.batch_size=5"], resume="auto")
 
 
-def test_other_data_or_another_base_is_refused_on_resume(tmp_path):
+def test_other_data_or_another_base_is_refused_on_resume(tmp_path: Path) -> None:
     recipe = small.write(tmp_path)
     train(str(recipe), ["train.steps=3"])
     rows = (tmp_path / "train.jsonl").read_text()
@@ -451,7 +464,7 @@ def test_other_data_or_another_base_is_refused_on_resume(tmp_path):
         train(str(recipe), resume="auto")
 
 
-def test_examples_that_the_model_has_no_place_for_are_refused(tmp_path):
+def test_examples_that_the_model_has_no_place_for_are_refused(tmp_path: Path) -> None:
     recipe = small.write(tmp_path)
     (tmp_path / "train.jsonl").write_text(json.dumps({"text": "a" * 400, "label": 0}) + "\n")
     with pytest.raises(DataError, match=r"has 256 positions.*data\.max_length=256"):
@@ -459,7 +472,7 @@ def test_examples_that_the_model_has_no_place_for_are_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_resume_auto_spoils_no_other_folder(tmp_path):
+def test_resume_auto_spoils_no_other_folder(tmp_path: Path) -> None:
     recipe = small.write(tmp_path)
     (tmp_path / "run/start").mkdir(parents=True)
     (tmp_path / "run/metrics.jsonl").write_text("mine")
@@ -469,7 +482,7 @@ def test_resume_auto_spoils_no_other_folder(tmp_path):
     assert (tmp_path / "run/start").is_dir()
 
 
-def test_fewer_steps_than_were_taken_are_refused(finished, tmp_path):
+def test_fewer_steps_than_were_taken_are_refused(finished: Finished, tmp_path: Path) -> None:
     recipe, _ = finished
     target = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
@@ -479,7 +492,7 @@ def test_fewer_steps_than_were_taken_are_refused(finished, tmp_path):
         train(str(recipe), ["train.steps=7"], output_dir=str(target), resume="auto")
 
 
-def test_a_journal_of_another_layout_is_refused(finished, tmp_path):
+def test_a_journal_of_another_layout_is_refused(finished: Finished, tmp_path: Path) -> None:
     recipe, _ = finished
     target = tmp_path / "run"
     train(str(recipe), ["train.steps=3"], output_dir=str(target))
@@ -489,7 +502,7 @@ def test_a_journal_of_another_layout_is_refused(finished, tmp_path):
         train(str(recipe), output_dir=str(target), resume="auto")
 
 
-def test_adapter_modules_are_kept_as_they_were_named(tmp_path):
+def test_adapter_modules_are_kept_as_they_were_named(tmp_path: Path) -> None:
     recipe = small.write(tmp_path, "lora")
     changes = ["tune.target_modules=[v_proj, q_proj]", "train.steps=3"]
     train(str(recipe), changes)
@@ -497,7 +510,9 @@ def test_adapter_modules_are_kept_as_they_were_named(tmp_path):
     assert events(tmp_path / "run", "final")[0]["step"] == 5
 
 
-def test_another_test_set_is_scored_on_a_finished_run(tmp_path, capsys):
+def test_another_test_set_is_scored_on_a_finished_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     recipe = small.write(tmp_path)
     train(str(recipe), ["train.steps=2"])
     train(str(recipe), ["train.steps=2", f"data.test.path={tmp_path}/test.jsonl"], resume="auto")
@@ -506,7 +521,9 @@ def test_another_test_set_is_scored_on_a_finished_run(tmp_path, capsys):
     assert "test  " in capsys.readouterr().out
 
 
-def test_an_interrupted_extension_leaves_no_stale_result(tmp_path, monkeypatch):
+def test_an_interrupted_extension_leaves_no_stale_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = small.write(tmp_path)
     train(str(recipe), ["train.steps=5"])
     monkeypatch.setattr(Trainer, "_measure", lambda *_: (_ for _ in ()).throw(Killed()))
@@ -516,10 +533,12 @@ def test_an_interrupted_extension_leaves_no_stale_result(tmp_path, monkeypatch):
     assert evaluate(str(tmp_path / "run"), str(recipe))["eval"]["rows"] == 20  # checkpoint-000005
 
 
-def test_running_out_of_memory_names_what_would_fit(tmp_path, monkeypatch):
+def test_running_out_of_memory_names_what_would_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = small.write(tmp_path)
 
-    def hungry(*_):
+    def hungry(*_: Any) -> None:
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 8 bytes")
 
     monkeypatch.setattr(Trainer, "losses", hungry)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -10,12 +11,12 @@ import pytest
 import torch
 from peft import AutoPeftModelForCausalLM
 from support import small
+from support.failures import killed_after
 from transformers import AutoModelForCausalLM
 
 from zoft.inference.evaluate import evaluate
 from zoft.models.adapters import load_adapter
 from zoft.training.run import train
-from zoft.training.trainer import Trainer
 
 KINDS = {
     "ia3": ("ia3", []),
@@ -29,8 +30,7 @@ SHORT = ["train.steps=6", "checkpoint.every=2", "eval.every=6"]
 WIDTHS = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}  # which nf4 asks for
 
 
-class Killed(BaseException):
-    pass
+Finished = tuple[Path, list[str], Path]  # a recipe, its changes, the folder of its whole run
 
 
 def written(folder: Path) -> dict[str, bytes]:
@@ -42,15 +42,16 @@ def written(folder: Path) -> dict[str, bytes]:
 
 def last_score(folder: Path) -> float:
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [event["loss"] for event in lines if event["event"] == "eval"][-1]
+    *_, last = (event["loss"] for event in lines if event["event"] == "eval")
+    return float(last)
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Finished]:
     """Of a kind, a recipe, its changes, and the folder of its uninterrupted run."""
 
     @cache
-    def made(kind):
+    def made(kind: str) -> Finished:
         method, changes = KINDS[kind]
         folder = tmp_path_factory.mktemp("run")
         recipe = small.write(folder, method, num_hidden_layers=3)
@@ -62,28 +63,21 @@ def finished(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_streamed_run_killed_and_resumed_ends_in_the_same_bytes(
-    finished, kind, tmp_path, monkeypatch
-):
+    finished: Callable[[str], Finished], kind: str, tmp_path: Path
+) -> None:
     recipe, changes, expected = finished(kind)
     changes = [*changes, "model.residency=disk"]
-    original = Trainer._tell
-
-    def stopped(self, *args):
-        original(self, *args)
-        if self.step == 3:
-            raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_tell", stopped)
-        with pytest.raises(Killed):
-            train(str(recipe), changes, output_dir=str(tmp_path / "run"))
+    with killed_after(3):
+        train(str(recipe), changes, output_dir=str(tmp_path / "run"))
     train(str(recipe), changes, output_dir=str(tmp_path / "run"), resume="auto")
     assert written(tmp_path / "run") == written(expected)
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # of peft alone
 @pytest.mark.parametrize("kind", ADAPTERS)
-def test_an_adapter_is_pefts_own_and_scores_as_the_run_said(finished, kind):
+def test_an_adapter_is_pefts_own_and_scores_as_the_run_said(
+    finished: Callable[[str], Finished], kind: str
+) -> None:
     recipe, changes, folder = finished(kind)
     theirs = AutoPeftModelForCausalLM.from_pretrained(folder / "final")
     base = AutoModelForCausalLM.from_pretrained(folder.parent / "model")
@@ -98,7 +92,7 @@ def test_an_adapter_is_pefts_own_and_scores_as_the_run_said(finished, kind):
 @pytest.mark.parametrize(
     ("kind", "codes"), [("ia3", "int8"), ("ia3", "nf4"), ("prefix", "nf4"), ("prompt", "int8")]
 )
-def test_a_quantised_base_learns_as_well(kind, codes, tmp_path):
+def test_a_quantised_base_learns_as_well(kind: str, codes: str, tmp_path: Path) -> None:
     method, changes = KINDS[kind]
     recipe = small.write(tmp_path, method, **WIDTHS)
     few = ["train.steps=2", "checkpoint.every=0", "eval.every=0", f"model.quantization={codes}"]

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import kills, small
+from support.failures import killed_after
+from torch import Tensor
 
+from zoft.engine.build import streamer_for
 from zoft.engine.offload.homes import Files
+from zoft.engine.offload.streamer import Streamer
 from zoft.errors import EnvironmentProblem
 from zoft.inference.evaluate import evaluate
 from zoft.planning import placement as residency
+from zoft.planning.footprint import footprint
+from zoft.planning.workload import Shape
+from zoft.recipe.schema import Recipe
 from zoft.training import run
 from zoft.training.run import train
-from zoft.training.trainer import Trainer
 
 DISK, HOST = "model.residency=disk", "model.residency=host"
 VARIANTS = {
@@ -40,8 +48,7 @@ VARIANTS = {
 WIDTHS = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}  # which nf4 asks for
 
 
-class Killed(BaseException):
-    pass
+Finished = tuple[Path, list[str], Path]  # a recipe, its changes, the folder of its run
 
 
 def written(folder: Path) -> dict[str, bytes]:
@@ -62,11 +69,11 @@ def scores(folder: Path) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def resident(tmp_path_factory):
+def resident(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Finished]:
     """Of a variant, a recipe, its changes, and the folder of its run on the device."""
 
     @cache
-    def made(variant):
+    def made(variant: str) -> Finished:
         method, changes = VARIANTS[variant]
         folder = tmp_path_factory.mktemp("resident")
         widths = WIDTHS if "nf4" in variant else {}
@@ -89,7 +96,9 @@ def resident(tmp_path_factory):
         ),
     ],
 )
-def test_a_streamed_run_ends_in_the_same_bytes(resident, variant, where, tmp_path):
+def test_a_streamed_run_ends_in_the_same_bytes(
+    resident: Callable[[str], Finished], variant: str, where: str, tmp_path: Path
+) -> None:
     recipe, changes, expected = resident(variant)
     train(str(recipe), [*changes, *where.split()], output_dir=str(tmp_path / "run"))
     assert written(tmp_path / "run") == written(expected)
@@ -105,26 +114,17 @@ def test_a_streamed_run_ends_in_the_same_bytes(resident, variant, where, tmp_pat
     [("rank-1 per example", 3), ("stored moments", 8), ("window", 8), ("lora", 8)],
 )
 def test_a_streamed_run_goes_on_where_it_was_stopped(
-    resident, variant, stop, tmp_path, monkeypatch
-):
+    resident: Callable[[str], Finished], variant: str, stop: int, tmp_path: Path
+) -> None:
     """Without a checkpoint, and behind one, whose weights and moments are where the blocks are read."""
     recipe, changes, expected = resident(variant)
-    original = Trainer._tell
-
-    def stopped(self, *args):
-        original(self, *args)
-        if self.step == stop:
-            raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_tell", stopped)
-        with pytest.raises(Killed):
-            train(str(recipe), [*changes, DISK], output_dir=str(tmp_path / "run"))
+    with killed_after(stop):
+        train(str(recipe), [*changes, DISK], output_dir=str(tmp_path / "run"))
     train(str(recipe), [*changes, DISK], output_dir=str(tmp_path / "run"), resume="auto")
     assert written(tmp_path / "run") == written(expected)
 
 
-def test_a_run_may_go_on_elsewhere(tmp_path):
+def test_a_run_may_go_on_elsewhere(tmp_path: Path) -> None:
     recipe = small.write(tmp_path, num_hidden_layers=6)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(str(recipe), output_dir=str(whole))
@@ -134,7 +134,7 @@ def test_a_run_may_go_on_elsewhere(tmp_path):
     assert written(parts) == written(whole)
 
 
-def test_a_killed_run_ends_in_the_same_bytes(tmp_path):
+def test_a_killed_run_ends_in_the_same_bytes(tmp_path: Path) -> None:
     """`kill -9` leaves a working copy of any age, and a resume reads none of it."""
     recipe = small.write(tmp_path, num_hidden_layers=6)
     changes = ["train.steps=60", "checkpoint.every=20", "~data.eval", DISK]
@@ -144,16 +144,20 @@ def test_a_killed_run_ends_in_the_same_bytes(tmp_path):
     assert killed == whole
 
 
-def test_some_blocks_stay_when_the_budget_holds_them(tmp_path, monkeypatch):
+def test_some_blocks_stay_when_the_budget_holds_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = small.write(tmp_path, num_hidden_layers=6)
-    seen, stream = [], run.streamer_for
+    seen: list[Streamer] = []
 
-    def seeing(*args, **kwargs):
-        seen.append(stream(*args, **kwargs))
-        return seen[0]
+    def seeing(*args: Any, **kwargs: Any) -> Streamer | None:
+        made = streamer_for(*args, **kwargs)
+        assert made is not None
+        seen.append(made)
+        return made
 
-    def two_stay(recipe, shape, *_):
-        return residency.Choice(residency.footprint(recipe, shape, "disk", (1, 4)), "told so")
+    def two_stay(recipe: Recipe, shape: Shape, *_: Any) -> residency.Choice:
+        return residency.Choice(footprint(recipe, shape, "disk", (1, 4)), "told so")
 
     monkeypatch.setattr(run, "streamer_for", seeing)
     monkeypatch.setattr(run, "choose", two_stay)
@@ -164,12 +168,14 @@ def test_some_blocks_stay_when_the_budget_holds_them(tmp_path, monkeypatch):
     assert written(tmp_path / "run") == written(tmp_path / "whole")
 
 
-def test_a_failing_disk_ends_the_run_and_loses_nothing(tmp_path, monkeypatch):
+def test_a_failing_disk_ends_the_run_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = small.write(tmp_path, num_hidden_layers=6)
     train(str(recipe), output_dir=str(tmp_path / "whole"))
     written_blocks, original = [], Files.write
 
-    def failing(self, block, arena):
+    def failing(self: Files, block: int, arena: Tensor) -> None:
         written_blocks.append(block)
         if len(written_blocks) == 20:
             raise EnvironmentProblem("the disk is full")
@@ -185,10 +191,12 @@ def test_a_failing_disk_ends_the_run_and_loses_nothing(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("variant", ["rank-1 per example", "lora", "lora on int8"])
-def test_a_streamed_model_scores_what_a_resident_one_does(resident, variant):
+def test_a_streamed_model_scores_what_a_resident_one_does(
+    resident: Callable[[str], Finished], variant: str
+) -> None:
     recipe, changes, folder = resident(variant)
-    resident = evaluate(str(folder), str(recipe), changes)
+    whole = evaluate(str(folder), str(recipe), changes)
     streamed = evaluate(str(folder), str(recipe), [*changes, DISK])
-    for scores in (resident["eval"], streamed["eval"]):
+    for scores in (whole["eval"], streamed["eval"]):
         del scores["seconds"]
-    assert streamed == resident
+    assert streamed == whole

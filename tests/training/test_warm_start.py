@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 from support import small
+from torch import Tensor
 
-from zoft.errors import EnvironmentProblem, Interrupted, RecipeError
+from zoft.errors import EnvironmentProblem, Interrupted, RecipeError, ZoftError
 from zoft.recipe.load import load_recipe
+from zoft.runs.journal import Entry
 from zoft.training.run import train
 from zoft.training.trainer import Trainer
 from zoft.training.warm_start import continued
@@ -19,7 +21,7 @@ SHORT = ("train.steps=2", "eval.every=0", "checkpoint.every=0")
 
 
 @pytest.fixture(scope="module")
-def first(tmp_path_factory):
+def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     """A recipe and the folder of a LoRA run of rank 4, and of a run of all weights."""
     folder = tmp_path_factory.mktemp("first")
     recipe = small.write(folder, "lora")
@@ -28,11 +30,13 @@ def first(tmp_path_factory):
     return recipe, folder / "run", folder / "full"
 
 
-def adapter(folder: Path) -> dict:
+def adapter(folder: Path) -> dict[str, Tensor]:
     return load_file(folder / "adapter_model.safetensors")
 
 
-def test_an_adapter_is_tuned_on_and_resumes(first, tmp_path, monkeypatch):
+def test_an_adapter_is_tuned_on_and_resumes(
+    first: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe, run, _ = first
     theirs = tmp_path / "theirs"
     shutil.copytree(run / "final", theirs)
@@ -47,7 +51,7 @@ def test_an_adapter_is_tuned_on_and_resumes(first, tmp_path, monkeypatch):
 
     apply = Trainer.apply
 
-    def once(self, entry):
+    def once(self: Trainer, entry: Entry) -> None:
         apply(self, entry)
         raise Interrupted("here", 130)
 
@@ -61,7 +65,7 @@ def test_an_adapter_is_tuned_on_and_resumes(first, tmp_path, monkeypatch):
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
-def test_a_tuned_model_is_tuned_on(first, tmp_path):
+def test_a_tuned_model_is_tuned_on(first: tuple[Path, Path, Path], tmp_path: Path) -> None:
     recipe, _, full = first
     train(str(recipe), [*SHORT, f"model.name={full}"], output_dir=str(tmp_path / "run"))
     resolved = load_recipe(tmp_path / "run" / "resolved.yaml")
@@ -78,7 +82,9 @@ def test_a_tuned_model_is_tuned_on(first, tmp_path):
         (["tune.adapter=RUN", "tune.method=full"], RecipeError, "full tuning has no adapter"),
     ],
 )
-def test_what_cannot_be_tuned_on(first, more, kind, words):
+def test_what_cannot_be_tuned_on(
+    first: tuple[Path, Path, Path], more: list[str], kind: type[ZoftError], words: str
+) -> None:
     recipe, run, full = first
     named = [part.replace("RUN", str(run)).replace("FULL", str(full)) for part in more]
     with pytest.raises(kind, match=words):

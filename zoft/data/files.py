@@ -97,8 +97,8 @@ def read_csv(path: Path, check: Check) -> list[Row]:
 
 def read_parquet(path: Path, check: Check) -> list[Row]:
     """Apache Parquet."""
-    import pyarrow  # type: ignore[import-untyped]
-    import pyarrow.parquet  # type: ignore[import-untyped]
+    import pyarrow
+    import pyarrow.parquet
 
     rows: list[Row] = []
     try:

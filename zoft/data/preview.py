@@ -16,8 +16,8 @@ from zoft.data.sets import prepare
 from zoft.data.tokens import Tokens
 from zoft.models.load import load_tokenizer
 from zoft.models.storage.fetch import local_tokenizer
-from zoft.recipe.defaults import with_defaults
 from zoft.recipe.load import load_recipe
+from zoft.recipe.resolved import with_defaults
 from zoft.recipe.schema import Recipe
 from zoft.recipe.sections.data import listed
 

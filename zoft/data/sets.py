@@ -2,34 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
 from zoft.data.encoding import Counts, Encoded, TemplateSeed, encode
+from zoft.data.examples import Choice, Example
 from zoft.data.files import Check, never
 from zoft.data.formats.table import detect
 from zoft.data.mixing import mixed
 from zoft.data.sources import Rows, load_rows
 from zoft.errors import DataError, RecipeError
-from zoft.recipe.schema import Recipe
-from zoft.recipe.sections.data import DataSource, Sources, listed
+from zoft.recipe.schema import EvalSection, Recipe
+from zoft.recipe.sections.base import Auto
+from zoft.recipe.sections.data import DataSource, FormatName, Sources, listed
 
+_Recipe = TypeVar("_Recipe", bound=Recipe)
 SETS = ("train", "eval", "test")
+Metric = Literal["loss", "accuracy", "f1", "exact_match"]
 
 
 def silent(_line: str) -> None:
     """For callers who show the counts in their own way."""
 
 
-def prepare(
+@dataclass(frozen=True)
+class Data:
+    """The sets of a recipe as token ids, the tokenizer that made them, and what their rows are."""
+
+    tokenizer: PreTrainedTokenizerBase
+    format: FormatName | Auto
+    sets: Mapping[str, Encoded]
+
+    @property
+    def examples(self) -> dict[str, tuple[Example, ...]]:
+        """The examples of each set by its name: train, eval, test."""
+        return {name: encoded.examples for name, encoded in self.sets.items()}
+
+
+def load_data(
     recipe: Recipe,
     tokenizer: PreTrainedTokenizerBase,
     *,
     names: Sequence[str] = SETS,
     say: Callable[[str], None] = silent,
     check: Check = never,
-) -> tuple[Recipe, dict[str, Encoded]]:
+) -> Data:
+    """The sets that the recipe names; see `prepare`."""
+    settled, sets = prepare(recipe, tokenizer, names=names, say=say, check=check)
+    return Data(tokenizer, settled.data.format, sets)
+
+
+def metric_of(settings: EvalSection, examples: Sequence[Example]) -> Metric:
+    """What `eval.metric` means for these rows. Raises RecipeError for accuracy without options."""
+    options = all(isinstance(example, Choice) for example in examples)
+    match settings.metric:
+        case "auto":
+            return "accuracy" if options else "loss"
+        case "accuracy" if not options:
+            raise RecipeError("eval.metric: accuracy needs rows with options; set loss, or f1")
+        case metric:
+            return metric
+
+
+def prepare(
+    recipe: _Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    names: Sequence[str] = SETS,
+    say: Callable[[str], None] = silent,
+    check: Check = never,
+) -> tuple[_Recipe, dict[str, Encoded]]:
     """The sets that the recipe names, and the recipe with `data.format` settled.
 
     `auto` is settled by the first rows of the first source, for all sets. `say` gets a line per set,
@@ -78,7 +123,7 @@ def _format(recipe: Recipe, detected: bool) -> str:
     return f"; format {recipe.data.format}, by its columns" if detected else ""
 
 
-def _settled(recipe: Recipe, source: DataSource, rows: Rows) -> Recipe:
+def _settled(recipe: _Recipe, source: DataSource, rows: Rows) -> _Recipe:
     try:
         form = detect(rows, recipe.data)
     except (DataError, RecipeError) as error:

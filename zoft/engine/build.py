@@ -1,32 +1,77 @@
-"""The parts of a run that sections of the recipe choose."""
+"""The parts that take a step, made from a resolved recipe: probes, update rule, streaming, order."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
 
 from zoft.data.examples import Example, length
 from zoft.data.order import Order
-from zoft.engine.estimator import Estimator
+from zoft.engine.estimator import Estimator, Losses
+from zoft.engine.objectives.batch import Batch
+from zoft.engine.objectives.objective import Objective, batch_losses, micro_batches
 from zoft.engine.offload.stream import stream
 from zoft.engine.offload.streamer import Streamer
-from zoft.engine.optimizers.update import Tuned
+from zoft.engine.optimizers.optimizer import Optimizer
+from zoft.engine.optimizers.update import Tuned, Weights
 from zoft.engine.probe.structures.table import directions_of
 from zoft.engine.probe.view import ProbedModel
 from zoft.models.load import Loaded
 from zoft.models.storage.safetensors import Stored
-from zoft.recipe.schema import Recipe
+from zoft.recipe.resolved import Resolved
+
+
+@dataclass(frozen=True)
+class Engine:
+    """All that takes steps: the model and its probes, the objective, the update rule on the weights."""
+
+    model: PreTrainedModel | PeftModel
+    device: torch.device
+    view: ProbedModel
+    estimator: Estimator
+    objective: Objective
+    optimizer: Optimizer
+    weights: Weights
+    streamer: Streamer | None
+
+    def batches(self, examples: Sequence[Example], size: int) -> list[Batch]:
+        """Micro-batches of at most `size` examples, of equal width, on the device."""
+        return micro_batches(self.objective, examples, size, self.device)
+
+    def losses_of(self, batches: Sequence[Batch]) -> Callable[[], Losses]:
+        """The loss of every example at the weights that the open probe shows, when it is called."""
+        return partial(batch_losses, self.objective, self.view, batches)
+
+    def with_pairing(self, paired: bool) -> Engine:
+        """The engine that runs both signs of a probe as one batch, or one after the other."""
+        return replace(self, estimator=replace(self.estimator, paired=paired))
+
+    @property
+    def waited(self) -> float:
+        """Seconds so far that the computation stood still for a streamed block."""
+        return self.streamer.executor.waited if self.streamer else 0.0
+
+    def close(self) -> None:
+        """Stop streaming. What streamed weights were is in the journal."""
+        if self.streamer:
+            self.streamer.close()
 
 
 def streamer_for(
-    recipe: Recipe,
+    recipe: Resolved,
     loaded: Loaded,
     tuned: Sequence[Tuned],
     moments: dict[str, Stored],
     *,
+    residency: Literal["host", "disk"],
     slots: int,
     working: Path,
     say: Callable[[str], None],
@@ -37,14 +82,12 @@ def streamer_for(
     """
     if not loaded.blocks:
         return None
-    assert recipe.model.residency in ("host", "disk")
-    assert recipe.offload.writeback != "auto"
     return stream(
         loaded.blocks,
         tuned,
         recipe.optimizer.state(),
         {**loaded.sources, **moments},
-        residency=recipe.model.residency,
+        residency=residency,
         device=torch.device(recipe.device),
         slots=slots,
         writeback=recipe.offload.writeback,
@@ -53,9 +96,8 @@ def streamer_for(
     )
 
 
-def estimator_for(recipe: Recipe, view: ProbedModel) -> Estimator:
+def estimator_for(recipe: Resolved, view: ProbedModel) -> Estimator:
     settings = recipe.optimizer
-    assert isinstance(settings.perturbation, float)
     return Estimator(
         view,
         directions_of(settings, recipe.seed),
@@ -67,7 +109,7 @@ def estimator_for(recipe: Recipe, view: ProbedModel) -> Estimator:
     )
 
 
-def order_for(recipe: Recipe, train_set: Sequence[Example]) -> Order:
+def order_for(recipe: Resolved, train_set: Sequence[Example]) -> Order:
     lengths = np.array([length(example) for example in train_set])
     grouped = lengths if recipe.train.group_by_length else None
     return Order(recipe.seed, recipe.train.batch_size, len(train_set), grouped)

@@ -7,19 +7,19 @@ from typing import Any
 
 import torch
 
-from zoft.data.sets import prepare
+from zoft.data.sets import load_data
 from zoft.engine.objectives.objective import objective_for
 from zoft.errors import RecipeError
 from zoft.inference.scoring import evaluate_set, needs_mask, require_fits
-from zoft.inference.session import find, opened
+from zoft.inference.session import Found, find, opened
 from zoft.planning.out_of_memory import memory_explained
 from zoft.planning.resolve import resolve
-from zoft.recipe.defaults import with_defaults
 from zoft.recipe.load import load_recipe
+from zoft.recipe.resolved import Resolved
 from zoft.runs.metrics import in_words
 from zoft.system.device import make_repeatable, peak_memory_bytes
 from zoft.system.host_memory import gib, hand_back_freed_memory
-from zoft.system.signals import stop_on_signals
+from zoft.system.signals import Stop, stop_on_signals
 
 
 def evaluate(target: str, source: str, overrides: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
@@ -27,31 +27,38 @@ def evaluate(target: str, source: str, overrides: Sequence[str] = ()) -> dict[st
 
     Raises ZoftError.
     """
-    recipe = resolve(with_defaults(load_recipe(source, overrides)))
-    if not (recipe.data.eval or recipe.data.test):
+    written = load_recipe(source, overrides)
+    if not (written.data.eval or written.data.test):
         raise RecipeError("the recipe has neither data.eval nor data.test: nothing to score")
+    with stop_on_signals() as stop:
+        found = find(target, written.model)
+        recipe = resolve(written.model_copy(update={"model": found.base}))
+        with memory_explained(recipe):
+            results = _score(recipe, found, stop)
+    print(f"peak memory {gib(peak_memory_bytes(torch.device(recipe.device)))}")
+    return results
+
+
+def _score(recipe: Resolved, found: Found, stop: Stop) -> dict[str, dict[str, Any]]:
+    """Score and print one set after the other."""
     device = torch.device(recipe.device)
     make_repeatable(device)
     hand_back_freed_memory()
-    objective = objective_for(recipe.objective.name)  # type: ignore[arg-type]
-    results: dict[str, dict[str, Any]] = {}
-    with stop_on_signals() as stop, memory_explained(recipe):
-        found = find(target, recipe.model)
-        recipe, sets = prepare(recipe, found.tokenizer, names=("eval", "test"), check=stop.check)
-        examples = {name: encoded.examples for name, encoded in sets.items()}
-        with opened(recipe, found, examples) as view:
-            for name, those in examples.items():
-                require_fits(view.model, those, objective)
-                view.masked = needs_mask(view, objective, those[: recipe.eval.batch_size], device)
-                results[name] = evaluate_set(
-                    view,
-                    objective,
-                    those,
-                    found.tokenizer,
-                    recipe.eval,
-                    device=device,
-                    between=stop.check,
-                )
-                print(f"{name}: {in_words(results[name])}", flush=True)
-    print(f"peak memory {gib(peak_memory_bytes(device))}")
+    objective = objective_for(recipe.objective.name)
+    data = load_data(recipe, found.tokenizer, names=("eval", "test"), check=stop.check)
+    results = {}
+    with opened(recipe, found, data.examples) as view:
+        for name, examples in data.examples.items():
+            require_fits(view.model, examples, objective)
+            view.masked = needs_mask(view, objective, examples[: recipe.eval.batch_size], device)
+            results[name] = evaluate_set(
+                view,
+                objective,
+                examples,
+                found.tokenizer,
+                recipe.eval,
+                device=device,
+                between=stop.check,
+            )
+            print(f"{name}: {in_words(results[name])}", flush=True)
     return results

@@ -12,7 +12,7 @@ from zoft.data.tokens import Ids, Tokens
 from zoft.errors import DataError, RecipeError
 from zoft.inference.locate import recipe_of
 from zoft.planning.resolve import resolve
-from zoft.recipe.defaults import with_defaults
+from zoft.recipe.resolved import Resolved
 from zoft.recipe.schema import EvalSection, ModelSection, Recipe, TrainSection
 from zoft.recipe.sections.data import DataSection, DataSource
 
@@ -20,7 +20,7 @@ Turn = dict[str, str]  # {"role": "user", "content": "..."}
 CHATS = ("messages", "sharegpt")  # formats whose rows the chat template spells
 
 
-def recipe_for(target: str, *, rows: int, longest: int, max_new_tokens: int) -> Recipe:
+def recipe_for(target: str, *, rows: int, longest: int, max_new_tokens: int) -> Resolved:
     """Settings to ask `target` with, as an evaluation that writes: the model section of the run that
     it belongs to, else the defaults, on the fastest device that is here.
 
@@ -37,10 +37,10 @@ def recipe_for(target: str, *, rows: int, longest: int, max_new_tokens: int) -> 
     }
     run = recipe_of(target)
     if run is None:
-        recipe = resolve(with_defaults(Recipe(model=ModelSection(name=target), **own)))  # type: ignore[arg-type]
+        recipe = resolve(Recipe(model=ModelSection(name=target), **own))  # type: ignore[arg-type]
         # Stored as it is computed with: no score has to be repeated.
-        model = recipe.model.model_copy(update={"dtype": recipe.model.compute_dtype})
-        return recipe.model_copy(update={"model": model})
+        stored = recipe.model.model_copy(update={"dtype": recipe.model.compute_dtype})
+        return recipe.model_copy(update={"model": stored})
     # A run that had room on its device may be asked where there is less.
     place = "auto" if run.model.residency == "device" else run.model.residency
     model = run.model.model_copy(update={"residency": place})

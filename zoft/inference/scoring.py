@@ -5,26 +5,24 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from math import fsum
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from zoft.data.examples import Choice, Example
+from zoft.data.examples import Example
+from zoft.data.sets import metric_of
 from zoft.engine.objectives.answers import answers_of, best_f1, exact_match, prompt_of
-from zoft.engine.objectives.objective import Objective, objective_for
+from zoft.engine.objectives.objective import Objective, batch_score, micro_batches, objective_for
 from zoft.engine.objectives.score import Score
 from zoft.engine.probe.view import ProbedModel
-from zoft.errors import DataError, RecipeError
+from zoft.errors import DataError
 from zoft.inference.generation import Decoding, completions, require_room
 from zoft.models.adapters import virtual_tokens
-from zoft.recipe.schema import GENERATED, EvalSection, Recipe
+from zoft.recipe.schema import GENERATED, EvalSection
 
 LOOKED_AT = 64  # positions at which a pass with an attention mask is compared with one without
-
-
-Metric = Literal["loss", "accuracy", "f1", "exact_match"]
 
 
 def evaluate_set(
@@ -64,24 +62,6 @@ def evaluate_set(
     found["loss"] = result.mean
     seconds = round(time.perf_counter() - begun, 3)
     return {metric: found.pop(metric), **found, "rows": len(examples), "seconds": seconds}
-
-
-def metric_of(settings: EvalSection, examples: Sequence[Example]) -> Metric:
-    """What `eval.metric` means for these rows. Raises RecipeError for accuracy without options."""
-    options = all(isinstance(example, Choice) for example in examples)
-    match settings.metric:
-        case "auto":
-            return "accuracy" if options else "loss"
-        case "accuracy" if not options:
-            raise RecipeError("eval.metric: accuracy needs rows with options; set loss, or f1")
-        case metric:
-            return metric
-
-
-def with_metric(recipe: Recipe, examples: Sequence[Example]) -> Recipe:
-    """The recipe with what `eval.metric: auto` means for its eval set."""
-    section = recipe.eval.model_copy(update={"metric": metric_of(recipe.eval, examples)})
-    return recipe.model_copy(update={"eval": section})
 
 
 def written_scores(
@@ -136,8 +116,8 @@ def score(
     total: Score | None = None
     with view.plain():
         for i in range(0, len(ordered), batch_size):
-            [batch] = objective.batches(ordered[i : i + batch_size], batch_size, device)
-            part = objective.score(view, batch)
+            [batch] = micro_batches(objective, ordered[i : i + batch_size], batch_size, device)
+            part = batch_score(objective, view, batch)
             total = part if total is None else total + part
             between()
     assert total is not None  # data.encode leaves no set empty

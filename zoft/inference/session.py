@@ -22,9 +22,11 @@ from zoft.models.load import load_model, load_tokenizer, require_causal
 from zoft.models.storage.fetch import cache_folder, local_safetensors
 from zoft.planning.placement import Choice, budgets, choose
 from zoft.planning.workload import shape_of
-from zoft.recipe.schema import ModelSection, Recipe
+from zoft.recipe.resolved import Resolved
+from zoft.recipe.schema import ModelSection
 from zoft.recipe.sections.optimizer import own_keys
 from zoft.recipe.sections.optimizers.mezo import MeZO
+from zoft.recipe.sections.optimizers.rule import resolved_optimizer
 from zoft.system.device import DTYPES
 from zoft.system.host_memory import keep_freed_memory
 
@@ -56,7 +58,7 @@ def find(target: str, model: ModelSection, say: Callable[[str], None] = print) -
 
 @contextmanager
 def opened(
-    recipe: Recipe,
+    recipe: Resolved,
     found: Found,
     examples: Mapping[str, Sequence[Example]] | None,
     say: Callable[[str], None] = print,
@@ -73,9 +75,7 @@ def opened(
         found.base,
         dtype=DTYPES[recipe.model.dtype] if full else compute,
         device=device,
-        streamed=None
-        if place.residency == "device"
-        else lambda block: block not in place.resident_blocks,
+        streamed=None if place.residency == "device" else place.streams,
     )
     keep_freed_memory()
     model: PreTrainedModel | PeftModel = loaded.model
@@ -106,11 +106,12 @@ def opened(
 
 
 def _place(
-    recipe: Recipe, base: ModelSection, examples: Mapping[str, Sequence[Example]] | None
+    recipe: Resolved, base: ModelSection, examples: Mapping[str, Sequence[Example]] | None
 ) -> Choice:
     """Where the weights have room: nothing is tuned, so nothing is kept beside them."""
     stateless = MeZO.model_validate(own_keys({**dict(recipe.optimizer), "name": "mezo"}))
-    still = recipe.model_copy(update={"model": base, "optimizer": stateless})
+    model = recipe.model.model_copy(update={"name": base.name, "revision": base.revision})
+    still = recipe.model_copy(update={"model": model, "optimizer": resolved_optimizer(stateless)})
     if examples:
         longest = max(examples.values(), key=lambda found: max(map(length, found)))
         examples = {"train": longest, **examples}

@@ -11,9 +11,9 @@ from zoft.errors import EnvironmentProblem, OutOfMemory, RecipeError
 from zoft.planning.footprint import Footprint, Residency, footprint
 from zoft.planning.placement import choose
 from zoft.planning.workload import Shape, Texts, shape_of
-from zoft.recipe.schema import Recipe
+from zoft.recipe.resolved import Resolved
 
-Variant = Callable[..., Recipe]  # the recipe as it is resolved with some more overrides
+Variant = Callable[..., Resolved]  # the recipe as it is resolved with some more overrides
 Sets = Mapping[str, Sequence[Example]] | None  # train, eval, test, where they are read
 
 
@@ -27,7 +27,7 @@ class Alternative:
 
 
 def alternatives(
-    recipe: Recipe,
+    recipe: Resolved,
     shape: Shape,
     sets: Sets,
     chosen: Footprint,
@@ -50,10 +50,9 @@ def alternatives(
     return found
 
 
-def _ideas(recipe: Recipe, shape: Shape) -> list[tuple[str, ...]]:
+def _ideas(recipe: Resolved, shape: Shape) -> list[tuple[str, ...]]:
     train, settings, model = recipe.train, recipe.optimizer, recipe.model
     size = train.micro_batch_size
-    assert isinstance(size, int)
     full = recipe.tune.method == "full"
     ideas: list[tuple[str, ...]] = []
     if full:
@@ -78,7 +77,7 @@ def _ideas(recipe: Recipe, shape: Shape) -> list[tuple[str, ...]]:
     return ideas
 
 
-def _shape_of(other: Recipe, recipe: Recipe, shape: Shape, sets: Sets) -> Shape:
+def _shape_of(other: Resolved, recipe: Resolved, shape: Shape, sets: Sets) -> Shape:
     """The shape of a variant; made anew only where the model's own is another."""
     if (other.tune, other.model.compute_dtype) != (recipe.tune, recipe.model.compute_dtype):
         shape = shape_of(other, sets)
@@ -93,14 +92,14 @@ def _shortened(texts: Texts, length: int) -> Texts:
     return replace(texts, longest=min(texts.longest, length), scored=min(texts.scored, length))
 
 
-def places(recipe: Recipe, shape: Shape) -> list[Residency]:
+def places(recipe: Resolved, shape: Shape) -> list[Residency]:
     """Where this model's blocks could wait, the fastest first."""
     if not shape.blocks:
         return ["device"]
     return ["device", "disk"] if recipe.device == "cpu" else ["device", "host", "disk"]
 
 
-def smallest(recipe: Recipe, shape: Shape) -> Footprint:
+def smallest(recipe: Resolved, shape: Shape) -> Footprint:
     """With no block resident, unless the recipe wants them on the device."""
     wanted = recipe.model.residency
     return footprint(recipe, shape, places(recipe, shape)[-1] if wanted == "auto" else wanted)

@@ -10,7 +10,7 @@ from zoft.models.activations import trace_saved
 from zoft.models.meta import build_outline, load_config
 from zoft.planning.footprint import CUDA_CONTEXT, libraries
 from zoft.planning.workload import Shape
-from zoft.recipe.schema import Recipe
+from zoft.recipe.resolved import Resolved
 from zoft.recipe.sections.tune import TuneSection
 from zoft.system.device import DTYPES
 
@@ -29,7 +29,7 @@ class FirstOrder:
     assumed: str = ASSUMED
 
 
-def first_order(recipe: Recipe, shape: Shape) -> FirstOrder | None:
+def first_order(recipe: Resolved, shape: Shape) -> FirstOrder | None:
     """For the recipe's batch and lengths; None for a model that cannot be traced."""
     try:
         return FirstOrder(_bytes(recipe, shape, lora=False), _bytes(recipe, shape, lora=True))
@@ -37,7 +37,7 @@ def first_order(recipe: Recipe, shape: Shape) -> FirstOrder | None:
         return None
 
 
-def _bytes(recipe: Recipe, shape: Shape, *, lora: bool) -> int:
+def _bytes(recipe: Resolved, shape: Shape, *, lora: bool) -> int:
     tune = recipe.tune if recipe.tune.method == "lora" else TuneSection(r=recipe.tune.r)
     tune = tune.model_copy(update={"method": "lora" if lora else "full"})
     compute = DTYPES[recipe.model.compute_dtype]
@@ -48,7 +48,6 @@ def _bytes(recipe: Recipe, shape: Shape, *, lora: bool) -> int:
         trust_remote_code=recipe.model.trust_remote_code,
     )
     names = {name for name, _ in outline.named_parameters() if not lora or "lora_" in name}
-    assert isinstance(recipe.train.micro_batch_size, int)
     rows, length = recipe.train.micro_batch_size * shape.train.rows, shape.train.longest
     # The type that is computed in is autocast's: activations come in it, learnt weights stay float32.
     saved = trace_saved(outline, names, rows, length)

@@ -16,7 +16,8 @@ from zoft.engine.probe.directions import MatrixBytes
 from zoft.engine.probe.head import chunk_words
 from zoft.engine.probe.structures.table import STRUCTURES
 from zoft.planning.workload import Shape, Texts, Weight
-from zoft.recipe.schema import GENERATED, Recipe
+from zoft.recipe.resolved import Resolved
+from zoft.recipe.schema import GENERATED
 from zoft.system.device import DTYPES
 
 Residency = Literal["device", "host", "disk"]
@@ -80,7 +81,7 @@ def slots_for(device: str, *, tuned: bool) -> int:
 
 
 def footprint(
-    recipe: Recipe,
+    recipe: Resolved,
     shape: Shape,
     residency: Residency = "device",
     resident: Sequence[int] | None = None,
@@ -162,7 +163,7 @@ def _aligned(size: int) -> int:
 class _Count:
     """Bytes of one thing after the other, for one recipe and shape."""
 
-    def __init__(self, recipe: Recipe, shape: Shape) -> None:
+    def __init__(self, recipe: Resolved, shape: Shape) -> None:
         self.recipe, self.shape, self.quantization = recipe, shape, recipe.model.quantization
         self.own = DTYPES[recipe.model.dtype].itemsize
         self.compute = DTYPES[recipe.model.compute_dtype].itemsize
@@ -170,7 +171,6 @@ class _Count:
         self.structure = STRUCTURES[settings.structure]
         self.copies = 2 if settings.sides == 2 and settings.paired is not False else 1
         self.states = len(settings.state())
-        assert isinstance(recipe.train.micro_batch_size, int)
         self.rows = recipe.train.micro_batch_size
         self.writes_back = any(w.tuned and not w.adapter for w in shape.weights)
 

@@ -15,7 +15,7 @@ from zoft.planning.alternatives import Variant, alternatives
 from zoft.planning.footprint import footprint
 from zoft.planning.placement import budgets
 from zoft.planning.workload import shape_of
-from zoft.recipe.schema import Recipe
+from zoft.recipe.resolved import Resolved
 from zoft.system.host_memory import free_host_bytes, gib, resident_bytes
 
 
@@ -24,13 +24,13 @@ class Explained:
     """What `memory_explained` can know of a run: how its recipe would resolve with more overrides, and
     its examples, once they are read."""
 
-    recipe: Recipe
+    recipe: Resolved
     variant: Variant | None
     sets: dict[str, Sequence[Example]] | None = None
 
 
 @contextmanager
-def memory_explained(recipe: Recipe, variant: Variant | None = None) -> Iterator[Explained]:
+def memory_explained(recipe: Resolved, variant: Variant | None = None) -> Iterator[Explained]:
     """Turn the allocators' errors into one line: what was asked for, what was free, what would fit.
 
     Without `variant` nothing is computed, and the line names what usually helps.
@@ -81,8 +81,7 @@ def _ways(explained: Explained, short: int) -> str:
     return f"would fit: {', '.join(fitting)}"
 
 
-def _usual(recipe: Recipe) -> list[str]:
-    assert isinstance(recipe.train.micro_batch_size, int)
+def _usual(recipe: Resolved) -> list[str]:
     ways = [
         f"train.micro_batch_size={max(1, recipe.train.micro_batch_size // 2)}",
         f"eval.batch_size={max(1, recipe.eval.batch_size // 2)}",

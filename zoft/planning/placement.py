@@ -10,7 +10,7 @@ import torch
 from zoft.errors import OutOfMemory
 from zoft.planning.footprint import CUDA_CONTEXT, Footprint, Residency, footprint
 from zoft.planning.workload import Shape
-from zoft.recipe.schema import Recipe
+from zoft.recipe.resolved import Resolved
 from zoft.system.host_memory import free_host_bytes, gib
 
 # Left free of what a budget of `auto` finds: for allocators' gaps, and for the rest of the machine.
@@ -33,13 +33,17 @@ class Choice:
         """Numbers of the blocks that stay on the device, ascending."""
         return self.footprint.resident
 
+    def streams(self, block: int) -> bool:
+        """Whether the block with this number is fetched for each pass."""
+        return block not in self.resident_blocks
+
     @property
     def slots(self) -> int:
         return self.footprint.slots
 
 
 def choose(
-    recipe: Recipe,
+    recipe: Resolved,
     shape: Shape,
     device_bytes: int,
     host_bytes: int,
@@ -86,8 +90,8 @@ def choose(
     raise OutOfMemory(f"{refused}; {there}")
 
 
-def settled(recipe: Recipe, choice: Choice) -> Recipe:
-    """The recipe with the choice written down."""
+def placed(recipe: Resolved, choice: Choice) -> Resolved:
+    """The recipe with the choice written down: model.residency."""
     model = recipe.model.model_copy(update={"residency": choice.residency})
     return recipe.model_copy(update={"model": model})
 
@@ -104,7 +108,7 @@ def _sizes(found: Footprint, cpu: bool) -> str:
 # -- budgets ----------------------------------------------------------------------------------------
 
 
-def budgets(recipe: Recipe) -> tuple[int, int]:
+def budgets(recipe: Resolved) -> tuple[int, int]:
     """Bytes that the run may take of the device and of the host, itself included.
 
     What the recipe says, or what is free less a margin. On a CPU the first is the host's memory and the

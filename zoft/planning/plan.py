@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from zoft.data.examples import Example
-from zoft.data.sets import prepare
+from zoft.data.sets import Data, load_data
 from zoft.engine.offload.operations import Op
 from zoft.engine.offload.schedule import Schedule, Transfer
 from zoft.engine.offload.simulator import simulate
-from zoft.errors import EnvironmentProblem, OutOfMemory, ZoftError, first_line
+from zoft.errors import OutOfMemory, ZoftError, first_line
 from zoft.models.load import load_tokenizer
 from zoft.models.meta import load_config
 from zoft.models.storage.fetch import local_folder
@@ -22,13 +21,12 @@ from zoft.planning.alternatives import Alternative, alternatives, places, smalle
 from zoft.planning.backprop import FirstOrder, first_order
 from zoft.planning.footprint import Footprint, Residency, footprint
 from zoft.planning.placement import budgets, choose
-from zoft.planning.resolve import resolve
+from zoft.planning.resolve import resolve, with_data
 from zoft.planning.rounding import Diffusion, diffusion
 from zoft.planning.step_time import Seconds, bandwidth, calibrate, passes
 from zoft.planning.workload import Shape, shape_of
-from zoft.recipe.defaults import with_defaults
 from zoft.recipe.load import load_recipe
-from zoft.recipe.schema import Recipe
+from zoft.recipe.resolved import Resolved
 
 UNLIMITED = 2**62  # bytes of a device that is not here and has no budget
 
@@ -59,7 +57,7 @@ class Plan:
     """All that `zoft plan` says. `footprint` is the chosen one, or of what was asked for if nothing
     fits, which `problem` says. Budgets are in bytes; None: none is known."""
 
-    recipe: Recipe
+    recipe: Resolved
     shape: Shape
     device_budget: int | None
     host_budget: int | None
@@ -77,11 +75,13 @@ class Plan:
 def make_plan(source: str, overrides: Sequence[str] = ()) -> Plan:
     """Everything about one recipe, in some seconds. Raises ZoftError, but not for want of memory."""
 
-    def variant(*more: str) -> Recipe:
-        return resolved(load_recipe(source, [*overrides, *more]))
+    def variant(*more: str) -> Resolved:
+        return resolve(load_recipe(source, [*overrides, *more]), absent=True)
 
     recipe = variant()
-    sets = read_examples(recipe)
+    data = read_data(recipe)
+    sets = data.examples if data else None
+    recipe = with_data(recipe, data) if data else recipe
     shape = shape_of(recipe, sets)
     here = _is_here(recipe)
     limits = budgets(recipe) if here else _said(recipe)
@@ -109,29 +109,15 @@ def make_plan(source: str, overrides: Sequence[str] = ()) -> Plan:
     )
 
 
-def resolved(recipe: Recipe) -> Recipe:
-    """As a run would resolve it; a GPU that is not here is planned for all the same."""
-    filled = with_defaults(recipe)
-    try:
-        return resolve(filled)
-    except EnvironmentProblem:
-        there = filled.device if ":" in filled.device else "cuda:0"
-        model = filled.model
-        if model.compute_dtype == "auto":
-            model = model.model_copy(update={"compute_dtype": "bfloat16"})
-        known = resolve(filled.model_copy(update={"device": "cpu", "model": model}))
-        return known.model_copy(update={"device": there})
-
-
 # -- what is looked at ------------------------------------------------------------------------------
 
 
-def _is_here(recipe: Recipe) -> bool:
+def _is_here(recipe: Resolved) -> bool:
     number = int(recipe.device.partition(":")[2] or 0)
     return recipe.device == "cpu" or number < torch.cuda.device_count()
 
 
-def _said(recipe: Recipe) -> tuple[int, int]:
+def _said(recipe: Resolved) -> tuple[int, int]:
     """The recipe's budgets alone, for a device that is not here."""
     memory = recipe.memory
     device, host = (
@@ -141,18 +127,16 @@ def _said(recipe: Recipe) -> tuple[int, int]:
     return device, host
 
 
-def read_examples(recipe: Recipe) -> Mapping[str, Sequence[Example]] | None:
+def read_data(recipe: Resolved) -> Data | None:
     """The data as a run would read it, or None where data or tokenizer are not there."""
     try:
         where = local_folder(recipe.model.name) or recipe.model.name
-        tokenizer = load_tokenizer(where, recipe.model)
-        _, sets = prepare(recipe, tokenizer)
-        return {name: encoded.examples for name, encoded in sets.items()}
+        return load_data(recipe, load_tokenizer(where, recipe.model))
     except (ZoftError, OSError):
         return None
 
 
-def _weight_rms(recipe: Recipe) -> float:
+def _weight_rms(recipe: Resolved) -> float:
     """What the config initialises with; trained weights stay of that order."""
     text: Any = load_config(recipe.model).get_text_config(decoder=True)
     names = ("initializer_range", "init_std")
@@ -163,7 +147,7 @@ def _weight_rms(recipe: Recipe) -> float:
 
 
 def _times(
-    recipe: Recipe, shape: Shape, chosen: Footprint, free: int, *, here: bool
+    recipe: Resolved, shape: Shape, chosen: Footprint, free: int, *, here: bool
 ) -> tuple[Times | None, str | None]:
     """Estimated seconds, or why there are none."""
     if not here:
@@ -186,7 +170,7 @@ def _times(
 
 
 def streamed_step(
-    recipe: Recipe, shape: Shape, chosen: Footprint, seconds: Seconds, speed: float
+    recipe: Resolved, shape: Shape, chosen: Footprint, seconds: Seconds, speed: float
 ) -> float:
     """Seconds of a step in the long run: the streaming engine's own plan, simulated."""
     streamed = [block for block in range(shape.blocks) if block not in chosen.resident]
@@ -225,14 +209,13 @@ def streamed_step(
 
 
 def stream(
-    recipe: Recipe, shape: Shape, chosen: Footprint, seconds: Seconds, speed: float
+    recipe: Resolved, shape: Shape, chosen: Footprint, seconds: Seconds, speed: float
 ) -> Streaming:
     """Fetching beside computing: every pass fetches each streamed block once, a step writes it back."""
     number = shape.blocks - len(chosen.resident)
     arena = _arena(chosen)
     moved = number * arena * (passes(recipe) + (1 if _tunes_blocks(shape) else 0))
     train = recipe.train
-    assert isinstance(train.micro_batch_size, int)
     tokens = train.micro_batch_size * shape.train.rows * shape.train.typical
     block = seconds.block / passes(recipe)  # of one pass
     # Blocks that stay compute while others are fetched.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import NormalDist, fmean
 
 from zoft.engine.optimizers.lr_schedule import learning_rate
-from zoft.recipe.schema import Recipe
+from zoft.recipe.resolved import Resolved
 
 MANTISSA = {"float32": 23, "bfloat16": 7, "float16": 10}  # stored bits
 
@@ -24,7 +24,7 @@ class Diffusion:
     assumed: str
 
 
-def diffusion(recipe: Recipe, weight_rms: float) -> Diffusion | None:
+def diffusion(recipe: Resolved, weight_rms: float) -> Diffusion | None:
     """docs/methods.md#low-precision-updates: a step of RMS D that is rounded stochastically to multiples
     of ulp > D adds a variance of D * ulp, so T steps diffuse by sqrt(T D ulp); updates across each other
     go sqrt(T) D.
@@ -34,7 +34,6 @@ def diffusion(recipe: Recipe, weight_rms: float) -> Diffusion | None:
     settings = recipe.optimizer
     if recipe.model.dtype == "float32":
         return None
-    assert isinstance(settings.lr, float)
     lr = settings.lr * settings.step_rms(1.0)
     assumed = f", |c| 1 ({settings.TITLE}'s steps are lr |c|)" if settings.PROPORTIONAL else ""
     steps = [

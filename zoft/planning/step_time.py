@@ -21,7 +21,7 @@ from transformers import PreTrainedConfig
 
 from zoft.data.examples import Choice, Example, TextExample
 from zoft.engine.build import estimator_for
-from zoft.engine.objectives.objective import objective_for
+from zoft.engine.objectives.objective import batch_losses, micro_batches, objective_for
 from zoft.engine.optimizers.optimizer import optimizer_for
 from zoft.engine.optimizers.update import Resident, tuned_weights
 from zoft.engine.probe.view import ProbedModel
@@ -32,7 +32,7 @@ from zoft.models.storage.fetch import local_folder
 from zoft.models.trainable import decays, parameter_ids, tuned_parameters
 from zoft.planning.footprint import footprint
 from zoft.planning.workload import Shape, Texts
-from zoft.recipe.schema import Recipe
+from zoft.recipe.resolved import Resolved
 from zoft.system.device import DTYPES, make_repeatable
 from zoft.system.host_memory import gib
 from zoft.system.silence import quiet
@@ -57,17 +57,16 @@ class Seconds:
         return self.rest + self.rest_update + blocks * (self.block + self.block_update)
 
 
-def passes(recipe: Recipe) -> int:
+def passes(recipe: Resolved) -> int:
     """Passes through the model that a step takes, micro-batches included."""
     settings, train = recipe.optimizer, recipe.train
-    assert isinstance(train.micro_batch_size, int)
     one = settings.directions + 1 if settings.sides == 1 else 2 * settings.directions
     if settings.sides == 2 and settings.paired is not False:
         one = settings.directions
     return one * -(-train.batch_size // train.micro_batch_size)
 
 
-def calibrate(recipe: Recipe, shape: Shape, free: int) -> Seconds:
+def calibrate(recipe: Resolved, shape: Shape, free: int) -> Seconds:
     """Take some steps with a slice. Raises MemoryError if it would not fit in `free` bytes, and what
     a model raises that cannot be cut down to two blocks."""
     slice_bytes = _slice_bytes(recipe, shape, 2)
@@ -100,7 +99,7 @@ def _share_of_a_block(shape: Shape) -> float:
     return first / max(1, first + head)
 
 
-def bandwidth(recipe: Recipe, residency: str) -> float | None:
+def bandwidth(recipe: Resolved, residency: str) -> float | None:
     """Bytes a second from where streamed blocks wait; None if there is nothing to try it on."""
     if residency == "host" and recipe.device != "cpu":
         return _copying(torch.device(recipe.device))
@@ -111,15 +110,14 @@ def bandwidth(recipe: Recipe, residency: str) -> float | None:
     return None
 
 
-def _slice_bytes(recipe: Recipe, shape: Shape, blocks: int) -> int:
+def _slice_bytes(recipe: Resolved, shape: Shape, blocks: int) -> int:
     found = footprint(recipe, shape, "disk" if shape.blocks else "device", tuple(range(blocks)))
     names = ("embeddings, norm, head", "resident blocks", "adapter", "moments", "scratch")
     return sum(x.device for x in found.items if x.name in names)
 
 
-def _affordable(recipe: Recipe, shape: Shape) -> tuple[int, int]:
+def _affordable(recipe: Resolved, shape: Shape) -> tuple[int, int]:
     """Rows and tokens of a row, at most the recipe's, whose step is about WORK."""
-    assert isinstance(recipe.train.micro_batch_size, int)
     kind = torch.device(recipe.device).type
     weights = sum(w.numel for w in shape.weights if w.kind == "product" and (w.block or 0) < 2)
     tokens = WORK[kind] / (2 * weights * 2 * recipe.optimizer.directions)
@@ -129,7 +127,7 @@ def _affordable(recipe: Recipe, shape: Shape) -> tuple[int, int]:
 
 
 def _times(
-    recipe: Recipe, shape: Shape, blocks: int, rows: int, length: int
+    recipe: Resolved, shape: Shape, blocks: int, rows: int, length: int
 ) -> tuple[float, float]:
     """Seconds of a step's passes and of its update, with a model of so many blocks."""
     device = torch.device(recipe.device)
@@ -151,16 +149,16 @@ def _times(
     rule = optimizer_for(
         recipe.optimizer, recipe.seed, Resident(tuned_weights(parameters, ids, decays(model)))
     )
-    objective = objective_for(recipe.objective.name)  # type: ignore[arg-type]
+    objective = objective_for(recipe.objective.name)
     examples = [_example(shape.train, recipe.objective.name, length)] * rows
-    batches = objective.batches(examples, rows, device)
+    batches = micro_batches(objective, examples, rows, device)
     found = []
     for step in (1, 2, 3):  # the first compiles, and allocates
         measured = None
 
         def probe(step: int = step) -> None:
             nonlocal measured
-            measured = estimator.measure(step, lambda: objective.losses(view, batches))
+            measured = estimator.measure(step, lambda: batch_losses(objective, view, batches))
 
         first = _timed(probe, device)
         assert measured is not None
@@ -177,7 +175,7 @@ def _timed(work: Callable[[], object], device: torch.device) -> float:
 
 
 def _slice(
-    recipe: Recipe, config: PreTrainedConfig, blocks: int, device: torch.device
+    recipe: Resolved, config: PreTrainedConfig, blocks: int, device: torch.device
 ) -> nn.Module:
     """The first blocks of the model, with weights that are noise."""
     config = copy.deepcopy(config)

@@ -19,7 +19,7 @@ from zoft.models.adapters import of_adapter
 from zoft.models.blocks import find_blocks, owned_parameters
 from zoft.models.meta import build_outline, load_config
 from zoft.models.trainable import tuned_parameters
-from zoft.recipe.schema import Recipe
+from zoft.recipe.resolved import Resolved
 from zoft.system.device import DTYPES
 
 
@@ -110,7 +110,7 @@ class Shape:
         return Pass(rows * length * (6 * self.hidden + 4 * widest) * 4, True)
 
 
-def shape_of(recipe: Recipe, sets: Mapping[str, Sequence[Example]] | None = None) -> Shape:
+def shape_of(recipe: Resolved, sets: Mapping[str, Sequence[Example]] | None = None) -> Shape:
     """From the config alone; `sets` are the examples of train, eval and test where they are there.
 
     `recipe` has no `auto` left in its types. Raises EnvironmentProblem, RecipeError.
@@ -164,7 +164,7 @@ def texts_of(examples: Sequence[Example]) -> Texts:
     return Texts(longest, rows, scored, tokens, number)
 
 
-def _scored(texts: Texts, recipe: Recipe) -> Texts:
+def _scored(texts: Texts, recipe: Resolved) -> Texts:
     """Of rows with options `lm` scores the right one's tokens as well, by the whole head."""
     if recipe.objective.name == "lm" and not texts.scored:
         return replace(texts, scored=1)
@@ -182,7 +182,7 @@ def _cache(config: PreTrainedConfig, itemsize: int) -> int:
     return int(2 * (groups or heads) * each * config.num_hidden_layers * itemsize)
 
 
-def _guess(recipe: Recipe, positions: int | None) -> Texts:
+def _guess(recipe: Resolved, positions: int | None) -> Texts:
     longest = min(recipe.data.max_length, positions or recipe.data.max_length)
     scored = 0 if recipe.objective.name == "choice" else longest
     return Texts(longest, scored=scored)
@@ -198,7 +198,7 @@ def _joined(texts: Sequence[Texts]) -> Texts:
     )
 
 
-def _weights(model: nn.Module, recipe: Recipe) -> list[Weight]:
+def _weights(model: nn.Module, recipe: Resolved) -> list[Weight]:
     tuned = tuned_parameters(model, recipe.tune)
     kinds: dict[nn.Parameter, Literal["product", "table", "whole"]] = {}
     for module in model.modules():

@@ -1,7 +1,7 @@
 """The recipe: every choice of a run, with its meaning, its unit and what `auto` stands for.
 
 The classes are closed (an unknown key is an error), strict (`"3"` is no number) and frozen. What
-follows from the recipe alone is filled in by `defaults.with_defaults`, what needs the machine
+follows from the recipe alone is filled in by `resolved.with_defaults`, what needs the machine
 (device, compute_dtype, perturbation of full tuning, paired) by the run.
 """
 

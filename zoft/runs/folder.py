@@ -8,9 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
-
-from pydantic import BaseModel
+from typing import Any
 
 from zoft.errors import EnvironmentProblem, RecipeError
 from zoft.recipe.load import dump_recipe, load_recipe
@@ -24,8 +22,6 @@ from zoft.system.atomic_io import lock, write_atomically
 BEGINNING = {
     "recipe.yaml", "resolved.yaml", "run.json", "start", "journal.jsonl", "working-copy.bin"
 }  # fmt: skip
-
-_Section = TypeVar("_Section", bound=BaseModel)
 
 # What may change from one part of a run to the next: it moves no weight. (`train.steps` moves none
 # under a constant rate.) The device and the micro-batch may change the last bits of a loss, which
@@ -161,28 +157,6 @@ def require_empty(folder: RunFolder) -> None:
         )
     if folder.path.exists() and not folder.path.is_dir():
         raise RecipeError(f"{folder.path} is a file; output_dir must be a folder")
-
-
-def keep_choices(recipe: Recipe, previous: Recipe) -> Recipe:
-    """Replace every `auto` of the recipe by what the run chose before, but for where the weights are:
-    that moves no bit, and how much memory is free may have changed.
-
-    Not validated: what no longer fits together, `require_same` can say better.
-    """
-    merged = _merged(recipe, previous)
-    model = merged.model.model_copy(update={"residency": recipe.model.residency})
-    return merged.model_copy(update={"model": model})
-
-
-def _merged(now: _Section, before: _Section) -> _Section:
-    merged: dict[str, Any] = {}
-    for name in type(now).model_fields:
-        value, old = getattr(now, name), getattr(before, name)
-        if isinstance(value, BaseModel) and isinstance(old, BaseModel):
-            merged[name] = _merged(value, old)
-        elif value == "auto":
-            merged[name] = old
-    return now.model_copy(update=merged)
 
 
 def require_same(recipe: Recipe, previous: Recipe) -> None:

@@ -100,8 +100,7 @@ def _apply(optimizer: Optimizer, entries: Sequence[Entry], stop: Stop) -> None:
     """One sweep for each step that was finite."""
     told = time.perf_counter()
     for entry in entries:
-        if entry.measurement.finite:
-            optimizer.update(entry.measurement, entry.lr)
+        optimizer.apply(entry.measurement, entry.lr)
         stop.check()
         if time.perf_counter() - told >= TELL_EVERY:
             told = time.perf_counter()

@@ -4,85 +4,96 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
+from zoft.data.examples import Example
 from zoft.errors import Diverged, Interrupted, RecipeError, first_line
 from zoft.models.adapters import is_adapter
 from zoft.planning.footprint import CUDA_CONTEXT
 from zoft.recipe.load import dump_recipe
+from zoft.recipe.resolved import Resolved
 from zoft.recipe.schema import Recipe
 from zoft.runs import checkpoint
 from zoft.runs import complete as manifest
 from zoft.runs.console.progress import clock
 from zoft.runs.folder import RunFolder
-from zoft.runs.metrics import in_words
+from zoft.runs.metrics import Metrics, in_words
 from zoft.runs.record import read_run
 from zoft.runs.report.charts import write_loss_picture
 from zoft.sharing.base_model import base_here
 from zoft.sharing.model_card import card
 from zoft.system.device import peak_memory_bytes
 from zoft.system.host_memory import gib
+from zoft.training.hooks import Checkpoints
 from zoft.training.trainer import Trainer
 
 
-def finish(trainer: Trainer, folder: RunFolder) -> None:
+def finish(
+    trainer: Trainer,
+    run: RunFolder,
+    checkpoints: Checkpoints,
+    test_set: Sequence[Example] | None,
+    planned_bytes: int,
+) -> None:
     """Save final/, then score the test set once, then write it down."""
-    recipe = trainer.recipe
+    recipe, evaluations, metrics = trainer.recipe, checkpoints.evaluations, checkpoints.metrics
 
     def write(target: Path) -> None:
-        trainer.write_model(target)
+        checkpoints.write_model(target)
         (target / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
-        if folder.metrics.is_file():
-            shutil.copyfile(folder.metrics, target / "metrics.jsonl")
-        _picture(trainer, target / "loss.png")
+        if run.metrics.is_file():
+            shutil.copyfile(run.metrics, target / "metrics.jsonl")
+        _picture(run, target / "loss.png", evaluations.narrator.say)
 
-    checkpoint.save(folder.final, write)
+    checkpoint.save(run.final, write)
     values: dict[str, Any] = {}
-    if trainer.test_set is not None:
-        values = {"set": "test", **trainer.evaluate(trainer.test_set)}
-    elif trainer.eval_set is not None:
-        scored = trainer.scores[trainer.step]
+    if test_set is not None:
+        values = {"set": "test", **evaluations.evaluate(test_set)}
+    elif evaluations.eval_set is not None:
+        scored = evaluations.scores[trainer.step]
         kept = {key: value for key, value in scored.items() if key not in ("event", "step")}
         values = {"set": "eval", **kept}
-    values["peak_memory_bytes"] = peak_memory_bytes(trainer.device)
-    event = trainer.metrics.write("final", trainer.step, **values)
-    best = trainer.best_steps()
-    before = trainer.scores.get(0)
-    folder.update_manifest(
+    device = trainer.engine.device
+    values["peak_memory_bytes"] = peak_memory_bytes(device)
+    event = metrics.write("final", trainer.step, **values)
+    best = checkpoints.best_steps()
+    run.update_manifest(
         final=event,
-        zero_shot=before,
-        best_checkpoint=checkpoint.checkpoint_folder(folder.path, best[0]).name if best else None,
+        zero_shot=evaluations.scores.get(0),
+        best_checkpoint=checkpoint.checkpoint_folder(run.path, best[0]).name if best else None,
         peak_memory_bytes=values["peak_memory_bytes"],
         # What torch counts of a card is what it was asked for, without the driver's own.
-        planned_memory_bytes=trainer.planned_bytes
-        - (CUDA_CONTEXT if trainer.device.type == "cuda" else 0),
+        planned_memory_bytes=planned_bytes - (CUDA_CONTEXT if device.type == "cuda" else 0),
     )
-    _add_card(trainer, folder)
-    trainer.narrator.close()
+    _add_card(recipe, run, metrics)
 
 
-def _add_card(trainer: Trainer, folder: RunFolder) -> None:
-    """README.md beside the weights. What it says about the base needs no network."""
-    run, recipe = folder.manifest(), trainer.recipe
+def _add_card(recipe: Resolved, run: RunFolder, metrics: Metrics) -> None:
+    """README.md with the weights. What it says about the base needs no network."""
+    record = run.manifest()
     text = card(
-        recipe, dump_recipe(recipe), run, trainer.metrics.read(),
-        base_here(recipe, run.get("base", {})), adapter=is_adapter(folder.final),
-    )  # fmt: skip
-    manifest.replace_text(folder.final, "README.md", text)
+        recipe,
+        dump_recipe(recipe),
+        record,
+        metrics.read(),
+        base_here(recipe, record.get("base", {})),
+        adapter=is_adapter(run.final),
+    )
+    manifest.replace_text(run.final, "README.md", text)
 
 
-def _picture(trainer: Trainer, path: Path) -> None:
+def _picture(run: RunFolder, path: Path, say: Callable[[str], None]) -> None:
     try:
-        write_loss_picture(read_run(trainer.folder), path)
+        write_loss_picture(read_run(run.path), path)
     except Exception as error:  # a picture is not worth a run
-        trainer.narrator.say(f"warning: no loss.png: {type(error).__name__}: {first_line(error)}")
+        say(f"warning: no loss.png: {type(error).__name__}: {first_line(error)}")
 
 
-def tell_result(folder: RunFolder) -> None:
+def print_summary(folder: RunFolder) -> None:
     """Say what came out, what it took, where it is and what can be done with it."""
     run = read_run(folder.path)
     if run.zero_shot:
@@ -107,25 +118,25 @@ def tell_result(folder: RunFolder) -> None:
     print(f"               zoft push {where}")
 
 
-def already_finished(folder: RunFolder, recipe: Recipe) -> bool:
+def already_finished(folder: RunFolder, recipe: Resolved, previous: Recipe) -> bool:
     """Whether nothing is left to do; then say what came out."""
     run = folder.manifest()
     final = run.get("final")
     if run.get("status") != "finished" or not final or final["step"] < recipe.train.steps:
         return False
-    if recipe.data.test != folder.previous().data.test:
+    if recipe.data.test != previous.data.test:
         return False  # another test set: score it
     if final["step"] > recipe.train.steps:
         raise RecipeError(
             f"train.steps: the run in {folder.path} already took {final['step']} steps"
         )
     print(f"{folder.path} is finished ({final['step']} steps)")
-    tell_result(folder)
+    print_summary(folder)
     return True
 
 
 @contextmanager
-def recorded(folder: RunFolder, trainer: Trainer) -> Iterator[None]:
+def record_status(folder: RunFolder, trainer: Trainer) -> Iterator[None]:
     """Write to run.json how the run ended."""
     begun = time.perf_counter()
     status = "failed"

@@ -1,48 +1,75 @@
-"""The first look: can the loss's change be measured at all with this perturbation and type?"""
+"""Preflight: pairing, noise and rounding of the first step, measured before training begins."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from zoft.engine.diagnostics import examples_agree, measure_delivery, measure_noise, pairs_agree
+from zoft.engine.build import Engine
+from zoft.engine.diagnostics import (
+    examples_agree,
+    measure_delivery,
+    measure_noise,
+    pairs_agree,
+)
+from zoft.engine.objectives.batch import Batch
 from zoft.errors import RecipeError
+from zoft.recipe.resolved import Resolved
 from zoft.training.trainer import Trainer
 
 
-def choose_passes(trainer: Trainer) -> None:
-    """Settle `optimizer.paired: auto` by a look at one batch. Raises RecipeError if the model mixes
-    the rows of a batch, so that examples cannot have directions of their own."""
-    estimator, optimizer = trainer.estimator, trainer.recipe.optimizer
-    batches = trainer.batches(1)
-    if estimator.examples is not None:
-        examples = [trainer.train_set[row] for row in trainer.order.rows(1)[:2]]
-        width = trainer.objective.width(examples)
+@dataclass(frozen=True, slots=True)
+class Preflight:
+    """What was found. `noise` goes to the journal's header and run.json: the slope of one direction, its
+    noise and bias, and the share and gain of the perturbation that rounding delivers."""
+
+    paired: bool
+    noise: dict[str, Any]
+
+
+def preflight(trainer: Trainer, say: Callable[[str], None]) -> Preflight:
+    """Look at the trainer's first step; nothing is changed.
+
+    Raises RecipeError if the model mixes the rows of a batch, so that examples cannot have directions
+    of their own.
+    """
+    paired = choose_pairing(trainer)
+    engine, batches = trainer.engine.with_pairing(paired), trainer.batches(1)
+    return Preflight(paired, measure_snr(trainer.recipe, engine, batches, say))
+
+
+def choose_pairing(trainer: Trainer) -> bool:
+    """Whether both signs of a probe run as one batch: `optimizer.paired`, its `auto` measured.
+
+    Raises RecipeError as `preflight` does.
+    """
+    recipe, engine, batches = trainer.recipe, trainer.engine, trainer.batches(1)
+    examples = [trainer.train_set[row] for row in trainer.order.rows(1)[:2]]
+    if engine.estimator.examples is not None:
+        width = engine.objective.width(examples)
         both, alone = (
-            [trainer.objective.collate(some, width).to(trainer.device)]
+            engine.losses_of([engine.objective.collate(some, width).to(engine.device)])
             for some in (examples, examples[:1])
         )
-        if not examples_agree(
-            estimator, lambda: trainer.losses(both), lambda: trainer.losses(alone)
-        ):
+        if not examples_agree(engine.estimator, both, alone):
             raise RecipeError(
                 "an example's loss depends on the others in its batch, so examples cannot have "
                 "directions of their own: set optimizer.scope=batch"
             )
-    if optimizer.paired == "auto":
-        paired = optimizer.sides == 2 and pairs_agree(estimator, lambda: trainer.losses(batches))
-        trainer.recipe = trainer.recipe.model_copy(
-            update={"optimizer": optimizer.model_copy(update={"paired": paired})}
-        )
-        trainer.estimator = replace(estimator, paired=paired)
+    settings = recipe.optimizer
+    if settings.paired != "auto":
+        return settings.paired
+    return settings.sides == 2 and pairs_agree(engine.estimator, engine.losses_of(batches))
 
 
-def look_at_the_signal(trainer: Trainer) -> dict[str, Any]:
-    """Measure noise of c and rounding of the probe (docs/methods.md#noise-of-the-forward-pass)."""
-    estimator, say = trainer.estimator, trainer.narrator.say
-    batches = trainer.batches(1)
-    noise = measure_noise(estimator, lambda: trainer.losses(batches))
+def measure_snr(
+    recipe: Resolved, engine: Engine, batches: Sequence[Batch], say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Measure the noise of the first slope and the rounding of its probe, and warn of either
+    (docs/methods.md#noise-of-the-forward-pass)."""
+    noise = measure_noise(engine.estimator, engine.losses_of(batches))
     if not math.isfinite(noise.projected_grad):
         say("warning: the loss of the first batch is not finite; its steps will be skipped")
         return {}
@@ -61,12 +88,13 @@ def look_at_the_signal(trainer: Trainer) -> dict[str, Any]:
         "noise": noise.noise,
         "bias": noise.bias,
     }
+    estimator = engine.estimator
     direction = estimator.direction(0, 0)
-    delivery = measure_delivery(estimator.view, trainer.weights, direction, estimator.perturbation)
+    delivery = measure_delivery(engine.view, engine.weights, direction, estimator.perturbation)
     if delivery is not None:
         found["lost"], found["gain"] = delivery.lost, delivery.gain
         say(
-            f"rounding to {trainer.recipe.model.compute_dtype} loses {delivery.lost:.1%} of the "
+            f"rounding to {recipe.model.compute_dtype} loses {delivery.lost:.1%} of the "
             f"perturbation, mean gain {delivery.gain:.2f}"
         )
         if delivery.lost > 0.05 or abs(delivery.gain - 1) > 0.15:

@@ -26,28 +26,28 @@ import math
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from zoft.data.sets import load_data
+from zoft.engine.build import order_for
 from zoft.engine.diagnostics import measure_delivery
 from zoft.engine.optimizers.lr_schedule import learning_rate
 from zoft.engine.range_probes import Rung, best_perturbation, losses_at_rest, measure_rung, radius
 from zoft.errors import EnvironmentProblem, RecipeError
+from zoft.models.load import load_tokenizer
 from zoft.models.storage.fetch import cache_folder
 from zoft.planning.out_of_memory import memory_explained
-from zoft.planning.resolve import resolve
-from zoft.recipe.defaults import with_defaults
+from zoft.planning.resolve import resolve, with_data
 from zoft.recipe.load import load_recipe
-from zoft.recipe.schema import Recipe
-from zoft.runs.console.narrator import PlainNarrator
-from zoft.runs.console.progress import Progress
+from zoft.recipe.resolved import Resolved
 from zoft.runs.folder import RunFolder
 from zoft.runs.report.range_plot import plot_range
 from zoft.system.signals import stop_on_signals
-from zoft.training.preflight import choose_passes
-from zoft.training.run import build
+from zoft.training.load import base_files, build_engine, choose_placement, load_model
+from zoft.training.preflight import choose_pairing
 from zoft.training.trainer import Trainer
+from zoft.training.warm_start import warm_start
 
 LENGTHS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 BATCHES = 4
@@ -72,24 +72,35 @@ def range_test(source: str, overrides: Sequence[str] = (), *, plot: str | None =
     """Print, and return, what suits the run of this recipe. Raises ZoftError."""
     if plot is not None:
         _require_plottable(Path(plot))
-    recipe = resolve(with_defaults(load_recipe(source, overrides)))
 
-    def variant(*more: str) -> Recipe:
-        return resolve(with_defaults(load_recipe(source, [*overrides, *more])))
+    def variant(*more: str) -> Resolved:
+        return resolve(warm_start(load_recipe(source, [*overrides, *more])))
 
-    cache_folder().mkdir(parents=True, exist_ok=True)
-    with (
-        stop_on_signals() as stop,
-        memory_explained(recipe, variant) as explained,
-        TemporaryDirectory(dir=cache_folder()) as place,
-    ):
-        nowhere = RunFolder(Path(place))
-        trainer, _ = build(
-            recipe, nowhere, None, False, stop, PlainNarrator(Progress(1), 1), explained
+    recipe = variant()
+    with stop_on_signals() as stop, memory_explained(recipe, variant) as explained:
+        files = base_files(recipe, print)
+        data = load_data(
+            recipe,
+            load_tokenizer(files, recipe.model),
+            names=("train",),
+            say=print,
+            check=stop.check,
         )
-        with closing(trainer):
-            choose_passes(trainer)
-            rungs, at_rest = _climb(trainer)
+        explained.sets = {**data.examples}
+        recipe = with_data(recipe, data)
+        place = choose_placement(recipe, data, print)
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=cache_folder()) as folder:
+            run = RunFolder(Path(folder))  # streamed blocks lie there, nothing else
+            model = load_model(recipe, run, files, place, None, resumed=False)
+            engine = build_engine(recipe, run, model, data, place, None, print)
+            examples = data.examples["train"]
+            order = order_for(recipe, examples)
+            trainer = Trainer(recipe, engine, examples, order, stop.check)
+            with closing(engine):
+                paired = choose_pairing(trainer)
+                trainer = replace(trainer, engine=engine.with_pairing(paired))
+                rungs, at_rest = _climb(trainer)
     advice = advise(recipe, rungs, at_rest)
     _tell(recipe, advice)
     if plot is not None:
@@ -100,16 +111,16 @@ def range_test(source: str, overrides: Sequence[str] = (), *, plot: str | None =
 
 def _climb(trainer: Trainer) -> tuple[list[Rung], list[float]]:
     """All rungs, and each batch's loss at the weights themselves."""
-    estimator, check = trainer.estimator, trainer.stop.check
+    estimator, check = trainer.engine.estimator, trainer.check
     batches = [trainer.batches(step) for step in range(1, BATCHES + 1)]
-    losses = [partial(trainer.losses, batch) for batch in batches]
+    losses = [trainer.engine.losses_of(batch) for batch in batches]
     at_rest = losses_at_rest(estimator, losses)
     check()
     rungs: list[Rung] = []
     for length in sorted({*LENGTHS, estimator.perturbation}):
         rung = measure_rung(estimator, length, losses, at_rest, check)
         direction = estimator.direction(0, 0)
-        delivery = measure_delivery(estimator.view, trainer.weights, direction, length)
+        delivery = measure_delivery(estimator.view, trainer.engine.weights, direction, length)
         rung = replace(rung, lost=None if delivery is None else delivery.lost)
         if not rungs:
             rest = sum(at_rest) / len(at_rest)
@@ -120,10 +131,9 @@ def _climb(trainer: Trainer) -> tuple[list[Rung], list[float]]:
     return rungs, at_rest
 
 
-def advise(recipe: Recipe, rungs: Sequence[Rung], at_rest: Sequence[float]) -> Advice:
+def advise(recipe: Resolved, rungs: Sequence[Rung], at_rest: Sequence[float]) -> Advice:
     """What follows from the rungs. Raises RecipeError if no loss was finite."""
     perturbation = recipe.optimizer.perturbation
-    assert isinstance(perturbation, float)
     best = best_perturbation(rungs, perturbation)
     rest = sum(at_rest) / len(at_rest)
     if best is None or not math.isfinite(rest):
@@ -143,14 +153,14 @@ def advise(recipe: Recipe, rungs: Sequence[Rung], at_rest: Sequence[float]) -> A
     return Advice(tuple(rungs), rest, best, found, rates)
 
 
-def update_size(recipe: Recipe, projected_grad: float) -> float:
+def update_size(recipe: Resolved, projected_grad: float) -> float:
     """RMS of how far a weight goes in a step, in units of the rate, as if steps were independent."""
     optimizer = recipe.optimizer
     several = recipe.train.batch_size if optimizer.scope == "example" else 1
     return optimizer.walk_rms(projected_grad / math.sqrt(optimizer.directions * several))
 
 
-def steps_walked(recipe: Recipe) -> float:
+def steps_walked(recipe: Resolved) -> float:
     """How far independent steps of size 1 at the schedule's start lead in the whole run."""
     steps, optimizer = recipe.train.steps, recipe.optimizer
     looked_at = range(1, steps + 1, max(1, steps // 1000))
@@ -197,7 +207,7 @@ def _bar(ratio: float) -> str:
     return (full * (eighths // 8) + parts[eighths % 8].strip()).ljust(3)
 
 
-def _tell(recipe: Recipe, advice: Advice) -> None:
+def _tell(recipe: Resolved, advice: Advice) -> None:
     optimizer, best = recipe.optimizer, advice.best
     low, middle, high = advice.lr
     schedule = "" if optimizer.schedule == "constant" else f" ({optimizer.schedule})"

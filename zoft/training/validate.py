@@ -29,11 +29,10 @@ from zoft.models.storage.fetch import cache_folder, local_folder, local_safetens
 from zoft.models.storage.safetensors import WEIGHTS, WEIGHTS_INDEX, stored_tensors
 from zoft.planning.footprint import footprint
 from zoft.planning.placement import budgets, choose
-from zoft.planning.plan import resolved
-from zoft.planning.resolve import resolve
+from zoft.planning.resolve import on_device, resolve
 from zoft.planning.workload import Shape, shape_of
-from zoft.recipe.defaults import with_defaults
 from zoft.recipe.load import load_recipe
+from zoft.recipe.resolved import Resolved
 from zoft.recipe.schema import ModelSection, Recipe
 from zoft.recipe.sections.data import listed
 from zoft.runs.checkpoint import require_space
@@ -82,7 +81,7 @@ def validate(source: str, overrides: Sequence[str] = ()) -> None:
     with report.check("run folder") as ok:
         ok(_run_folder(recipe))
     with report.check("device") as ok:
-        here = resolve(with_defaults(recipe))
+        here = on_device(recipe)
         ok(f"{here.device}, computing in {here.model.compute_dtype}")
     recipe = _settled(recipe)
     config = shape = tokenizer = None
@@ -139,13 +138,13 @@ def _existing(path: Path) -> Path:
     return next(place for place in (path, *path.absolute().parents) if place.exists())
 
 
-def _settled(recipe: Recipe) -> Recipe:
-    """Without `auto`; as for a device or a library that is not here, if they are missing."""
+def _settled(recipe: Recipe) -> Resolved:
+    """As if a device, a library or a model were there, if they are not: the checks say so."""
     try:
-        return resolved(recipe)
+        return resolve(recipe, absent=True)
     except EnvironmentProblem:  # a library: the check of the device has said it
         model = recipe.model.model_copy(update={"quantization": "none"})
-        return resolved(recipe.model_copy(update={"model": model}))
+        return resolve(recipe.model_copy(update={"model": model}), absent=True)
 
 
 def _numbers(shape: Shape) -> str:
@@ -201,10 +200,10 @@ def _named(name: str) -> Iterator[None]:
 
 def _examples(
     name: str,
-    recipe: Recipe,
+    recipe: Resolved,
     tokenizer: PreTrainedTokenizerBase | None,
     shape: Shape | None,
-) -> tuple[Recipe, tuple[Example, ...], str]:
+) -> tuple[Resolved, tuple[Example, ...], str]:
     """The recipe with its format settled and the examples of one set, none without a tokenizer."""
     if tokenizer is None:
         number = sum(len(load_rows(source)) for source in listed(getattr(recipe.data, name)))
@@ -213,13 +212,13 @@ def _examples(
     recipe, sets = prepare(recipe, tokenizer, names=(name,))
     found = sets[name]
     if shape is not None and shape.outline is not None:
-        objective = objective_for("choice" if recipe.objective.name == "choice" else "lm")
+        objective = objective_for(recipe.objective.name)
         require_fits(shape.outline, found.examples, objective)
     longest = max(map(length, found.examples))
     return recipe, found.examples, f"{in_words(found.counts)}, up to {longest} tokens"
 
 
-def _memory(recipe: Recipe, shape: Shape) -> str:
+def _memory(recipe: Resolved, shape: Shape) -> str:
     try:
         limits = budgets(recipe)
     except (RuntimeError, AssertionError):  # torch, about a GPU that is not here
@@ -228,9 +227,8 @@ def _memory(recipe: Recipe, shape: Shape) -> str:
     return f"{gib(found.device)} at the peak, {gib(limits[0])} may be used (zoft plan says more)"
 
 
-def _disk(recipe: Recipe, shape: Shape) -> str:
+def _disk(recipe: Resolved, shape: Shape) -> str:
     """Room for the result and checkpoints, and for what is converted."""
-    assert recipe.output_dir is not None
     folder = Path(recipe.output_dir).expanduser()
     needed = footprint(recipe, shape).disk
     require_space(folder, needed)

@@ -16,7 +16,7 @@ from zoft.runs.folder import RunFolder
 METHODS = {"LORA": "lora", "IA3": "ia3", "PREFIX_TUNING": "prefix", "PROMPT_TUNING": "prompt"}
 
 
-def continued(recipe: Recipe, start: Path | None = None) -> Recipe:
+def warm_start(recipe: Recipe, start: Path | None = None) -> Recipe:
     """The recipe with what `model.name` and `tune.adapter` stand for: folders, or Hub ids of models.
 
     The adapter's rank, scale, modules and virtual tokens become the recipe's. `start` is the adapter

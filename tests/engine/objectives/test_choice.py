@@ -4,21 +4,24 @@ import math
 from collections.abc import Callable
 from itertools import pairwise
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support import tiny
+from torch import nn
 from transformers import PreTrainedModel
 
 from zoft.data.examples import Choice
-from zoft.engine.objectives import choice
 from zoft.engine.objectives.batch import Batch
-from zoft.engine.objectives.objective import objective_for
+from zoft.engine.objectives.choice import ChoiceObjective
+from zoft.engine.objectives.objective import batch_score
 from zoft.engine.objectives.score import Score
 from zoft.engine.probe.view import ProbedModel
 
+CHOICE = ChoiceObjective()
 PROMPTS = ((0, 71), (0, 30, 31, 32, 33, 34), (0, 90, 91), (0, 12, 13, 14, 15), (0, 200))
 SINGLE = ((40,), (50,), (60,))
 SEVERAL = ((40, 41, 42), (50,), (60, 61))
@@ -30,7 +33,8 @@ def examples(options: tuple[tuple[int, ...], ...], shift: int = 0) -> list[Choic
 
 def sharp(model: PreTrainedModel) -> PreTrainedModel:
     """With logits of about +-4; a fresh tiny model finds all tokens equally likely."""
-    model.get_output_embeddings().weight.mul_(30)
+    head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    head.weight.mul_(30)
     return model
 
 
@@ -44,7 +48,7 @@ def view() -> ProbedModel:
 
 
 def collated(items: list[Choice]) -> Batch:
-    return choice.collate(items, choice.width(items))
+    return CHOICE.collate(items, CHOICE.width(items))
 
 
 def outputs_of(view: ProbedModel, items: list[Choice]) -> torch.Tensor:
@@ -58,11 +62,11 @@ def outputs_of(view: ProbedModel, items: list[Choice]) -> torch.Tensor:
 
 def scored(view: ProbedModel, items: list[Choice]) -> Score:
     with view.plain():
-        return objective_for("choice").score(view, collated(items))
+        return batch_score(CHOICE, view, collated(items))
 
 
 @torch.no_grad()
-def by_hand(model: PreTrainedModel, item: Choice) -> list[float]:
+def by_hand(model: nn.Module, item: Choice) -> list[float]:
     """Mean log-probability of each option's tokens, from the full logits of a row of its own."""
     means = []
     for option in item.options:
@@ -107,10 +111,10 @@ def test_examples_may_have_different_numbers_of_options(view: ProbedModel) -> No
 
 def test_single_tokens_need_one_row_and_their_own_logits(view: ProbedModel) -> None:
     items = examples(SINGLE)
-    batch = choice.collate(items, choice.width(items))
+    batch = CHOICE.collate(items, CHOICE.width(items))
     assert len(batch.input_ids) == batch.examples == len(items)
     assert outputs_of(view, items).shape == (len(items), 3)
-    several = choice.collate(examples(SEVERAL), 9)
+    several = CHOICE.collate(examples(SEVERAL), 9)
     assert len(several.input_ids) == 3 * len(items)
     assert several.examples == len(items)
     assert several.vocab is None
@@ -120,7 +124,7 @@ def test_single_tokens_that_differ_between_examples_get_rows_of_their_own(
     view: ProbedModel,
 ) -> None:
     items = [*examples(SINGLE), Choice((0, 5), ((70,), (80,), (90,)), 2)]
-    assert len(choice.collate(items, 8).input_ids) == 3 * len(items)
+    assert len(CHOICE.collate(items, 8).input_ids) == 3 * len(items)
     apart = scored(view, items[:-1]) + scored(view, items[-1:])
     together = scored(view, items)
     assert together.loss == pytest.approx(apart.loss, rel=1e-5)
@@ -155,14 +159,14 @@ def test_parts_add_up_in_float64(
 ) -> None:
     """Of the same outputs: what the forward pass makes of other batch sizes is not scored here."""
     items = examples(options)
-    outputs, objective = outputs_of(view, items), objective_for("choice")
+    outputs = outputs_of(view, items)
     lines = len(outputs) // len(items)  # of outputs per example
 
     def score(begin: int, end: int) -> Score:
         part = outputs[begin * lines : end * lines]
         fixed = SimpleNamespace(logits=lambda *_: part, token_losses=lambda *_: part, masked=False)
-        batch = choice.collate(items[begin:end], choice.width(items))
-        return objective.score(fixed, batch)  # type: ignore[arg-type]
+        batch = CHOICE.collate(items[begin:end], CHOICE.width(items))
+        return batch_score(CHOICE, fixed, batch)  # type: ignore[arg-type]
 
     total = Score(0.0, 0.0, 0)
     for begin, end in pairwise([0, *sorted(cuts), len(items)]):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -8,12 +9,13 @@ from support import tiny
 from transformers import PreTrainedModel
 
 from zoft.data.examples import TextExample
-from zoft.engine.objectives import lm
-from zoft.engine.objectives.objective import objective_for
+from zoft.engine.objectives.lm import LMObjective
+from zoft.engine.objectives.objective import batch_score
 from zoft.engine.objectives.score import Score
-from zoft.engine.probe.head import HeadForward
+from zoft.engine.probe.head import Head
 from zoft.engine.probe.view import ProbedModel
 
+LM = LMObjective()
 ROWS = [
     TextExample((0, 30, 31, 32, 33, 34, 1), (4, 5, 6)),
     TextExample((0, 90, 91, 1), (1, 2, 3)),
@@ -28,7 +30,8 @@ def view() -> ProbedModel:
 
 def sharp(model: PreTrainedModel) -> PreTrainedModel:
     """With logits of about +-4; a fresh tiny model finds all tokens equally likely."""
-    model.get_output_embeddings().weight.mul_(30)
+    head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    head.weight.mul_(30)
     return model
 
 
@@ -38,13 +41,13 @@ def view_of(model: PreTrainedModel) -> ProbedModel:
 
 def scored(view: ProbedModel, rows: list[TextExample]) -> Score:
     with view.plain():
-        return objective_for("lm").score(view, lm.collate(rows, lm.width(rows)))
+        return batch_score(LM, view, LM.collate(rows, LM.width(rows)))
 
 
 @pytest.mark.parametrize("build", [tiny.llama, tiny.opt, tiny.gpt2, tiny.qwen2])
 def test_the_loss_of_transformers(build: Callable[[], PreTrainedModel]) -> None:
     model = sharp(build())
-    batch = lm.collate(ROWS, lm.width(ROWS))
+    batch = LM.collate(ROWS, LM.width(ROWS))
     labels = torch.full_like(batch.input_ids, -100)
     for i, row in enumerate(ROWS):
         for p in row.supervised:
@@ -71,25 +74,25 @@ def test_only_supervised_positions_count(view: ProbedModel) -> None:
 def test_only_supervised_positions_go_through_the_head(
     view: ProbedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batch, seen = lm.collate(ROWS, 9), []
-    inner = HeadForward._losses
+    batch, seen = LM.collate(ROWS, 9), []
+    inner = Head._losses
 
-    def losses(self: HeadForward, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def losses(self: Head, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         seen.append(hidden.shape)
         return inner(self, hidden, targets)
 
-    monkeypatch.setattr(HeadForward, "_losses", losses)
+    monkeypatch.setattr(Head, "_losses", losses)
     with view.plain():
         assert view.logits(batch.input_ids, batch.positions).shape == (8, tiny.VOCABULARY)
-        lm.losses(view, batch, None)
+        LM.losses(view, batch, None)
     assert seen == [(8, 48)]
 
 
 def test_losses_stand_by_example(view: ProbedModel) -> None:
-    batch = lm.collate(ROWS, lm.width(ROWS))
+    batch = LM.collate(ROWS, LM.width(ROWS))
     with view.plain():
-        found, hits = lm.losses(view, batch, None)
-        single = [lm.losses(view, lm.collate([row], 7), None)[0].sums[0] for row in ROWS]
+        found, hits = LM.losses(view, batch, None)
+        single = [LM.losses(view, LM.collate([row], 7), None)[0].sums[0] for row in ROWS]
     assert hits is None
     assert found.weights.tolist() == [3.0, 3.0, 2.0]
     assert found.sums.dtype == torch.float64
@@ -99,7 +102,7 @@ def test_losses_stand_by_example(view: ProbedModel) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_loss_is_float32_whatever_the_logits_are(dtype: torch.dtype) -> None:
     view = ProbedModel(sharp(tiny.llama(dtype=dtype)), {}, {}, dtype, torch.tensor([[1, 2, 3, 4]]))
-    batch = lm.collate(ROWS, lm.width(ROWS))
+    batch = LM.collate(ROWS, LM.width(ROWS))
     with view.plain():
         logits = view.logits(batch.input_ids, batch.positions)
         losses = view.token_losses(batch.input_ids, batch.positions, batch.targets)

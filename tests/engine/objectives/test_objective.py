@@ -11,7 +11,7 @@ from support.directions import direction
 from torch import Tensor
 
 from zoft.data.examples import Choice, Example, TextExample
-from zoft.engine.objectives.objective import objective_for
+from zoft.engine.objectives.objective import batch_losses, batch_score, micro_batches, objective_for
 from zoft.engine.objectives.score import Score
 from zoft.engine.probe.view import ProbedModel
 
@@ -23,7 +23,7 @@ CHOICES = [Choice(x.ids, ((40,), (50, 51)), i % 2) for i, x in enumerate(SEQUENC
 @pytest.fixture(scope="module")
 def view() -> ProbedModel:
     model = tiny.llama()
-    model.get_output_embeddings().weight.mul_(30)
+    model.lm_head.weight.mul_(30)
     return ProbedModel(model, {}, {}, torch.float32, torch.tensor([[1, 2, 3, 4]]))
 
 
@@ -33,8 +33,8 @@ def test_micro_batches_score_as_the_whole(
     view: ProbedModel, name: Any, examples: list[Example], size: int
 ) -> None:
     objective = objective_for(name)
-    [whole] = objective.batches(examples, len(examples), CPU)
-    parts = objective.batches(examples, size, CPU)
+    [whole] = micro_batches(objective, examples, len(examples), CPU)
+    parts = micro_batches(objective, examples, size, CPU)
     assert [batch.examples for batch in parts] == {
         1: [1] * 5, 2: [2, 2, 1], 4: [4, 1]
     }[size]  # fmt: skip
@@ -43,10 +43,10 @@ def test_micro_batches_score_as_the_whole(
     # And each knows where its examples stand in the whole.
     assert [n for batch in parts for n in batch.example_of_row] == whole.example_of_row
     with view.plain():
-        once = objective.losses(view, [whole])
-        joined = objective.losses(view, parts)
-        score = objective.score(view, whole)
-        scores = [objective.score(view, part) for part in parts]
+        once = batch_losses(objective, view, [whole])
+        joined = batch_losses(objective, view, parts)
+        score = batch_score(objective, view, whole)
+        scores = [batch_score(objective, view, part) for part in parts]
     torch.testing.assert_close(joined.sums, once.sums, rtol=1e-5, atol=0)
     assert joined.sums.shape == (1, 5)
     assert torch.equal(joined.weights, once.weights)
@@ -61,12 +61,12 @@ def test_every_copy_has_losses_of_its_own(
     view: ProbedModel, name: Any, examples: list[Example]
 ) -> None:
     objective = objective_for(name)
-    parts = objective.batches(examples, 2, CPU)
+    parts = micro_batches(objective, examples, 2, CPU)
     z = direction(1, 1, 0)
     with view.probe(z, 1.0, -1.0):  # of a view that tunes nothing
-        copies = objective.losses(view, parts).sums
+        copies = batch_losses(objective, view, parts).sums
     with view.plain():
-        plain = objective.losses(view, parts).sums
+        plain = batch_losses(objective, view, parts).sums
     assert copies.shape == (2, 5)
     torch.testing.assert_close(copies, plain.expand(2, -1), rtol=1e-6, atol=0)
 
@@ -74,10 +74,10 @@ def test_every_copy_has_losses_of_its_own(
 @pytest.mark.parametrize("name", ["lm", "choice"])
 def test_a_loss_that_is_not_finite_is_scored_as_such(name: Any) -> None:
     objective = objective_for(name)
-    [batch] = objective.batches(SEQUENCES if name == "lm" else CHOICES, 5, CPU)
+    [batch] = micro_batches(objective, SEQUENCES if name == "lm" else CHOICES, 5, CPU)
     lost = torch.full(batch.targets.shape, torch.nan)
     broken = SimpleNamespace(token_losses=lambda *_: lost, masked=False)
-    assert math.isnan(objective.score(broken, batch).loss)  # type: ignore[arg-type]
+    assert math.isnan(batch_score(objective, broken, batch).loss)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -93,8 +93,8 @@ def test_a_mask_is_given_where_it_is_needed(masked: bool) -> None:
         return torch.zeros(len(positions))
 
     objective = objective_for("lm")
-    batches = objective.batches(SEQUENCES, 3, CPU)
-    objective.losses(SimpleNamespace(token_losses=token_losses, masked=masked), batches)  # type: ignore[arg-type]
+    batches = micro_batches(objective, SEQUENCES, 3, CPU)
+    batch_losses(objective, SimpleNamespace(token_losses=token_losses, masked=masked), batches)  # type: ignore[arg-type]
     if masked:
         shown = [mask.sum().item() for mask in masks if mask is not None]
         assert shown == [6 + 3 + 10, 4 + 8]

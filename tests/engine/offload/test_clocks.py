@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.offload.clocks import Item, Look, Wait, edges, races, without_record, without_wait
-from support.offload.programs import TRANSFERS, program, trace
+from support.offload.programs import TRANSFERS, Writeback, program, trace
 
 from zoft.engine.offload.operations import Op
+from zoft.engine.offload.schedule import Transfer
 
 SLOT = ("slot", 0)
 FILL = Op("h2d", "upload", 0, writes=(SLOT,), records=("h2d", 1))
@@ -84,9 +85,9 @@ def all_races(items: list[Item]) -> set[tuple[int, int]]:
 
 
 @given(seed=st.integers(0, 2**32), transfer=st.sampled_from(TRANSFERS))
-def test_it_agrees_with_the_whole_relation(seed: int, transfer: tuple) -> None:  # type: ignore[type-arg]
+def test_it_agrees_with_the_whole_relation(seed: int, transfer: tuple[Transfer, Writeback]) -> None:
     random = Random(seed)
-    items = trace(program(random, *transfer, length=2))
+    items = trace(program(random, *transfer, 2))
     for _ in range(random.randint(0, 3)):  # waits taken away, so that there is something to find
         if edges(items):
             items = without_wait(items, *random.choice(edges(items)))

@@ -14,7 +14,7 @@ from support.offload.streamed import LAYERS, rig
 from torch import Tensor
 
 from zoft.engine.offload import streamer as streamer_module
-from zoft.engine.offload.operations import Op
+from zoft.engine.offload.operations import Kind, Op
 from zoft.engine.offload.streamer import Streamer
 from zoft.models.blocks import is_placeholder
 
@@ -108,8 +108,7 @@ def test_every_rule_and_type(
 def test_resident_blocks_stand_anywhere_between(
     tmp_path: Path, resident_blocks: tuple[int, ...], slots: int
 ) -> None:
-    equal(tmp_path, "gpt2", ("file", slots, "device"))
-    settings = {"transfer": "file", "slots": slots, "resident": resident_blocks}
+    settings: dict[str, Any] = {"transfer": "file", "slots": slots, "resident": resident_blocks}
     same(resident("gpt2"), run(tmp_path, build=tiny.gpt2, **settings))
 
 
@@ -122,7 +121,7 @@ def test_a_block_that_is_many_updates_behind_gets_them_in_order(
 ) -> None:
     """Updates without a pass between, as on a replay; beyond a limit they are applied at once."""
     monkeypatch.setattr(streamer_module, "PENDING", 5)
-    ends = []
+    ends: list[Outcome] = []
     for transfer in (None, "file", "memory"):
         with rig(tmp_path, transfer=transfer, slots=2, optimizer="full") as made:
             measurement = made.estimator.measure(1, made._loss)
@@ -143,8 +142,8 @@ def test_a_block_that_is_many_updates_behind_gets_them_in_order(
 def test_a_block_comes_once_a_pass_and_goes_home_once_a_step(
     tmp_path: Path, transfer: str, paired: bool
 ) -> None:
-    fetch = "read" if transfer == "file" else "upload"
-    home = "download" if transfer == "memory" else "write"
+    fetch: Kind = "read" if transfer == "file" else "upload"
+    home: Kind = "download" if transfer == "memory" else "write"
     with rig(tmp_path, transfer=transfer, slots=2, paired=paired) as made:
         made.step(1)
         for number in range(2, 5):

@@ -22,7 +22,7 @@ from zoft.engine.optimizers.update import Resident, Tuned, tuned_weights
 from zoft.models.trainable import parameter_ids
 from zoft.planning.footprint import footprint
 from zoft.planning.workload import shape_of
-from zoft.recipe.defaults import what_learns
+from zoft.recipe.resolved import what_learns
 from zoft.recipe.sections.optimizer import RULES
 from zoft.recipe.sections.tune import TuneSection
 from zoft.runs.journal import read
@@ -45,12 +45,11 @@ each_rule = pytest.mark.parametrize("name", RULES)
 
 def test_every_rule_has_a_twin_a_default_rate_for_whatever_learns_and_a_source() -> None:
     assert set(TWINS) == set(RULES)
-    methods = ("lora", "ia3", "prefix", "prompt")
-    learns = {what_learns(TuneSection(method=method)) for method in methods} | {
-        what_learns(TuneSection(only=only)) for only in ("all", "bias", "norm")
-    }
+    tuned = [{"method": method} for method in ("lora", "ia3", "prefix", "prompt")]
+    tuned += [{"only": only} for only in ("all", "bias", "norm")]
+    learns = {what_learns(TuneSection.model_validate(keys)) for keys in tuned}
     for name, rule in RULES.items():
-        assert rule().name == name
+        assert rule.model_validate({}).name == name
         assert set(rule.LEARNING_RATES) == learns
         assert rule.TITLE
         assert rule.CITATION
@@ -88,7 +87,7 @@ def estimate(tuned: Tuned, m: Measurement) -> Tensor:
 
 @each_rule
 def test_a_rule_with_its_state_stored_agrees_with_its_twin(name: str) -> None:
-    settings = RULES[name]().own_choices("lora")
+    settings = RULES[name].model_validate({}).own_choices("lora")
     moved = optimizer(start(), name, seed=SEED, weight_decay=DECAY, **settings)
     found = measurements(6)
     for measurement in found:
@@ -102,7 +101,7 @@ def test_a_rule_with_its_state_stored_agrees_with_its_twin(name: str) -> None:
 
 @each_rule
 def test_a_state_that_is_saved_and_loaded_goes_on_as_if_it_had_not_been(name: str) -> None:
-    settings = RULES[name]().own_choices("lora")
+    settings = RULES[name].model_validate({}).own_choices("lora")
     whole, first, second = (optimizer(start(), name, seed=SEED, **settings) for _ in range(3))
     found = measurements(6)
     for measurement in found:
@@ -112,9 +111,9 @@ def test_a_state_that_is_saved_and_loaded_goes_on_as_if_it_had_not_been(name: st
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     for mine, theirs in zip(second.weights, first.weights, strict=True):
         mine.data.copy_(theirs.data)
-    for mine, theirs in zip(second.weights.visits(), first.weights.visits(), strict=True):
-        for key, tensor in mine.items():
-            tensor.copy_(theirs[key])
+    for own, kept in zip(second.weights.visits(), first.weights.visits(), strict=True):
+        for key, tensor in own.items():
+            tensor.copy_(kept[key])
     for measurement in found[3:]:
         second.update(measurement, LR)
     for mine, theirs in zip(second.weights, whole.weights, strict=True):
@@ -136,7 +135,7 @@ def test_the_planned_bytes_of_the_state_are_those_that_are_kept(
     kept = sum(tensor.nbytes for state in weights.state.values() for tensor in state)
     planned = sum(x.device for x in footprint(recipe, shape).items if x.name == "moments")
     assert planned == kept
-    if RULES[name]().own_choices("lora") and method == "lora":
+    if RULES[name].model_validate({}).own_choices("lora") and method == "lora":
         assert kept > 0  # rules that keep something are seen to
 
 

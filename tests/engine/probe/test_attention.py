@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -17,10 +19,15 @@ from zoft.errors import RecipeError
 INPUT = torch.arange(40).view(2, 20) * 7 % tiny.VOCABULARY
 MASK = (torch.arange(20) < torch.tensor([[20], [15]])).long()
 SCORES = 2 * 4 * 20 * 20 * 4  # bytes of INPUT's scores in a tiny model of four heads
-MODELS = {"opt": tiny.opt, "llama": tiny.llama, "gpt2": tiny.gpt2, "qwen2": tiny.qwen2}
+MODELS: dict[str, Callable[..., Any]] = {
+    "opt": tiny.opt,
+    "llama": tiny.llama,
+    "gpt2": tiny.gpt2,
+    "qwen2": tiny.qwen2,
+}
 
 
-def deepseek() -> DeepseekV3ForCausalLM:
+def deepseek() -> Any:
     """Keys are longer than values: on a CPU no backend but MATH takes them."""
     config = DeepseekV3Config(
         vocab_size=tiny.VOCABULARY,
@@ -37,7 +44,8 @@ def deepseek() -> DeepseekV3ForCausalLM:
         v_head_dim=8,
         max_position_embeddings=64,
     )
-    return DeepseekV3ForCausalLM(config).eval().requires_grad_(False)
+    model: Any = DeepseekV3ForCausalLM(config)
+    return model.eval().requires_grad_(False)
 
 
 @pytest.fixture
@@ -46,7 +54,7 @@ def low_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def math_is_on() -> bool:
-    return torch.backends.cuda.math_sdp_enabled()
+    return bool(torch.backends.cuda.math_sdp_enabled())  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.usefixtures("low_limit")

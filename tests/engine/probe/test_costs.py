@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from zoft.data.examples import Choice, TextExample
 from zoft.engine.estimator import Estimator
 from zoft.engine.kernels.cpu import sweeps as cpu
-from zoft.engine.objectives.objective import objective_for
+from zoft.engine.objectives.objective import batch_losses, micro_batches, objective_for
+from zoft.engine.probe.view import ProbedModel
 
 ROWS, WIDTH = 4, 9
 INPUT = torch.arange(ROWS * WIDTH).view(ROWS, WIDTH) * 7 % tiny.VOCABULARY
@@ -39,24 +42,27 @@ LAYERS = {
 }
 
 
-class Launches(TorchDispatchMode):
+class Launches(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts aten's operators; `kernels` counts ours, which are no operators of aten."""
 
-    def __init__(self):
-        super().__init__()
-        self.operators, self.kernels = Counter(), Counter()
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.operators: Counter[str] = Counter()
+        self.kernels: Counter[str] = Counter()
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
         del types
         name = func._schema.name.split("::")[1]
         if name not in FREE:
             self.operators[name] += 1
         return func(*args, **(kwargs or {}))
 
-    def watched(self, name):
+    def watched(self, name: str) -> Callable[..., Any]:
         inner = getattr(cpu, name)
 
-        def kernel(*args, **kwargs):
+        def kernel(*args: Any, **kwargs: Any) -> Any:
             self.kernels[name] += 1
             with _disable_current_modes():  # one launch, whatever it does on a CPU
                 return inner(*args, **kwargs)
@@ -64,11 +70,11 @@ class Launches(TorchDispatchMode):
         return kernel
 
     @property
-    def all(self):
+    def all(self) -> int:
         return self.operators.total() + self.kernels.total()
 
 
-def launches(call, monkeypatch):
+def launches(call: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> Launches:
     for _ in range(3):
         call()  # allocates, draws
     counted = Launches()
@@ -80,7 +86,9 @@ def launches(call, monkeypatch):
     return counted
 
 
-def of_a_layer(name, compute, kind, monkeypatch):
+def of_a_layer(
+    name: str, compute: torch.dtype, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> tuple[int, int, int, Counter[str]]:
     """A paired probe's launches, and a plain pass's over twice the rows, that one layer makes; its
     leaves."""
     z = "signs" if kind == "dense" else "rank1"
@@ -94,20 +102,24 @@ def of_a_layer(name, compute, kind, monkeypatch):
         setattr(owner, attribute, getattr(owner, attribute)[:layers])
         view, _ = view_of(model, compute=compute)
 
-        def plain(view=view):
+        def plain(view: ProbedModel = view) -> None:
             with view.plain():
                 twice = torch.cat([POSITIONS, POSITIONS + INPUT.numel()])
                 view.token_losses(INPUT.repeat(2, 1), twice, twice)
 
-        def probe(view=view):
+        def probe(view: ProbedModel = view) -> None:
             with view.probe(direction(1, 2, 3, z), 1e-3, -1e-3, examples=examples):
                 view.token_losses(INPUT, POSITIONS, POSITIONS)
 
-        counts = [launches(call, monkeypatch) for call in (probe, plain)]
-        found.append((*(c.all for c in counts), len(view.leaves), counts[0].kernels))
-    (*before, kernels_before), (*after, kernels_after) = found
-    numbers = [b - a for a, b in zip(before, after, strict=True)]
-    return (*numbers, kernels_after - kernels_before)
+        counts = (launches(probe, monkeypatch), launches(plain, monkeypatch))
+        found.append((*counts, len(view.leaves)))
+    (probe_1, plain_1, leaves_1), (probe_2, plain_2, leaves_2) = found
+    return (
+        probe_2.all - probe_1.all,
+        plain_2.all - plain_1.all,
+        leaves_2 - leaves_1,
+        probe_2.kernels - probe_1.kernels,
+    )
 
 
 # Launches that a pair of signs adds to those of a plain pass over as many rows, in one layer with so
@@ -123,7 +135,9 @@ EXTRA = {
 @pytest.mark.parametrize("kind", ["rank1", "example"])
 @pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", EXTRA)
-def test_a_pair_of_signs_adds_few_launches_to_a_layer(name, compute, kind, monkeypatch):
+def test_a_pair_of_signs_adds_few_launches_to_a_layer(
+    name: str, compute: torch.dtype, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     probe, plain, leaves, kernels = of_a_layer(name, compute, kind, monkeypatch)
     *most, expected = EXTRA[name]
     assert leaves == expected
@@ -135,16 +149,21 @@ def test_a_pair_of_signs_adds_few_launches_to_a_layer(name, compute, kind, monke
     assert "signs" not in kernels
 
 
-def test_a_dense_pair_sweeps_every_matrix_once(monkeypatch):
+def test_a_dense_pair_sweeps_every_matrix_once(monkeypatch: pytest.MonkeyPatch) -> None:
     *_, kernels = of_a_layer("llama", torch.float32, "dense", monkeypatch)
     assert kernels == {"perturb_pair": 7, "perturb_each": 2}
 
 
-def test_factors_are_drawn_once_a_step(monkeypatch):
+def test_factors_are_drawn_once_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.llama()
     view, _ = view_of(model)
-    drawn, signs = [], cpu.signs
-    monkeypatch.setattr(cpu, "signs", lambda *a, **k: drawn.append(k["step"]) or signs(*a, **k))
+    drawn, signs = list[int](), cpu.signs
+
+    def counted(*args: Any, step: int, **options: Any) -> None:
+        drawn.append(step)
+        signs(*args, step=step, **options)
+
+    monkeypatch.setattr(cpu, "signs", counted)
     for step in (1, 2):
         for scale in (1e-3, -1e-3):
             for part in (INPUT[:2], INPUT[2:]):
@@ -156,15 +175,15 @@ def test_factors_are_drawn_once_a_step(monkeypatch):
 class Syncs:
     """Every time that a tensor's values are asked for by code that is no kernel."""
 
-    def __init__(self, patch):
-        self.places = []
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.places: list[str] = []
         for name in ("tolist", "item", "__bool__", "__int__", "__float__", "__index__"):
             patch.setattr(torch.Tensor, name, self.watched(name))
 
-    def watched(self, name):
+    def watched(self, name: str) -> Callable[..., Any]:
         inner = getattr(torch.Tensor, name)
 
-        def asked(tensor, *args):
+        def asked(tensor: torch.Tensor, *args: Any) -> Any:
             frame = sys._getframe(1)
             module = frame.f_globals["__name__"]
             if not module.startswith("zoft.engine.kernels"):
@@ -187,26 +206,27 @@ PASSES = {
 @pytest.mark.parametrize("paired", [False, True])
 @pytest.mark.parametrize("kind", PASSES)
 @pytest.mark.parametrize("objective", ["lm", "choice"])
-def test_a_step_waits_once_for_the_device(objective, kind, paired, monkeypatch):
+def test_a_step_waits_once_for_the_device(
+    objective: Any, kind: str, paired: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     view, _ = view_of(tiny.llama())
     estimator = Estimator(
         view, directions(1, "signs" if kind == "dense" else "rank1"), perturbation=1e-3, count=2,
         paired=paired, examples=ROWS if kind == "example" else None,
     )  # fmt: skip
-    rows = [TextExample(tuple(range(5, 12 + i)), (3, 5)) for i in range(ROWS)]
-    if objective == "choice":
-        rows = [Choice(row.ids, ((40,), (50, 51)), i % 2) for i, row in enumerate(rows)]
+    texts = [TextExample(tuple(range(5, 12 + i)), (3, 5)) for i in range(ROWS)]
+    choices = [Choice(text.ids, ((40,), (50, 51)), i % 2) for i, text in enumerate(texts)]
     made = objective_for(objective)
-    batches = made.batches(rows, 2, torch.device("cpu"))
+    batches = micro_batches(made, rows, 2, torch.device("cpu"))
     with monkeypatch.context() as patch:
         syncs = Syncs(patch)
-        estimator.measure(1, lambda: made.losses(view, batches))
+        estimator.measure(1, lambda: batch_losses(made, view, batches))
     passes = 2 * (1 if paired else 2) * len(batches)
     expected = PASSES[kind] * passes + ["zoft.engine.estimator._on_the_host"]
     assert sorted(syncs.places) == sorted(expected)
 
 
-def test_what_asks_for_a_tensors_values_is_counted(monkeypatch):
+def test_what_asks_for_a_tensors_values_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         syncs = Syncs(patch)
         x = torch.ones(1)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -17,24 +20,26 @@ from zoft.system.philox import PURPOSE_U, PURPOSE_V
 CPU = torch.device("cpu")
 
 
-def factors_of(groups, ks, *, seed=3, step=4):
+def factors_of(
+    groups: list[list[tuple[int, int, int]]], ks: Sequence[int], *, seed: int = 3, step: int = 4
+) -> Factors:
     factors = Factors(groups, CPU)
     factors.draw(seed, step, tuple(ks))
     return factors
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (37, 283)])
-def test_rank_one_values_are_the_outer_product_of_literal_signs(shape):
+def test_rank_one_values_are_the_outer_product_of_literal_signs(shape: tuple[int, int]) -> None:
     table = [[9, PURPOSE_U, shape[0], 0], [9, PURPOSE_V, shape[1], shape[0]]]
     out = torch.empty(sum(shape), dtype=torch.int8)
     reference.signs(out, torch.tensor(table), seed=3, step=4, ks=torch.tensor([5]))
-    u, v = out.split(list(shape))
+    u, v = out[: shape[0]], out[shape[0] :]
     z = values_of(direction(3, 4, 5, "rank1"), torch.empty(shape), 9)
     assert torch.equal(z, u[:, None].float() * v)
 
 
 @pytest.mark.parametrize("shape", [(7,), (3, 5, 11)])
-def test_what_is_no_matrix_has_a_dense_direction_all_the_same(shape):
+def test_what_is_no_matrix_has_a_dense_direction_all_the_same(shape: tuple[int, ...]) -> None:
     values = [
         values_of(direction(3, 4, 5, kind), torch.empty(shape), 9) for kind in ("signs", "rank1")
     ]
@@ -45,7 +50,9 @@ def test_what_is_no_matrix_has_a_dense_direction_all_the_same(shape):
     shapes=st.lists(st.tuples(st.integers(1, 300), st.integers(1, 300)), min_size=1, max_size=4),
     ks=st.lists(st.integers(0, 2**24 - 1), min_size=1, max_size=5, unique=True),
 )
-def test_factors_drawn_together_are_those_drawn_alone(shapes, ks):
+def test_factors_drawn_together_are_those_drawn_alone(
+    shapes: list[tuple[int, int]], ks: list[int]
+) -> None:
     groups = [
         [(i, PURPOSE_U, rows), (i, PURPOSE_V, columns)] for i, (rows, columns) in enumerate(shapes)
     ]
@@ -58,7 +65,7 @@ def test_factors_drawn_together_are_those_drawn_alone(shapes, ks):
             assert torch.equal(z, torch.outer(u[i].float(), v[i].float()))
 
 
-def test_factors_of_a_group_stand_side_by_side():
+def test_factors_of_a_group_stand_side_by_side() -> None:
     group = [(param, PURPOSE_V, 300) for param in (8, 2, 5)]
     factors = factors_of([[(1, PURPOSE_V, 40)], group, [(3, PURPOSE_U, 7)]], (0, 6))
     together = factors.side_by_side([8, 2, 5], PURPOSE_V)
@@ -66,7 +73,7 @@ def test_factors_of_a_group_stand_side_by_side():
     assert all(torch.equal(together[i], factors.v(param)) for i, param in enumerate((8, 2, 5)))
 
 
-def test_factors_are_drawn_again_for_another_step_seed_or_set_of_directions():
+def test_factors_are_drawn_again_for_another_step_seed_or_set_of_directions() -> None:
     factors = Factors([[(1, PURPOSE_U, 256)]], CPU)
     seen = set()
     for seed, step, ks in (
@@ -84,11 +91,13 @@ def test_factors_are_drawn_again_for_another_step_seed_or_set_of_directions():
     assert len(seen) == 4  # the last is the first again
 
 
-def test_factors_whose_drawing_was_interrupted_are_drawn_again(monkeypatch):
+def test_factors_whose_drawing_was_interrupted_are_drawn_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     factors = factors_of([[(1, PURPOSE_U, 256)]], (0, 1))
     before, draw = factors.u(1).clone(), cpu.signs
 
-    def interrupted(out, *args, **address):
+    def interrupted(out: torch.Tensor, *args: Any, **address: Any) -> None:
         draw(out, *args, **address)
         raise KeyboardInterrupt
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from support.directions import direction
@@ -18,15 +20,15 @@ ROWS, WIDTH = 3, 8
 INPUT = torch.arange(ROWS * WIDTH).view(ROWS, WIDTH) * 97 % WORDS
 POSITIONS = torch.tensor([2, 7, 8, 13, 23])
 TARGETS = torch.tensor([0, 1023, 1024, 2047, 2499])  # at the borders
-CLOSE = {"atol": 4e-6, "rtol": 1e-5}
+CLOSE: dict[str, Any] = {"atol": 4e-6, "rtol": 1e-5}
 
 
 @pytest.fixture(autouse=True)
-def small_chunks(monkeypatch):
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(head, "CHUNK_LOGITS", 1)
 
 
-def model(kind):
+def model(kind: str) -> Any:
     """`tied`, `own`, or with a `bias` on a head of its own or on a tied one."""
     config = LlamaConfig(
         vocab_size=WORDS, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
@@ -34,7 +36,7 @@ def model(kind):
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        built = LlamaForCausalLM(config)
+        built: Any = LlamaForCausalLM(config)
         if "bias" in kind:
             built.lm_head = nn.Linear(16, WORDS)
             built.lm_head.bias.data.normal_()
@@ -55,7 +57,7 @@ DIRECTIONS = {
 
 @pytest.mark.parametrize("kind", ["tied", "own", "bias", "tied bias"])
 @pytest.mark.parametrize("directions", DIRECTIONS)
-def test_chunks_of_the_vocabulary_give_the_loss_of_all_of_it(kind, directions):
+def test_chunks_of_the_vocabulary_give_the_loss_of_all_of_it(kind: str, directions: str) -> None:
     twin = model(kind)
     view, _ = view_of(twin)
     direction, scales, count = DIRECTIONS[directions]
@@ -76,7 +78,7 @@ def test_chunks_of_the_vocabulary_give_the_loss_of_all_of_it(kind, directions):
 
 @pytest.mark.parametrize("kind", ["tied", "own", "bias"])
 @pytest.mark.parametrize("directions", DIRECTIONS)
-def test_chunks_in_low_precision(kind, directions):
+def test_chunks_in_low_precision(kind: str, directions: str) -> None:
     view, _ = view_of(model(kind), compute=torch.bfloat16)
     direction, scales, count = DIRECTIONS[directions]
     with view.probe(direction, *scales, examples=count):
@@ -89,7 +91,7 @@ def test_chunks_in_low_precision(kind, directions):
 
 @pytest.mark.parametrize("kind", ["own", "bias"])
 @pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
-def test_chunks_of_a_frozen_head(kind, compute):
+def test_chunks_of_a_frozen_head(kind: str, compute: torch.dtype) -> None:
     view, _ = view_of(model(kind), TuneSection(exclude=["lm_head*"]), compute)
     direction, scales, count = DIRECTIONS["example"]
     with view.probe(direction, *scales, examples=count):
@@ -102,11 +104,11 @@ def test_chunks_of_a_frozen_head(kind, compute):
     torch.testing.assert_close(few, logits[:, TARGETS], **close)
 
 
-def test_no_more_logits_than_a_chunk_stand_in_memory(monkeypatch):
+def test_no_more_logits_than_a_chunk_stand_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     view, _ = view_of(model("own"))
     sizes, part = [], head.HeadForward._part
 
-    def watched(self, hidden, columns):
+    def watched(self: head.Head, hidden: torch.Tensor, columns: slice) -> torch.Tensor:
         logits = part(self, hidden, columns)
         sizes.append(logits.shape)
         return logits
@@ -124,7 +126,7 @@ def test_no_more_logits_than_a_chunk_stand_in_memory(monkeypatch):
         assert sizes == [(len(TARGETS), words) for words in expected]
 
 
-def test_a_word_that_is_impossible_costs_infinitely_much_and_spoils_no_other():
+def test_a_word_that_is_impossible_costs_infinitely_much_and_spoils_no_other() -> None:
     built = model("bias")
     built.lm_head.bias.data[:1024] = -torch.inf  # a whole chunk
     view, _ = view_of(built)

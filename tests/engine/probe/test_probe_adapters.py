@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from peft import PeftModel
@@ -13,7 +16,7 @@ from zoft.models.adapters import attach_adapter, virtual_tokens
 from zoft.models.prefix import begin_with_activations
 from zoft.recipe.sections.tune import TuneSection
 
-MODELS = {"opt": tiny.opt, "llama": tiny.llama, "gpt2": tiny.gpt2}
+MODELS: dict[str, Callable[..., Any]] = {"opt": tiny.opt, "llama": tiny.llama, "gpt2": tiny.gpt2}
 TUNES = {
     "ia3": TuneSection(method="ia3"),
     "prefix": TuneSection(method="prefix"),
@@ -38,7 +41,7 @@ def adapted(name: str, tune: TuneSection, dtype: torch.dtype = torch.float32) ->
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(("name", "kind"), CASES)
-def test_the_loss_is_pefts_own(name, kind, masked):
+def test_the_loss_is_pefts_own(name: str, kind: str, masked: bool) -> None:
     model = adapted(name, TUNES[kind])
     view, _ = view_of(model, TUNES[kind])
     mask = MASK if masked else torch.ones_like(MASK)
@@ -55,7 +58,7 @@ def test_the_loss_is_pefts_own(name, kind, masked):
 
 @pytest.mark.parametrize("scales", [(0.1,), (0.1, -0.1)])
 @pytest.mark.parametrize(("name", "kind"), [*CASES, ("llama", "table")])
-def test_a_probe_equals_the_moved_model(name, kind, scales):
+def test_a_probe_equals_the_moved_model(name: str, kind: str, scales: tuple[float, ...]) -> None:
     tune = TUNES.get(kind, TABLE)
     model = adapted(name, tune)
     before = {key: p.clone() for key, p in model.named_parameters()}
@@ -79,7 +82,7 @@ def test_a_probe_equals_the_moved_model(name, kind, scales):
 
 @pytest.mark.parametrize("rank1", [False, True])
 @pytest.mark.parametrize("kind", TUNES)
-def test_examples_have_directions_of_their_own(kind, rank1):
+def test_examples_have_directions_of_their_own(kind: str, rank1: bool) -> None:
     tune = TUNES[kind]
     model = adapted("llama", tune)
     view, _ = view_of(model, tune)
@@ -92,10 +95,10 @@ def test_examples_have_directions_of_their_own(kind, rank1):
 
 
 @pytest.mark.parametrize("kind", TUNES)
-def test_low_precision_passes_deliver_the_perturbation(kind):
+def test_low_precision_passes_deliver_the_perturbation(kind: str) -> None:
     tune = TUNES[kind]
 
-    def change(dtype):
+    def change(dtype: torch.dtype) -> torch.Tensor:
         view, _ = view_of(adapted("llama", tune, dtype), tune, compute=dtype)
         passes = []
         for scale in (0.05, -0.05):
@@ -111,7 +114,7 @@ def test_low_precision_passes_deliver_the_perturbation(kind):
     assert cosine > 0.97
 
 
-def test_a_prefix_begins_as_real_tokens_before_the_text():
+def test_a_prefix_begins_as_real_tokens_before_the_text() -> None:
     for name, build in MODELS.items():
         model = adapted(name, TUNES["prefix"])
         draw = torch.Generator().manual_seed(1)

@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
 from support import tiny
 from support.directions import direction
-from support.twins import TimeFirst, moved, row_by_row, view_of
-from torch import nn
+from support.mixing import TimeFirst
+from support.twins import moved, row_by_row, view_of
+from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
+    PreTrainedConfig,
 )
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from zoft.engine.probe.norms import find_norms
 from zoft.engine.probe.rows import GROUP_DIRECTIONS, MixedRows, assign_rows
+from zoft.engine.probe.view import ProbedModel
 from zoft.models.adapters import attach_adapter
 from zoft.recipe.sections.tune import TuneSection
 
-MODELS = {
+MODELS: dict[str, Callable[..., Any]] = {
     "opt": tiny.opt,
     "llama": tiny.llama,
     "gpt2": tiny.gpt2,
@@ -39,10 +44,10 @@ TARGETS = torch.tensor([5, 6, 7, 8, 9])
 VOCAB = torch.tensor([3, 200, 11])
 MASK = (torch.arange(WIDTH) < torch.tensor([[9], [9], [8], [9]])).long()
 EPSILON = 2e-2
-CLOSE = {"atol": 4e-6, "rtol": 1e-5}
+CLOSE: dict[str, Any] = {"atol": 4e-6, "rtol": 1e-5}
 
 
-def shaken(model, seed=0):
+def shaken(model: Any, seed: int = 0) -> Any:
     """With norms, biases and a head that are not all ones, zeros and equally likely."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
@@ -51,7 +56,15 @@ def shaken(model, seed=0):
     return model
 
 
-def assert_as_row_by_row(model, tune=None, *, scales, examples=None, count=None, mask=None):
+def assert_as_row_by_row(
+    model: nn.Module,
+    tune: TuneSection | None = None,
+    *,
+    scales: Sequence[float],
+    examples: Sequence[int] | None = None,
+    count: int | None = None,
+    mask: Tensor | None = None,
+) -> ProbedModel:
     """Logits, logits of few words and losses of one pass against rows that ran alone."""
     view, _ = view_of(model, tune)
     numbers = examples if examples is not None else (list(range(ROWS)) if count else None)
@@ -74,13 +87,15 @@ def assert_as_row_by_row(model, tune=None, *, scales, examples=None, count=None,
 @pytest.mark.parametrize("scales", [(EPSILON,), (EPSILON, -EPSILON)], ids=["single", "paired"])
 @pytest.mark.parametrize("masked", [False, True], ids=["bare", "masked"])
 @pytest.mark.parametrize("name", MODELS)
-def test_every_example_has_a_direction_of_its_own(name, masked, scales):
+def test_every_example_has_a_direction_of_its_own(
+    name: str, masked: bool, scales: tuple[float, ...]
+) -> None:
     mask = MASK if masked else None
     assert_as_row_by_row(shaken(MODELS[name]()), scales=scales, count=ROWS, mask=mask)
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_one_direction_for_the_batch(name):
+def test_one_direction_for_the_batch(name: str) -> None:
     assert_as_row_by_row(shaken(MODELS[name]()), scales=(EPSILON, -EPSILON))
 
 
@@ -95,7 +110,9 @@ EXAMPLES = [
 
 @pytest.mark.parametrize("name", ["opt", "llama"])
 @pytest.mark.parametrize(("examples", "count"), EXAMPLES)
-def test_rows_belong_to_the_examples_that_are_named(name, examples, count):
+def test_rows_belong_to_the_examples_that_are_named(
+    name: str, examples: list[int], count: int
+) -> None:
     assert_as_row_by_row(
         shaken(MODELS[name]()), scales=(EPSILON, -EPSILON), examples=examples, count=count
     )
@@ -103,7 +120,9 @@ def test_rows_belong_to_the_examples_that_are_named(name, examples, count):
 
 @pytest.mark.parametrize("name", ["opt", "gpt2"])
 @pytest.mark.parametrize(("examples", "count"), EXAMPLES)
-def test_rows_belong_to_the_examples_that_are_named_in_low_precision(name, examples, count):
+def test_rows_belong_to_the_examples_that_are_named_in_low_precision(
+    name: str, examples: list[int], count: int
+) -> None:
     model, scales = shaken(MODELS[name]()), (0.05, -0.05)
     exact = row_by_row(model, None, Z, scales, INPUT, examples, count)
     exact = exact.view(2, ROWS * WIDTH, -1)[:, POSITIONS]
@@ -123,14 +142,14 @@ def test_rows_belong_to_the_examples_that_are_named_in_low_precision(name, examp
         *[("gpt2", [glob]) for glob in ("*ln_*", "*wte*", "*wpe*")],
     ],
 )
-def test_what_is_frozen_stays(name, globs):
+def test_what_is_frozen_stays(name: str, globs: list[str]) -> None:
     model = shaken(MODELS[name]())
     tune = TuneSection(include=globs)
     assert_as_row_by_row(model, tune, scales=(EPSILON, -EPSILON), count=ROWS)
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_adapters_have_directions_of_their_own_for_each_example(name):
+def test_adapters_have_directions_of_their_own_for_each_example(name: str) -> None:
     tune = TuneSection(method="lora", r=4)
     model = attach_adapter(MODELS[name](), tune, seed=1)
     assert_as_row_by_row(model, tune, scales=(0.1, -0.1), count=ROWS)
@@ -139,7 +158,9 @@ def test_adapters_have_directions_of_their_own_for_each_example(name):
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("compute", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("count", [None, ROWS], ids=["batch", "example"])
-def test_low_precision_delivers_every_direction(name, compute, count):
+def test_low_precision_delivers_every_direction(
+    name: str, compute: torch.dtype, count: int | None
+) -> None:
     model, scales = shaken(MODELS[name]()), (0.05, -0.05)
     numbers = list(range(ROWS)) if count else None
     exact = row_by_row(model, None, Z, scales, INPUT, numbers, count)
@@ -158,7 +179,7 @@ def test_low_precision_delivers_every_direction(name, compute, count):
 @pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["opt", "llama", "gpt2"])
 @pytest.mark.parametrize("rows", [GROUP_DIRECTIONS + 1, 2 * GROUP_DIRECTIONS + 3])
-def test_more_examples_than_one_product_takes(name, compute, rows):
+def test_more_examples_than_one_product_takes(name: str, compute: torch.dtype, rows: int) -> None:
     model = shaken(MODELS[name]())
     ids = (torch.arange(rows * 5).view(rows, 5) * 11) % tiny.VOCABULARY
     positions = torch.arange(rows) * 5 + torch.arange(rows) % 5
@@ -184,10 +205,12 @@ KINDS = {kind: direction(5, 3, 2, kind) for kind in ("signs", "gaussian", "rank1
     ("kind", "count"), [("signs", None), ("gaussian", None), ("rank1", None), ("rank1", ROWS)]
 )
 @pytest.mark.parametrize("name", MODELS)
-def test_a_pair_equals_two_passes(name, kind, count, compute):
+def test_a_pair_equals_two_passes(
+    name: str, kind: str, count: int | None, compute: torch.dtype
+) -> None:
     view, _ = view_of(shaken(MODELS[name]()), compute=compute)
 
-    def outputs(*scales):
+    def outputs(*scales: Any) -> list[Tensor]:
         with view.probe(KINDS[kind], *scales, examples=count):
             return [
                 view.logits(INPUT, POSITIONS),
@@ -202,14 +225,14 @@ def test_a_pair_equals_two_passes(name, kind, count, compute):
         torch.testing.assert_close(pair, torch.cat(single), **close)
 
 
-def test_three_scales_at_once():
+def test_three_scales_at_once() -> None:
     """Nothing knows that there are two signs."""
     assert_as_row_by_row(shaken(tiny.opt()), scales=(EPSILON, 0.0, -2 * EPSILON), count=ROWS)
 
 
 # -- other architectures ----------------------------------------------------------------------------
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "vocab_size": tiny.VOCABULARY,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -220,25 +243,25 @@ SMALL = {
 }
 
 
-def built(kind, config):
+def built(kind: Callable[[Any], Any], config: PreTrainedConfig) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return shaken(kind(config).eval().requires_grad_(False))
 
 
-def gemma2():
+def gemma2() -> Any:
     """Norms of 1 + weight, capped logits, embeddings times a constant."""
     return built(Gemma2ForCausalLM, Gemma2Config(**SMALL, head_dim=8, final_logit_softcapping=0.5))
 
 
-def mixtral():
+def mixtral() -> Any:
     """Experts in three-dimensional tensors, read by one module for all tokens."""
     config = MixtralConfig(**SMALL, num_local_experts=4, num_experts_per_tok=2)
     return built(MixtralForCausalLM, config)
 
 
 @pytest.mark.parametrize("count", [None, ROWS], ids=["batch", "example"])
-def test_logits_that_are_capped_behind_the_head(count):
+def test_logits_that_are_capped_behind_the_head(count: int | None) -> None:
     view = assert_as_row_by_row(gemma2(), scales=(EPSILON, -EPSILON), count=count)
     assert not view._head_ends_the_model
     view, _ = view_of(tiny.llama())
@@ -246,11 +269,11 @@ def test_logits_that_are_capped_behind_the_head(count):
 
 
 @pytest.mark.parametrize("count", [None, ROWS], ids=["batch", "example"])
-def test_a_mixture_of_experts(count):
+def test_a_mixture_of_experts(count: int | None) -> None:
     assert_as_row_by_row(mixtral(), scales=(EPSILON, -EPSILON), count=count)
 
 
-def test_norms_are_recognised_by_what_they_compute():
+def test_norms_are_recognised_by_what_they_compute() -> None:
     kinds = {LlamaRMSNorm: 1.0, nn.LayerNorm: 1.0, Gemma2RMSNorm: 0.0}
     for build, kind, count in (
         (tiny.llama, LlamaRMSNorm, 5),
@@ -271,11 +294,11 @@ def test_norms_are_recognised_by_what_they_compute():
 class SquaredNorm(LlamaRMSNorm):
     """Called a norm, but not linear in its weight."""
 
-    def forward(self, hidden_states):
+    def forward(self, hidden_states: Tensor) -> Any:
         return super().forward(hidden_states) * self.weight
 
 
-def test_what_is_only_called_a_norm_goes_the_long_way():
+def test_what_is_only_called_a_norm_goes_the_long_way() -> None:
     model = tiny.llama()
     model.model.norm = SquaredNorm(48).requires_grad_(False)
     view = assert_as_row_by_row(shaken(model), scales=(EPSILON, -EPSILON), count=ROWS)
@@ -285,25 +308,25 @@ def test_what_is_only_called_a_norm_goes_the_long_way():
 class Owner(nn.Module):
     """Reads a matrix and a vector of its own around another module."""
 
-    def __init__(self, inner, width):
+    def __init__(self, inner: nn.Module, width: int) -> None:
         super().__init__()
         self.inner = inner
         self.matrix = nn.Parameter(torch.eye(width) + 0.1)
         self.vector = nn.Parameter(torch.full((width,), 1.5))
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Any:
         return self.inner(x @ self.matrix) * self.vector
 
 
 @pytest.mark.parametrize("count", [None, ROWS], ids=["batch", "example"])
-def test_a_module_that_reads_parameters_in_its_own_way(count):
+def test_a_module_that_reads_parameters_in_its_own_way(count: int | None) -> None:
     model = shaken(tiny.llama())
     model.model.layers[0].mlp = Owner(model.model.layers[0].mlp, 48).requires_grad_(False)
     assert_as_row_by_row(model, scales=(EPSILON, -EPSILON), count=count)
 
 
 @pytest.mark.parametrize("scope", [(1, None), (2, None), (1, ROWS), (2, ROWS)])
-def test_rows_that_cannot_be_told_apart_are_refused(scope):
+def test_rows_that_cannot_be_told_apart_are_refused(scope: tuple[int, int | None]) -> None:
     copies, count = scope
     model = tiny.llama()
     model.model.layers[1].mlp = TimeFirst(model.model.layers[1].mlp)
@@ -322,11 +345,11 @@ def test_rows_that_cannot_be_told_apart_are_refused(scope):
     assert all("forward" not in m.__dict__ for m in model.modules())
 
 
-def test_the_order_in_which_modules_share_an_input_does_not_matter():
+def test_the_order_in_which_modules_share_an_input_does_not_matter() -> None:
     """A projection that reads the input of others between them, in its own way."""
 
     class Between(nn.Linear):
-        def forward(self, x):
+        def forward(self, x: Tensor) -> Any:
             return super().forward(x) * 1.0
 
     model = tiny.llama()
@@ -337,22 +360,22 @@ def test_the_order_in_which_modules_share_an_input_does_not_matter():
     assert_as_row_by_row(shaken(model), scales=(EPSILON, -EPSILON), count=ROWS)
 
 
-def test_a_matrix_that_two_projections_share():
+def test_a_matrix_that_two_projections_share() -> None:
     model = tiny.llama()
     attention = model.model.layers[0].self_attn
     attention.v_proj.weight = attention.k_proj.weight
     assert_as_row_by_row(shaken(model), scales=(EPSILON, -EPSILON), count=ROWS)
 
 
-def test_an_input_that_is_changed_in_place_between_two_projections():
+def test_an_input_that_is_changed_in_place_between_two_projections() -> None:
     class Doubles(nn.Module):
-        def __init__(self, inner):
+        def __init__(self, inner: Any) -> None:
             super().__init__()
             self.gate_proj, self.up_proj, self.down_proj, self.act_fn = (
                 inner.gate_proj, inner.up_proj, inner.down_proj, inner.act_fn,
             )  # fmt: skip
 
-        def forward(self, x):
+        def forward(self, x: Tensor) -> Any:
             x = x.clone()
             gate = self.act_fn(self.gate_proj(x))
             return self.down_proj(gate * self.up_proj(x.mul_(2)))
@@ -362,23 +385,24 @@ def test_an_input_that_is_changed_in_place_between_two_projections():
     assert_as_row_by_row(shaken(model), scales=(EPSILON, -EPSILON), count=ROWS)
 
 
-def test_an_input_that_all_rows_share_inside_a_module_that_runs_for_each():
+def test_an_input_that_all_rows_share_inside_a_module_that_runs_for_each() -> None:
     class Tail(nn.Module):
-        def __init__(self, width):
+        def __init__(self, width: int) -> None:
             super().__init__()
             self.linear = nn.Linear(width, width)
             self.matrix = nn.Parameter(torch.eye(width) + 0.1)
 
-        def forward(self, table):
+        def forward(self, table: Tensor) -> Any:
             return self.linear(table) @ self.matrix
 
     class Positions(nn.Module):
-        def __init__(self, inner, width):
+        def __init__(self, inner: nn.Module, width: int) -> None:
             super().__init__()
             self.inner, self.tail = inner, Tail(width)
+            self.table: Tensor
             self.register_buffer("table", torch.linspace(-1, 1, 12 * width).view(1, 12, width))
 
-        def forward(self, x):
+        def forward(self, x: Tensor) -> Any:
             return self.inner(x) + self.tail(self.table[:, : x.shape[1]])
 
     model = tiny.llama()
@@ -389,8 +413,8 @@ def test_an_input_that_all_rows_share_inside_a_module_that_runs_for_each():
 # -- rows -------------------------------------------------------------------------------------------
 
 
-def test_products_take_runs_in_order_and_few_directions_each():
-    def products(which):
+def test_products_take_runs_in_order_and_few_directions_each() -> None:
+    def products(which: list[int]) -> list[tuple[int, int]]:
         rows = assign_rows(len(which), which, [1.0] * len(which), torch.device("cpu"))
         for part in rows.groups:
             assert len(part.directions) <= GROUP_DIRECTIONS
@@ -403,7 +427,7 @@ def test_products_take_runs_in_order_and_few_directions_each():
     assert products(list(range(GROUP_DIRECTIONS + 2)) * 2) == [(0, 16), (16, 32), (32, 36)]
 
 
-def test_a_probe_leaves_no_byte_changed():
+def test_a_probe_leaves_no_byte_changed() -> None:
     model = shaken(tiny.opt())
     before = copy.deepcopy(model.state_dict())
     view, _ = view_of(model, compute=torch.bfloat16)

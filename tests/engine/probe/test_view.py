@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from support import tiny
 from support.directions import direction
 from support.twins import moved, view_of
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from zoft.engine.probe.rows import assign_rows
 from zoft.engine.probe.structures.table import values_of
+from zoft.engine.probe.view import ProbedModel
 from zoft.errors import RecipeError
 from zoft.models.adapters import attach_adapter
 from zoft.recipe.sections.tune import TuneSection
 
-MODELS = {
+MODELS: dict[str, Callable[..., Any]] = {
     "opt": tiny.opt,
     "llama": tiny.llama,
     "gpt2": tiny.gpt2,
@@ -29,13 +32,13 @@ INPUT = torch.arange(24).view(3, 8) * 7 % tiny.VOCABULARY
 POSITIONS = torch.tensor([3, 7, 12, 23])
 
 
-def bytes_of(model):
+def bytes_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
 @pytest.mark.parametrize("kind", ["signs", "gaussian", "rank1"])
 @pytest.mark.parametrize("name", MODELS)
-def test_a_probe_equals_the_moved_model_on_every_layer(name, kind):
+def test_a_probe_equals_the_moved_model_on_every_layer(name: str, kind: str) -> None:
     model = MODELS[name]()
     z = direction(5, 3, 1, kind)
     twin = moved(model, TuneSection(), z, 1e-2)
@@ -44,8 +47,8 @@ def test_a_probe_equals_the_moved_model_on_every_layer(name, kind):
     assert read == set(tuned.values())  # every tuned parameter is reached
     outputs: dict[str, list[torch.Tensor]] = {}
 
-    def record(key):
-        def hook(_module, _inputs, output):
+    def record(key: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
             outputs.setdefault(key, []).append(output[0] if isinstance(output, tuple) else output)
 
         return hook
@@ -55,7 +58,7 @@ def test_a_probe_equals_the_moved_model_on_every_layer(name, kind):
             if (
                 key
                 and not isinstance(module, nn.ModuleList)
-                and module is not m.get_output_embeddings()
+                and module is not m.get_submodule("lm_head")
             ):
                 module.register_forward_hook(record(key))
     with view.probe(z, 1e-2):
@@ -69,7 +72,7 @@ def test_a_probe_equals_the_moved_model_on_every_layer(name, kind):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_lora_is_probed_alone(name):
+def test_lora_is_probed_alone(name: str) -> None:
     model = attach_adapter(MODELS[name](), TuneSection(method="lora", r=4), seed=1)
     tune = TuneSection(method="lora", r=4)
     before = bytes_of(model)
@@ -83,7 +86,7 @@ def test_lora_is_probed_alone(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_few_rows_of_the_head_equal_the_whole_head(name):
+def test_few_rows_of_the_head_equal_the_whole_head(name: str) -> None:
     view, _ = view_of(MODELS[name]())
     vocab = torch.tensor([3, 200, 11])
     for z, *scales in (
@@ -98,12 +101,14 @@ def test_few_rows_of_the_head_equal_the_whole_head(name):
 @pytest.mark.parametrize("rank1", [False, True])
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("compute", [torch.bfloat16, torch.float16])
-def test_low_precision_passes_deliver_the_perturbation(name, compute, rank1):
+def test_low_precision_passes_deliver_the_perturbation(
+    name: str, compute: torch.dtype, rank1: bool
+) -> None:
     model = MODELS[name]()
     view, _ = view_of(model, compute=compute)
     before = bytes_of(model)
 
-    def change(probe_view, scale=0.05):
+    def change(probe_view: ProbedModel, scale: float = 0.05) -> Tensor:
         passes = []
         for s in (scale, -scale):
             with probe_view.probe(RANK1 if rank1 else Z, s):
@@ -122,12 +127,12 @@ def test_low_precision_passes_deliver_the_perturbation(name, compute, rank1):
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("rank1", [False, True])
 @pytest.mark.parametrize("name", MODELS)
-def test_the_whole_stream_is_in_the_compute_type(name, rank1, masked):
+def test_the_whole_stream_is_in_the_compute_type(name: str, rank1: bool, masked: bool) -> None:
     model = MODELS[name]()
     view, _ = view_of(model, compute=torch.bfloat16)
     seen = {}
 
-    def hook(module, inputs, _output):
+    def hook(module: nn.Module, inputs: Any, _output: Any) -> None:
         seen[type(module).__name__] = inputs[0].dtype
 
     kinds = (nn.Linear, nn.LayerNorm)
@@ -145,7 +150,7 @@ def test_the_whole_stream_is_in_the_compute_type(name, rank1, masked):
     assert set(seen.values()) == {torch.bfloat16}, seen
 
 
-def test_norms_are_perturbed_in_float32():
+def test_norms_are_perturbed_in_float32() -> None:
     model = tiny.llama()
     tune = TuneSection(include=["*norm*"])
     view, _ = view_of(model, tune, torch.bfloat16)
@@ -156,17 +161,20 @@ def test_norms_are_perturbed_in_float32():
         with view.parameters.narrowed(assign_rows(1, (0,), (1e-3,), hidden.device)):
             seen = view.parameters.perturbed(leaf.refs[0], torch.float32).clone()
         assert norm(hidden).dtype == torch.bfloat16
+    assert leaf.refs[0].param is not None
     assert torch.equal((seen - 1).sign(), values_of(Z, norm.weight, leaf.refs[0].param).sign())
 
 
-class Interrupts(TorchDispatchMode):
+class Interrupts(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Raises at the `at`-th operator, as Ctrl-C may."""
 
-    def __init__(self, at, error):
-        super().__init__()
+    def __init__(self, at: int, error: type[BaseException]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
         self.at, self.error, self.seen = at, error, 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
         del types
         self.seen += 1
         if self.seen == self.at:
@@ -186,15 +194,17 @@ PASSES = {
 @pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
 @pytest.mark.parametrize("name", MODELS)
-def test_whatever_is_raised_inside_everything_is_put_back(name, error, compute, kind):
+def test_whatever_is_raised_inside_everything_is_put_back(
+    name: str, error: type[BaseException], compute: torch.dtype, kind: str
+) -> None:
     model = MODELS[name]()
     view, _ = view_of(model, compute=compute)
-    direction, scales, examples = PASSES[kind]
+    z, scales, examples = PASSES[kind]
     before = bytes_of(model)
     modules = {key: (dict(m.__dict__), dict(m._parameters)) for key, m in model.named_modules()}
 
-    def losses():
-        with view.probe(direction, *scales, examples=examples):
+    def losses() -> Tensor:
+        with view.probe(z, *scales, examples=examples):
             return view.token_losses(INPUT, POSITIONS, POSITIONS)
 
     expected = [losses() for _ in range(3)][-1]  # the first passes also draw and allocate
@@ -214,7 +224,7 @@ def test_whatever_is_raised_inside_everything_is_put_back(name, error, compute, 
     assert torch.equal(losses(), expected)  # and it can be used again
 
 
-def test_a_probe_outside_or_inside_another_is_refused():
+def test_a_probe_outside_or_inside_another_is_refused() -> None:
     view, _ = view_of(tiny.llama())
     with pytest.raises(RuntimeError, match="outside"):
         view.logits(INPUT, POSITIONS)
@@ -222,7 +232,7 @@ def test_a_probe_outside_or_inside_another_is_refused():
         pass
 
 
-def test_a_parameter_that_nothing_reads_is_a_clear_error():
+def test_a_parameter_that_nothing_reads_is_a_clear_error() -> None:
     model = tiny.llama()
     model.model.unused = nn.Linear(4, 4, bias=False)
     with pytest.raises(RecipeError, match=r"model\.unused\.weight.*tune\.exclude"):
@@ -235,17 +245,17 @@ def test_a_parameter_that_nothing_reads_is_a_clear_error():
 class ReadsItsChild(nn.Module):
     """As Mamba does: the parent multiplies with the weight of a child that never runs."""
 
-    def __init__(self, inner):
+    def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner = inner
         self.scale = nn.Module()
         self.scale.weight = nn.Parameter(torch.full((48,), 1.5))
 
-    def forward(self, *args, **kwargs):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.inner(*args, **kwargs) * self.scale.weight
 
 
-def test_a_vector_in_a_container_that_never_runs_is_reached():
+def test_a_vector_in_a_container_that_never_runs_is_reached() -> None:
     model = tiny.llama()
     model.model.layers[0].mlp = ReadsItsChild(model.model.layers[0].mlp).requires_grad_(False)
     twin = moved(model, TuneSection(), Z, 1e-2)
@@ -256,7 +266,7 @@ def test_a_vector_in_a_container_that_never_runs_is_reached():
     torch.testing.assert_close(logits, expected, atol=2e-6, rtol=1e-5)
 
 
-def test_nothing_is_allocated_after_the_first_pass():
+def test_nothing_is_allocated_after_the_first_pass() -> None:
     view, _ = view_of(tiny.llama())
     for _ in range(2):
         with view.probe(Z, 1e-2):

@@ -31,7 +31,7 @@ def test_a_first_step_that_compiles_does_not_count() -> None:
     assert progress.tokens_per_second == pytest.approx(200.0)
     assert progress.seconds_left == pytest.approx(8 * 0.5)
     progress.add(train_event(3, seconds=1.5))
-    assert 1 / progress.steps_per_second == pytest.approx(0.5 * PACE + 1.5 * (1 - PACE))
+    assert progress.steps_per_second == pytest.approx(1 / (0.5 * PACE + 1.5 * (1 - PACE)))
 
 
 def test_what_is_left_counts_the_evaluations_that_are_due() -> None:
@@ -51,6 +51,7 @@ def test_what_is_left_counts_the_evaluations_that_are_due() -> None:
     progress.add(eval_event(10, 0.6, seconds=2.0))
     assert progress.seconds_left == 0.0
     assert progress.zero_shot is not None
+    assert progress.score is not None
     assert (progress.zero_shot["accuracy"], progress.score["accuracy"]) == (0.5, 0.6)
 
 

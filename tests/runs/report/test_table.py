@@ -6,6 +6,7 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -29,6 +30,7 @@ def test_what_a_record_says(tmp_path: Path) -> None:
     run = read_run(named(tmp_path, "one"))
     assert (run.status, run.step, run.steps, run.forward_passes) == ("finished", 40, 40, 80)
     assert run.zero_shot is not None
+    assert run.last is not None
     assert (run.zero_shot["accuracy"], run.best, run.last["step"]) == (0.5, run.last, 40)
     assert run.seconds == 73.0
 
@@ -39,11 +41,13 @@ def test_equal_scores_are_told_apart_by_their_loss(tmp_path: Path) -> None:
         for step, loss in ((50, 0.2), (60, 0.1), (70, None)):
             event = {"event": "eval", "step": step, "accuracy": 0.9, "loss": loss, "rows": 20}
             file.write(json.dumps(event) + "\n")
-    assert read_run(path).best["step"] == 60
+    best = read_run(path).best
+    assert best is not None
+    assert best["step"] == 60
 
 
 def test_evaluations_are_ranked_by_one_metric_then_loss_then_step() -> None:
-    events = [
+    events: list[dict[str, Any]] = [
         {"step": 1, "accuracy": 0.5, "loss": 0.1},
         {"step": 2, "loss": 0.2},  # scored by another metric, before a resume
         {"step": 3, "accuracy": 0.9, "loss": None},  # not finite: no score either

@@ -2,38 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Any
 
 import pytest
 from support import ROOT, small
-from support.hub.server import WRITE, Hub, serving
+from support.hub.server import Hub, serving
+from support.hub.session import Client, Runs
 
 CARD = "---\nlicense: apache-2.0\n---\n# A base\n"
-
-
-@dataclass
-class Client:
-    """Orders to a process of tests/hub/client.py; `home` is its HF_HOME."""
-
-    orders: IO[str]
-    answers: IO[str]
-    home: Path
-
-    def __call__(self, name: str, *arguments: Any, **options: Any) -> Any:
-        print(json.dumps([name, arguments, options]), file=self.orders, flush=True)
-        line = self.answers.readline()
-        assert line, "the client died"
-        return json.loads(line)
-
-    def zoft(self, *arguments: Any, token: str | None = WRITE) -> Any:
-        return self("zoft", *map(str, arguments), token=token)
 
 
 @pytest.fixture(scope="session")
@@ -61,15 +40,6 @@ def client(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clien
         assert process.stdout is not None
         yield Client(process.stdin, process.stdout, home)
         process.stdin.close()
-
-
-@dataclass
-class Runs:
-    """Two finished runs: `lora` on the base by its Hub id, `full` on a folder of the same files."""
-
-    folder: Path
-    lora: Path
-    full: Path
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from support.hub.faults import Fault, Kind
 from support.hub.pushed import PUSHED, snapshot
-from support.hub.server import WRITE
+from support.hub.server import WRITE, Hub
+from support.hub.session import Client, Runs
 
 REQUESTS = (
     "repos/create", "auth-check/write", "{name}", "revision/main", "validate-yaml",
@@ -25,13 +26,13 @@ def planned() -> dict[str, Fault]:
     return {f"tester/{fault.kind}-at-{fault.at:02}": fault for fault in faults}
 
 
-def seeded(hub, faults: dict[str, Fault]) -> None:
+def seeded(hub: Hub, faults: dict[str, Fault]) -> None:
     for name in faults:
         hub.store.create(name, private=True)
         hub.store.commit(name, "main", {"README.md": hub.store.keep(OLD)})
 
 
-def require_old_or_new(hub, name: str) -> None:
+def require_old_or_new(hub: Hub, name: str) -> None:
     """Every commit is what stood there, what somebody else added to that, or the whole push."""
     for commit in hub.store.repos[name].commits:
         files = hub.store.files(name, commit)
@@ -39,7 +40,9 @@ def require_old_or_new(hub, name: str) -> None:
         assert (files.get("README.md", OLD) == OLD) == (files.keys() - {"theirs.txt"} != NEW)
 
 
-def test_one_fault_of_any_kind_at_any_request_is_outlived(hub, client, runs):
+def test_one_fault_of_any_kind_at_any_request_is_outlived(
+    hub: Hub, client: Client, runs: Runs
+) -> None:
     (runs.lora / "loss.png").write_bytes(b"\x89PNG a plot")
     faults, before = planned(), snapshot(runs.lora)
     seeded(hub, faults)
@@ -64,7 +67,9 @@ def test_one_fault_of_any_kind_at_any_request_is_outlived(hub, client, runs):
     assert snapshot(runs.lora) == before
 
 
-def test_a_fault_in_any_part_of_a_large_file_is_outlived(hub, client, runs):
+def test_a_fault_in_any_part_of_a_large_file_is_outlived(
+    hub: Hub, client: Client, runs: Runs
+) -> None:
     faults = {
         f"tester/{kind}-part-{at:02}": Fault(kind, at)
         for kind in ("500", "cut") for at in (7, 9, 10, 11)
@@ -82,11 +87,13 @@ def test_a_fault_in_any_part_of_a_large_file_is_outlived(hub, client, runs):
         assert len(hub.store.repos[name].commits) == 3
 
 
-def test_a_push_that_fails_leaves_the_old_revision_and_can_be_repeated(hub, client, runs):
-    faults = {
-        f"tester/{kind}-from-{at:02}": Fault(kind, at, times=99)
-        for kind, at in (("500", 0), ("429", 2), ("cut", 3), ("503", COMMIT), ("cut", COMMIT))
-    }
+def test_a_push_that_fails_leaves_the_old_revision_and_can_be_repeated(
+    hub: Hub, client: Client, runs: Runs
+) -> None:
+    lasting: list[tuple[Kind, int]] = [
+        ("500", 0), ("429", 2), ("cut", 3), ("503", COMMIT), ("cut", COMMIT)
+    ]  # fmt: skip
+    faults = {f"tester/{kind}-from-{at:02}": Fault(kind, at, times=99) for kind, at in lasting}
     before = snapshot(runs.lora)
     seeded(hub, faults)
     hub.faults.planned = faults

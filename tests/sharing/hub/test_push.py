@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from support.hub.pushed import PUSHED, snapshot
-from support.hub.server import READ, STRANGER, WRITE
+from support.hub.server import READ, STRANGER, WRITE, Hub
+from support.hub.session import Client, Runs
 
 
 @pytest.fixture(scope="module")
-def pushed(hub, client, runs):
+def pushed(hub: Hub, client: Client, runs: Runs) -> dict[str, dict[str, Any]]:
     """The names under which both runs were pushed, and what the command said."""
     (runs.lora / "final" / "notes.txt").write_text("mine")  # nothing that zoft wrote
     before = snapshot(runs.folder)
@@ -25,7 +27,7 @@ def pushed(hub, client, runs):
     return {"lora": lora, "full": full}
 
 
-def test_both_arrive_private_and_say_where(hub, pushed):
+def test_both_arrive_private_and_say_where(hub: Hub, pushed: dict[str, dict[str, Any]]) -> None:
     for name, done in pushed.items():
         assert (done["code"], done["err"]) == (0, "")
         repo = hub.store.repos[f"tester/{name}"]
@@ -38,7 +40,7 @@ def test_both_arrive_private_and_say_where(hub, pushed):
 
 
 @pytest.mark.usefixtures("pushed")
-def test_nothing_but_the_allowlist_reaches_the_server(hub):
+def test_nothing_but_the_allowlist_reaches_the_server(hub: Hub) -> None:
     journal = {"journal.jsonl", "start/adapter_config.json", "start/adapter_model.safetensors"}
     assert hub.store.files("tester/lora").keys() == {*PUSHED, *journal}
     weights = {"config.json", "generation_config.json", "model.safetensors"}
@@ -53,7 +55,7 @@ def test_nothing_but_the_allowlist_reaches_the_server(hub):
 
 
 @pytest.mark.usefixtures("pushed")
-def test_what_is_pushed_names_the_base_by_its_id_and_no_place_here(hub, runs):
+def test_what_is_pushed_names_the_base_by_its_id_and_no_place_here(hub: Hub, runs: Runs) -> None:
     commit = hub.store.repos["tester/base"].branches["main"]
     lora, full = hub.store.files("tester/lora"), hub.store.files("tester/full")
     for config in (lora["adapter_config.json"], lora["start/adapter_config.json"]):
@@ -74,8 +76,8 @@ def test_what_is_pushed_names_the_base_by_its_id_and_no_place_here(hub, runs):
 
 
 @pytest.mark.usefixtures("pushed")
-def test_the_card_is_what_the_hub_wants(hub, runs):
-    data = ModelCard(hub.store.files("tester/lora")["README.md"].decode()).data
+def test_the_card_is_what_the_hub_wants(hub: Hub, runs: Runs) -> None:
+    data: Any = ModelCard(hub.store.files("tester/lora")["README.md"].decode()).data
     assert data.library_name == "peft"
     assert (data.base_model, data.base_model_relation) == ("tester/base", "adapter")
     assert (data.license, data.pipeline_tag) == ("apache-2.0", "text-generation")
@@ -85,7 +87,7 @@ def test_the_card_is_what_the_hub_wants(hub, runs):
     assert names == {
         f"{m}, {when}" for m in ("accuracy", "loss") for when in ("zero-shot", "after 12 steps")
     }
-    full = ModelCard(hub.store.files("tester/full")["README.md"].decode())
+    full: Any = ModelCard(hub.store.files("tester/full")["README.md"].decode())
     assert (full.data.library_name, full.data.base_model_relation) == ("transformers", "finetune")
     for part in ("zero-shot", "peak memory", "torch 2", "seed", "## Limits", 'ed("tester/full")'):
         assert part in full.text
@@ -97,7 +99,7 @@ def test_the_card_is_what_the_hub_wants(hub, runs):
 
 
 @pytest.mark.usefixtures("pushed")
-def test_a_second_push_makes_no_commit(hub, client, runs):
+def test_a_second_push_makes_no_commit(hub: Hub, client: Client, runs: Runs) -> None:
     commits = len(hub.store.repos["tester/lora"].commits)
     hub.log.clear()
     done = client.zoft("push", runs.lora, "tester/lora", "--what", "all")
@@ -107,7 +109,7 @@ def test_a_second_push_makes_no_commit(hub, client, runs):
 
 
 @pytest.mark.usefixtures("pushed")
-def test_the_hub_gives_the_runs_logits(client, runs):
+def test_the_hub_gives_the_runs_logits(client: Client, runs: Runs) -> None:
     lora = ("adapter", "tester/lora", "tester/base", str(runs.lora / "final"), WRITE)
     full = ("model", "tester/full", "", str(runs.full / "final"), WRITE)
     assert client("difference", *lora) == 0.0
@@ -118,7 +120,7 @@ def test_the_hub_gives_the_runs_logits(client, runs):
 
 @pytest.mark.parametrize("name", ["lora", "full"])
 @pytest.mark.usefixtures("pushed")
-def test_eval_scores_a_repository_as_the_run_did(client, runs, name):
+def test_eval_scores_a_repository_as_the_run_did(client: Client, runs: Runs, name: str) -> None:
     method = f"tune.method={name}"
     done = client.zoft("eval", f"tester/{name}", runs.folder / "recipe.yaml", method)
     assert (done["code"], done["err"]) == (0, "")
@@ -128,7 +130,7 @@ def test_eval_scores_a_repository_as_the_run_did(client, runs, name):
     assert f"loss {loss:.4f}" in done["out"]
 
 
-def test_another_base_is_noted(hub, client, runs, tmp_path):
+def test_another_base_is_noted(hub: Hub, client: Client, runs: Runs, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"other")
     hub.store.add_folder("tester/other", tmp_path)
@@ -137,7 +139,7 @@ def test_another_base_is_noted(hub, client, runs, tmp_path):
     assert b"base_model: tester/other\n" in hub.store.files("tester/noted")["README.md"]
 
 
-def test_a_dry_run_asks_no_server(hub, client, runs):
+def test_a_dry_run_asks_no_server(hub: Hub, client: Client, runs: Runs) -> None:
     hub.log.clear()
     done = client.zoft("push", runs.lora, "you/x", "--dry-run", "--what", "journal", token=None)
     assert done["code"] == 0
@@ -150,7 +152,7 @@ def test_a_dry_run_asks_no_server(hub, client, runs):
     assert "files would go to you/x (private, main)" in done["out"]
 
 
-def test_public_and_a_branch(hub, client, runs):
+def test_public_and_a_branch(hub: Hub, client: Client, runs: Runs) -> None:
     done = client.zoft("push", runs.lora, "open", "--public", "--revision", "v1")
     assert done["code"] == 0, done
     repo = hub.store.repos["tester/open"]
@@ -185,7 +187,15 @@ def test_public_and_a_branch(hub, client, runs):
         (["model", "tester/no"], WRITE, 4, "is neither a run nor a checkpoint"),
     ],
 )
-def test_what_cannot_be_pushed_is_one_line(hub, client, runs, arguments, token, code, answer):
+def test_what_cannot_be_pushed_is_one_line(
+    hub: Hub,
+    client: Client,
+    runs: Runs,
+    arguments: list[str],
+    token: str | None,
+    code: int,
+    answer: str,
+) -> None:
     run, *more = arguments
     done = client.zoft("push", runs.folder / run, *more, token=token)
     assert done["code"] == code

@@ -5,13 +5,16 @@ from __future__ import annotations
 import pytest
 from support.hub.faults import Fault
 from support.hub.pushed import PUSHED
-from support.hub.server import READ, WRITE
+from support.hub.server import READ, WRITE, Hub
+from support.hub.session import Client, Runs
 
 LORA = ("tune.method=lora", "optimizer.lr=1e-2", "model.name=tester/base")
 
 
 @pytest.mark.parametrize("token", [None, "hf_bad", READ])
-def test_without_the_right_to_write_no_step_is_taken(client, runs, token):
+def test_without_the_right_to_write_no_step_is_taken(
+    client: Client, runs: Runs, token: str | None
+) -> None:
     hub = ("hub.push=end", "hub.repo_id=tester/early")
     out = runs.folder / "early"
     done = client.zoft(
@@ -24,7 +27,9 @@ def test_without_the_right_to_write_no_step_is_taken(client, runs, token):
 
 
 @pytest.mark.parametrize(("token", "code"), [(READ, 4), (WRITE, 0)])
-def test_a_check_beforehand_asks_and_makes_nothing(hub, client, runs, token, code):
+def test_a_check_beforehand_asks_and_makes_nothing(
+    hub: Hub, client: Client, runs: Runs, token: str | None, code: int
+) -> None:
     settings = ("hub.push=end", "hub.repo_id=tester/asked", f"output_dir={runs.folder / 'asked'}")
     done = client.zoft("validate", runs.folder / "recipe.yaml", *LORA, *settings, token=token)
     assert done["code"] == code, done
@@ -33,7 +38,7 @@ def test_a_check_beforehand_asks_and_makes_nothing(hub, client, runs, token, cod
     assert "tester/asked" not in hub.store.repos
 
 
-def test_a_base_without_a_name_is_refused_before_the_run(client, runs):
+def test_a_base_without_a_name_is_refused_before_the_run(client: Client, runs: Runs) -> None:
     hub = ("hub.push=end", "hub.repo_id=tester/early")
     out = runs.folder / "early"
     done = client.zoft("train", runs.folder / "recipe.yaml", "--output-dir", out, *hub)
@@ -41,7 +46,9 @@ def test_a_base_without_a_name_is_refused_before_the_run(client, runs):
     assert "add hub.base_model=USER/BASE" in done["err"]
 
 
-def test_checkpoints_and_the_end_are_pushed_and_the_token_stands_nowhere(hub, client, runs):
+def test_checkpoints_and_the_end_are_pushed_and_the_token_stands_nowhere(
+    hub: Hub, client: Client, runs: Runs
+) -> None:
     settings = ("hub.push=checkpoint", "hub.repo_id=tester/steps")
     out = runs.folder / "steps"
     recipe = runs.folder / "recipe.yaml"
@@ -65,7 +72,7 @@ def test_checkpoints_and_the_end_are_pushed_and_the_token_stands_nowhere(hub, cl
             assert not path.is_file() or WRITE.encode() not in path.read_bytes(), path
 
 
-def test_a_failed_push_is_a_line_and_the_run_is_whole(hub, client, runs):
+def test_a_failed_push_is_a_line_and_the_run_is_whole(hub: Hub, client: Client, runs: Runs) -> None:
     settings = ("hub.push=end", "hub.repo_id=tester/unlucky", "checkpoint.every=0")
     out = runs.folder / "unlucky"
     hub.faults.planned = {"tester/unlucky": Fault("503", 3, times=99)}
@@ -83,7 +90,7 @@ def test_a_failed_push_is_a_line_and_the_run_is_whole(hub, client, runs):
     assert again["out"].startswith("pushed         8 files, to ")
 
 
-def test_tuning_goes_on_from_a_pushed_adapter(client, runs):
+def test_tuning_goes_on_from_a_pushed_adapter(client: Client, runs: Runs) -> None:
     out = runs.folder / "more"
     assert client.zoft("push", runs.lora, "again")["code"] == 0
     settings = ("tune.adapter=tester/again", "train.steps=2", "checkpoint.every=0")

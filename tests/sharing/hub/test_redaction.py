@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from support import small
 
 from zoft.recipe.load import load_recipe
+from zoft.recipe.sections.data import DataSource
 from zoft.sharing.base_model import Base, is_local
 from zoft.sharing.hub.redaction import shared_config, shared_recipe, without_paths, without_places
 
 BASE = Base("you/base", "c0ffee")
 
 
-def test_a_recipe_loses_its_paths_and_stays_a_recipe(tmp_path):
+def test_a_recipe_loses_its_paths_and_stays_a_recipe(tmp_path: Path) -> None:
     source = tmp_path / "r.yaml"
     source.write_text(
         small.RECIPE.format(model=tmp_path, folder=tmp_path, method="lora", lr="1e-3")
@@ -26,13 +28,14 @@ def test_a_recipe_loses_its_paths_and_stays_a_recipe(tmp_path):
     source.write_text(text)
     read = load_recipe(source)
     assert (read.model.name, read.model.revision) == ("you/base", "c0ffee")
-    assert (read.data.train.path, read.output_dir) == ("train.jsonl", "runs/run")
+    assert read.data.train == DataSource(path="train.jsonl")
+    assert read.output_dir == "runs/run"
     assert read.data.test == recipe.data.test  # a Hub set keeps its name
     assert read.hub.push == "never"
     assert read.optimizer == recipe.optimizer
 
 
-def test_a_config_names_the_base_by_its_id(tmp_path):
+def test_a_config_names_the_base_by_its_id(tmp_path: Path) -> None:
     adapter = {"base_model_name_or_path": str(tmp_path), "revision": None, "r": 8}
     expected = {"base_model_name_or_path": "you/base", "revision": "c0ffee", "r": 8}
     assert json.loads(shared_config(json.dumps(adapter), BASE)) == expected
@@ -43,7 +46,7 @@ def test_a_config_names_the_base_by_its_id(tmp_path):
     assert shared_config(plain, BASE) is plain
 
 
-def test_a_journals_steps_are_its_own():
+def test_a_journals_steps_are_its_own() -> None:
     header = {"format": "zoft-journal", "base": {"name": "/x/y", "revision": None, "sha256": "ab"}}
     lines = b'{"step":1,"lr":0.5}\n{"step":2'
     shared = without_paths(json.dumps(header).encode() + b"\n" + lines, BASE)
@@ -52,13 +55,13 @@ def test_a_journals_steps_are_its_own():
     assert json.loads(first)["base"] == {"name": "you/base", "revision": "c0ffee", "sha256": "ab"}
 
 
-def test_folders_are_cut_off_paths():
+def test_folders_are_cut_off_paths() -> None:
     places = [Path("/home/me"), Path("/home/me/runs/a")]
     text = '{"path": "/home/me/runs/a/checkpoint-5", "home": "/home/me", "b": "/home/me/b"}'
     assert without_places(text, places) == '{"path": "checkpoint-5", "home": "me", "b": "b"}'
 
 
-def test_what_is_local(tmp_path, monkeypatch):
+def test_what_is_local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
     for name in ("./x", "/x", "~/x", "a/b/c", "x.gguf", "x.jsonl", "folder"):

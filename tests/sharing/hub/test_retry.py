@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import httpx2
 import pytest
@@ -13,6 +14,10 @@ from zoft.sharing.hub import retry
 from zoft.sharing.hub.retry import no_check, with_retries
 
 
+def quiet(_: str) -> None:
+    """Say nothing."""
+
+
 def answered(status: int, **headers: str) -> HfHubHTTPError:
     request = httpx2.Request("GET", "https://hub/api?token=secret")
     response = httpx2.Response(status, headers=headers, request=request)
@@ -20,14 +25,14 @@ def answered(status: int, **headers: str) -> HfHubHTTPError:
 
 
 @pytest.fixture
-def waited(monkeypatch):
+def waited(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The seconds of each pause, none of which is taken."""
     found: list[float] = []
     monkeypatch.setattr(retry, "_sleep", lambda seconds, _: found.append(seconds))
     return found
 
 
-def failing(*errors: BaseException):
+def failing(*errors: BaseException) -> Callable[[], str]:
     left = list(errors)
 
     def action() -> str:
@@ -45,7 +50,7 @@ def wrapped(error: Exception) -> RuntimeError:
     return outer
 
 
-def test_what_may_pass_is_tried_again(waited):
+def test_what_may_pass_is_tried_again(waited: list[float]) -> None:
     said: list[str] = []
     errors = (
         answered(500), answered(429, **{"Retry-After": "7"}), wrapped(httpx2.ReadError("cut")),
@@ -57,10 +62,10 @@ def test_what_may_pass_is_tried_again(waited):
     assert "secret" not in "".join(said)
 
 
-def test_patience_ends(waited):
+def test_patience_ends(waited: list[float]) -> None:
     with pytest.raises(EnvironmentProblem, match=r"^cannot push: the Hub does not answer$"):
         with_retries(
-            failing(*[httpx2.ReadTimeout("slow")] * 6), "cannot push", say=str, check=no_check
+            failing(*[httpx2.ReadTimeout("slow")] * 6), "cannot push", say=quiet, check=no_check
         )
     assert len(waited) == 5
 
@@ -75,13 +80,13 @@ def test_patience_ends(waited):
         (ValueError("Invalid metadata in README.md."), "Invalid metadata"),
     ],
 )
-def test_what_will_not_pass_is_not(waited, error, words):
+def test_what_will_not_pass_is_not(waited: list[float], error: Exception, words: str) -> None:
     with pytest.raises(EnvironmentProblem, match=words):
-        with_retries(failing(error), "cannot push", say=str, check=no_check)
+        with_retries(failing(error), "cannot push", say=quiet, check=no_check)
     assert waited == []
 
 
-def test_a_pause_ends_when_the_run_is_stopped():
+def test_a_pause_ends_when_the_run_is_stopped() -> None:
     asked = 0
 
     def check() -> None:
@@ -91,4 +96,4 @@ def test_a_pause_ends_when_the_run_is_stopped():
             raise Interrupted("stopped", 143)
 
     with pytest.raises(Interrupted):
-        with_retries(failing(answered(503)), "cannot push", say=str, check=check)
+        with_retries(failing(answered(503)), "cannot push", say=quiet, check=check)

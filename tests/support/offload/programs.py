@@ -12,7 +12,8 @@ from support.offload.poison import poisoned
 from zoft.engine.offload.operations import Buffer, Op
 from zoft.engine.offload.schedule import Schedule, Transfer
 
-Action = tuple[Literal["pass", "broken", "visit", "update", "flush"], int]
+ActionKind = Literal["pass", "broken", "visit", "update", "flush"]
+Action = tuple[ActionKind, int]
 Writeback = Literal["device", "host"] | None
 # Of every transfer, who may write back; None: the blocks are frozen.
 TRANSFERS: tuple[tuple[Transfer, Writeback], ...] = (
@@ -41,7 +42,7 @@ class Program:
 def program(random: Random, transfer: Transfer, writeback: Writeback, length: int = 8) -> Program:
     """Whole passes with and without an update for the most part, now and then anything else."""
     blocks = tuple(sorted(random.sample(range(10), random.randint(1, 7))))
-    kinds = random.choices(
+    kinds: list[ActionKind] = random.choices(
         ["pass", "update", "broken", "visit", "flush"], [6, 4, 1, 2, 1], k=length
     )
     actions = tuple((kind, random.randrange(len(blocks))) for kind in kinds)

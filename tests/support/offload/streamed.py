@@ -131,7 +131,8 @@ def rig(
     tuned = tuned_parameters(model, section)
     ids = parameter_ids(tuned)
     moving = tuned_weights(tuned, ids, decays(model))
-    streamer, weights = None, Resident(moving)
+    streamer: Streamer | None = None
+    weights: Weights = Resident(moving)
     if transfer is not None:
         kept = KEPT if optimizer == "full" and tune != "lora" else ()
         save_file({n: p.data for n, p in model.named_parameters()}, folder / "model.safetensors")
@@ -153,8 +154,9 @@ def rig(
         streamer = (PoisonedStreamer if poison else Streamer)(
             blocks, inside, kept,
             Memory(layouts, files) if transfer in ("memory", "staged memory") else files,
-            executor or Counting(), layouts=layouts, transfer=transfer.split()[0], slots=slots,
-            device=CPU, writeback=writeback,
+            executor or Counting(), layouts=layouts, slots=slots, device=CPU,
+            transfer=transfer.split()[0],  # type: ignore[arg-type]
+            writeback=writeback,  # type: ignore[arg-type]
         )  # fmt: skip
         weights = Streamed(moving, streamer)
     try:
@@ -169,7 +171,7 @@ def rig(
 def rule(weights: Weights, name: str) -> Optimizer:
     if name == "mezo":
         return optimizer_of(weights, "mezo", seed=3, weight_decay=0.1)
-    keys = {"moments": name, "window": 3, "fold_momentum": False}
+    keys: dict[str, Any] = {"moments": name, "window": 3, "fold_momentum": False}
     return optimizer_of(weights, "r-adazo", seed=3, weight_decay=0.1, **keys)
 
 

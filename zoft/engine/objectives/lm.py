@@ -13,28 +13,24 @@ from zoft.engine.objectives.batch import Batch, pad
 from zoft.engine.probe.view import ProbedModel
 
 
-def width(examples: Sequence[Example]) -> int:
-    return max(len(gold(x).ids) for x in examples)
+class LMObjective:
+    """One row per example, weight 1 a token, no hits."""
 
+    def width(self, examples: Sequence[Example]) -> int:
+        return max(len(gold(x).ids) for x in examples)
 
-def collate(examples: Sequence[Example], width: int) -> Batch:
-    """One row per example."""
-    sequences = [gold(x) for x in examples]
-    return pad(
-        [x.ids for x in sequences],
-        [x.supervised for x in sequences],
-        width,
-        examples=len(sequences),
-    )
+    def collate(self, examples: Sequence[Example], width: int) -> Batch:
+        texts = [gold(x) for x in examples]
+        return pad(
+            [x.ids for x in texts], [x.supervised for x in texts], width, examples=len(texts)
+        )
 
-
-def losses(view: ProbedModel, batch: Batch, mask: Tensor | None) -> tuple[Losses, None]:
-    """Cross-entropy of the supervised tokens, weight 1 a token; no hits."""
-    lost = view.token_losses(
-        batch.input_ids, batch.positions, batch.targets, mask, batch.example_of_row
-    )
-    copies = len(lost) // len(batch.targets)
-    sums = torch.segment_reduce(
-        lost.double(), "sum", lengths=batch.counts.repeat(copies), unsafe=True
-    )
-    return Losses(sums.view(copies, -1), batch.counts.double()), None
+    def losses(self, view: ProbedModel, batch: Batch, mask: Tensor | None) -> tuple[Losses, None]:
+        lost = view.token_losses(
+            batch.input_ids, batch.positions, batch.targets, mask, batch.example_of_row
+        )
+        copies = len(lost) // len(batch.targets)
+        sums = torch.segment_reduce(
+            lost.double(), "sum", lengths=batch.counts.repeat(copies), unsafe=True
+        )
+        return Losses(sums.view(copies, -1), batch.counts.double()), None

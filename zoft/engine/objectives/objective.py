@@ -1,59 +1,65 @@
-"""From examples to a loss: the one place that knows which objectives there are."""
+"""The objectives there are, and a batch's losses and score under any of them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from zoft.data.examples import Example
 from zoft.engine.estimator import Losses
-from zoft.engine.objectives import choice, lm
 from zoft.engine.objectives.batch import Batch
+from zoft.engine.objectives.choice import ChoiceObjective
+from zoft.engine.objectives.lm import LMObjective
 from zoft.engine.objectives.score import Score
 from zoft.engine.probe.view import ProbedModel
 
-
-@dataclass(frozen=True)
-class Objective:
-    """`width(examples)` tokens, `collate(examples, width)` to a batch, and
-    `measured(view, batch, mask)`: its losses in the probe that is open, and which examples hit."""
-
-    width: Callable[[Sequence[Example]], int]
-    collate: Callable[[Sequence[Example], int], Batch]
-    measured: Callable[[ProbedModel, Batch, Tensor | None], tuple[Losses, Tensor | None]]
-
-    def batches(self, examples: Sequence[Example], size: int, device: torch.device) -> list[Batch]:
-        """Micro-batches of at most `size` examples, all padded to the width of the whole."""
-        width = self.width(examples)
-        return [
-            replace(self.collate(examples[i : i + size], width), first=i).to(device)
-            for i in range(0, len(examples), size)
-        ]
-
-    def losses(self, view: ProbedModel, batches: Sequence[Batch]) -> Losses:
-        """One forward pass per batch, inside the probe that is open; examples in the given order."""
-        found = [self._measured(view, batch)[0] for batch in batches]
-        return Losses(
-            torch.cat([part.sums for part in found], dim=1),
-            torch.cat([part.weights for part in found]),
-        )
-
-    def score(self, view: ProbedModel, batch: Batch) -> Score:
-        """What `batch` amounts to at the weights that the open probe shows."""
-        found, hits = self._measured(view, batch)
-        [sums], weights = found.sums.tolist(), found.weights.tolist()
-        total = math.fsum(sums) if all(map(math.isfinite, sums)) else math.nan
-        return Score(total, math.fsum(weights), None if hits is None else int(hits.sum()))
-
-    def _measured(self, view: ProbedModel, batch: Batch) -> tuple[Losses, Tensor | None]:
-        return self.measured(view, batch, batch.attention_mask() if view.masked else None)
+# Each has three methods. `width(examples)`: tokens of the longest row. `collate(examples, width)`: a
+# Batch on the CPU, its rows padded to `width`. `losses(view, batch, mask)`: the Losses of each example
+# at the weights that the open probe shows, and which examples hit, (copies, B) bool, or None.
+Objective = LMObjective | ChoiceObjective
+OBJECTIVES: dict[str, Objective] = {"lm": LMObjective(), "choice": ChoiceObjective()}
 
 
-def objective_for(name: Literal["choice", "lm"]) -> Objective:
-    module = {"choice": choice, "lm": lm}[name]
-    return Objective(module.width, module.collate, module.losses)
+def objective_for(name: str) -> Objective:
+    """The objective of that name; what `auto` means is settled in `recipe.resolved`."""
+    return OBJECTIVES[name]
+
+
+def micro_batches(
+    objective: Objective, examples: Sequence[Example], size: int, device: torch.device
+) -> list[Batch]:
+    """Batches of at most `size` examples, all padded to the width of the whole."""
+    width = objective.width(examples)
+    return [
+        replace(objective.collate(examples[i : i + size], width), first=i).to(device)
+        for i in range(0, len(examples), size)
+    ]
+
+
+def batch_losses(objective: Objective, view: ProbedModel, batches: Sequence[Batch]) -> Losses:
+    """The losses of a batch given as micro-batches, by one forward pass for each of them.
+
+    They run inside the probe that is open.
+    """
+    found = [objective.losses(view, batch, _mask(view, batch))[0] for batch in batches]
+    return Losses(
+        torch.cat([part.sums for part in found], dim=1),
+        torch.cat([part.weights for part in found]),
+    )
+
+
+def batch_score(objective: Objective, view: ProbedModel, batch: Batch) -> Score:
+    """The score of `batch` at the weights that the open probe shows."""
+    found, hits = objective.losses(view, batch, _mask(view, batch))
+    [sums], weights = found.sums.tolist(), found.weights.tolist()
+    total = math.fsum(sums) if all(map(math.isfinite, sums)) else math.nan
+    return Score(total, math.fsum(weights), None if hits is None else int(hits.sum()))
+
+
+def _mask(view: ProbedModel, batch: Batch) -> Tensor | None:
+    """The attention mask of a batch, if the model needs one."""
+    return batch.attention_mask() if view.masked else None

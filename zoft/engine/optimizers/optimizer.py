@@ -86,6 +86,12 @@ class Optimizer:
 
         self.weights.apply(update)
 
+    def apply(self, measurement: Measurement, lr: float) -> bool:
+        """Move the weights, unless the measurement is not finite; returns whether they moved."""
+        if measurement.finite:
+            self.update(measurement, lr)
+        return measurement.finite
+
     def state_dict(self) -> dict[str, Any]:
         """Numbers for trainer.json; state tensors are with the weights."""
         return self.rule.state_dict()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 from pydantic import Discriminator, Tag
 
@@ -22,15 +22,19 @@ def _name(value: Any) -> str:
     return str(value.get("name", DEFAULT)) if isinstance(value, Mapping) else DEFAULT
 
 
-# Every update rule, one line each.
-AnyOptimizer = Annotated[
+# Every update rule, one line each. (To mypy a section is of the class that all rules share.)
+Rules = Annotated[
     Annotated[RAdaZO, Tag("r-adazo")]
     | Annotated[MeZO, Tag("mezo")]
     | Annotated[Momentum, Tag("momentum")],
     Discriminator(_name),
 ]  # fmt: skip
+if TYPE_CHECKING:
+    AnyOptimizer = OptimizerSection
+else:
+    AnyOptimizer = Rules
 RULES: dict[str, type[OptimizerSection]] = {
-    tag.tag: rule for rule, tag in map(get_args, get_args(get_args(AnyOptimizer)[0]))
+    tag.tag: rule for rule, tag in map(get_args, get_args(get_args(Rules)[0]))
 }
 
 

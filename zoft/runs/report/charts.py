@@ -1,56 +1,197 @@
-"""loss.png: the losses and the score of a run in one picture, for a model card."""
+"""The curves of a run, drawn by matplotlib: loss.png for a model card, SVG for report.html."""
 
 from __future__ import annotations
 
+import re
 import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+from io import StringIO
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from zoft.engine.optimizers.measurement import rms
 from zoft.runs.console.progress import Smoothed
 from zoft.runs.metrics import Event, primary_metric
 from zoft.runs.record import RunRecord
+from zoft.runs.report.style import LIGHT
+
+if TYPE_CHECKING:  # it imports numpy, which `zoft runs ls` does without
+    from matplotlib.axes import Axes
+
+Points = Sequence[tuple[float, float]]
+
+WIDTH, HEIGHT = 400, 240  # of an SVG, in its own units
+MOST = 600  # points of a line: more than a screen shows
+FEW = 30  # points of a line that are marked
+KINDS: dict[str, dict[str, Any]] = {
+    "raw": {"color": LIGHT["main"], "alpha": 0.4, "linewidth": 0.8},
+    "main": {"color": LIGHT["main"], "linewidth": 1.5},
+    "other": {"color": LIGHT["other"], "linewidth": 1.5},
+    "level": {"color": LIGHT["soft"], "linewidth": 1.2, "linestyle": "--"},
+}
+SETTINGS: dict[Any, Any] = {
+    **{f"axes.spines.{side}": False for side in ("left", "right", "top", "bottom")},
+    "axes.autolimit_mode": "round_numbers",
+    "axes.formatter.limits": (-3, 5),
+    "axes.labelcolor": LIGHT["soft"],
+    "axes.ymargin": 0.0,
+    "font.size": 12,
+    "grid.color": LIGHT["line"],
+    "legend.borderpad": 0.0,
+    "legend.frameon": False,
+    "legend.labelcolor": LIGHT["soft"],
+    "svg.fonttype": "none",  # letters, in the page's font
+    "xtick.bottom": False,
+    "xtick.labelcolor": LIGHT["soft"],
+    "ytick.labelcolor": LIGHT["soft"],
+    "ytick.left": False,
+}
 
 
-def losses(run: RunRecord) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
-    """The loss of each step, and its smoothed course: points (step, loss), the finite ones."""
-    smooth = Smoothed()
-    raw = [(float(e["step"]), float(e["loss"])) for e in run.of("train") if e["loss"] is not None]
-    return raw, [(step, smooth(loss) or 0.0) for step, loss in raw]
+@dataclass(frozen=True)
+class Line:
+    """Points (step, value) under a name; `kind` is one of KINDS."""
+
+    name: str
+    points: Points
+    kind: str = "main"
 
 
-def course(events: list[Event], key: str) -> list[tuple[float, float]]:
+@dataclass(frozen=True)
+class Chart:
+    """Lines over the steps of a run; `log` if their values span decades."""
+
+    title: str
+    lines: Sequence[Line]
+    log: bool = False
+
+
+def charts(run: RunRecord) -> list[Chart]:
+    """Choose what to draw: the losses, the score if that is another, |c| and the learning rate."""
+    taken = run.of("train")
+    sizes = [(float(e["step"]), size) for e in taken if (size := rms(e["projected_grad"])) > 0]
+    found = [
+        _losses(run),
+        _scores(run),
+        _chart("|c|, the slope along a direction (RMS of a step)", [Line("|c|", sizes)], log=True),
+        _chart("Learning rate", [Line("lr", _course(taken, "lr"))]),
+    ]
+    return [chart for chart in found if chart.lines]
+
+
+def write_loss_picture(run: RunRecord, path: Path) -> None:
+    """Draw the losses and the score as a PNG file, without a screen. Raises OSError."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    found = [_losses(run), *([scores] if (scores := _scores(run)).lines else [])]
+    with rc_context(SETTINGS), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a letter of the run's name that the font lacks
+        figure = Figure(figsize=(5.5 * len(found), 4.0), dpi=110, layout="constrained")
+        figure.suptitle(run.name, parse_math=False)
+        for axes, chart in zip(
+            figure.subplots(1, len(found), squeeze=False)[0], found, strict=True
+        ):
+            _draw(axes, chart)
+            axes.set_title(chart.title, fontsize="medium")
+            if chart.lines:
+                axes.legend()
+        figure.savefig(path, format="png")
+
+
+def as_svg(chart: Chart) -> str:
+    """Draw a chart as SVG inside HTML: no request, the page's font and the colours of its style."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context({**SETTINGS, "svg.hashsalt": chart.title}):  # equal charts, equal bytes
+        figure = Figure((WIDTH / 72, HEIGHT / 72), layout="constrained", frameon=False)
+        _draw(figure.subplots(), chart)
+        if len(chart.lines) > 1:
+            legend = figure.legend(loc="outside lower left", ncols=len(chart.lines))
+            for handle in legend.get_lines():
+                handle.set_linewidth(2.5)
+        text = StringIO()
+        figure.savefig(text, format="svg")
+    label = f"{chart.title}: {', '.join(line.name for line in chart.lines)}"
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">'
+        f"{_for_html(text.getvalue())}</svg>"
+    )
+
+
+def _losses(run: RunRecord) -> Chart:
+    smooth, raw = Smoothed(), _course(run.of("train"), "loss")
+    smoothed = [(step, smooth(loss) or 0.0) for step, loss in raw]
+    evaluated = _course(run.of("eval"), "loss")
+    lines = [
+        Line("of a step", raw, "raw"),
+        Line("smoothed", smoothed),
+        Line("eval", evaluated, "other"),
+    ]
+    return _chart("Loss", lines)
+
+
+def _scores(run: RunRecord) -> Chart:
+    """The course of the primary metric; without lines where that is the loss."""
+    evaluations = run.of("eval")
+    name = primary_metric(evaluations[0])[0] if evaluations else "loss"
+    lines = [Line(name, _course(evaluations, name), "other")] if name != "loss" else []
+    if lines and run.zero_shot and (before := primary_metric(run.zero_shot)[1]) is not None:
+        ends = [(0.0, before), (float(max(run.step, 1)), before)]
+        lines.append(Line(f"zero-shot {before:.3f}", ends, "level"))
+    return _chart(f"{name.capitalize()} on the eval set", lines)
+
+
+def _course(events: Iterable[Event], key: str) -> Points:
     """One number of each event that has it."""
     return [(float(e["step"]), float(e[key])) for e in events if e.get(key) is not None]
 
 
-def write_loss_picture(run: RunRecord, path: Path) -> None:
-    """Draw it without a screen and without pyplot, whose figures would belong to the whole process."""
-    from matplotlib.figure import Figure
-
-    evaluations = run.of("eval")
-    name = primary_metric(evaluations[0])[0] if evaluations else "loss"
-    two = name != "loss"
-    figure = Figure(figsize=(10.0 if two else 5.5, 4.0), dpi=110)
-    axes = figure.subplots(1, 2 if two else 1, squeeze=False)[0]
-    figure.subplots_adjust(left=0.07 if two else 0.13, right=0.98, bottom=0.13, wspace=0.2)
-    raw, smooth = losses(run)
-    axes[0].plot(*_columns(raw), color="tab:blue", alpha=0.25, linewidth=0.8, label="of a step")
-    axes[0].plot(*_columns(smooth), color="tab:blue", label="smoothed")
-    axes[0].plot(*_columns(course(evaluations, "loss")), "o-", color="tab:orange", label="eval")
-    axes[0].set(xlabel="step", ylabel="loss")
-    axes[0].set_title(run.name, parse_math=False)
-    if two:
-        axes[1].plot(*_columns(course(evaluations, name)), "o-", color="tab:orange", label="eval")
-        if run.zero_shot and (before := primary_metric(run.zero_shot)[1]) is not None:
-            axes[1].axhline(before, color="grey", linestyle="--", label=f"zero-shot {before:.3f}")
-        axes[1].set(xlabel="step", ylabel=name)
-    for axis in axes:
-        axis.grid(alpha=0.25)
-        if axis.lines:
-            axis.legend(frameon=False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a letter of the run's name that the font lacks
-        figure.savefig(path, format="png")
+def _chart(title: str, lines: Iterable[Line], *, log: bool = False) -> Chart:
+    """A chart of the lines that have points."""
+    thinned = [Line(line.name, _thinned(line.points), line.kind) for line in lines if line.points]
+    return Chart(title, thinned, log)
 
 
-def _columns(points: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    return [x for x, _ in points], [y for _, y in points]
+def _thinned(points: Points) -> Points:
+    """At most MOST of the points, evenly, the last one among them."""
+    every = -(-len(points) // MOST)
+    return points[::-every][::-1]
+
+
+def _draw(axes: Axes, chart: Chart) -> None:
+    from matplotlib.ticker import MaxNLocator, NullLocator, StrMethodFormatter
+
+    axes.patch.set_visible(False)
+    for line in chart.lines:
+        marker = "o" if len(line.points) <= FEW and line.kind != "level" else None
+        # Not clipped: nothing lies outside, and SVG would name the clip path by a url().
+        axes.plot(
+            *zip(*line.points, strict=True), label=line.name, marker=marker, markersize=3,
+            clip_on=False, **KINDS[line.kind],
+        )  # fmt: skip
+    if chart.log:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
+    axes.grid(axis="y", clip_on=False)
+    axes.set_xlim(0, max((line.points[-1][0] for line in chart.lines), default=0) or 1)
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.set_xlabel("step")
+
+
+def _for_html(svg: str) -> str:
+    """What is drawn by matplotlib's file, without what names, describes and styles it."""
+    body = svg[svg.index(">", svg.index("<svg")) + 1 : svg.rindex("</svg>")]
+    for needless in (
+        r"<(metadata|style).*?</\1>", r'(?<=<g) id="[^"]*"', r" font-family: [^;]*;",
+        r' transform="rotate\(-0 [^"]*"', r"(?m)^\s+",
+    ):  # fmt: skip
+        body = re.sub(needless, "", body, flags=re.DOTALL)
+    for name, colour in LIGHT.items():
+        body = body.replace(colour, f"var(--{name})")
+    return body

@@ -10,16 +10,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from zoft.engine.optimizers.measurement import rms
 from zoft.errors import EnvironmentProblem
 from zoft.runs.console.progress import clock
 from zoft.runs.journal import read
 from zoft.runs.journal_report import statistics_of
-from zoft.runs.metrics import Event, in_words, primary_metric
+from zoft.runs.metrics import Event, in_words
 from zoft.runs.record import RunRecord, leaves, read_run
-from zoft.runs.report.charts import course, losses, write_loss_picture
+from zoft.runs.report.charts import as_svg, charts, write_loss_picture
 from zoft.runs.report.style import STYLE
-from zoft.runs.report.svg import Line, chart
 from zoft.system.atomic_io import staged, write_atomically
 from zoft.system.host_memory import gib
 
@@ -103,20 +101,8 @@ def _results(run: RunRecord) -> Rows:
 
 
 def _charts(run: RunRecord) -> Iterator[str]:
-    taken, evaluations = run.of("train"), run.of("eval")
-    raw, smooth = losses(run)
-    eval_loss = Line("eval", course(evaluations, "loss"), "other")
-    yield chart("Loss", [Line("of a step", raw, "raw"), Line("smoothed", smooth), eval_loss])
-    name = primary_metric(evaluations[0])[0] if evaluations else "loss"
-    if name != "loss":
-        lines = [Line(name, course(evaluations, name), "other")]
-        if run.zero_shot and (before := primary_metric(run.zero_shot)[1]) is not None:
-            ends = [(0.0, before), (float(max(run.step, 1)), before)]
-            lines.append(Line(f"zero-shot {before:.3f}", ends, "level"))
-        yield chart(f"{name.capitalize()} on the eval set", lines)
-    sizes = [(float(e["step"]), size) for e in taken if (size := rms(e["projected_grad"])) > 0]
-    yield chart("|c|, the slope along a direction (RMS of a step)", [Line("|c|", sizes)], log=True)
-    yield chart("Learning rate", [Line("lr", course(taken, "lr"))])
+    for chart in charts(run):
+        yield f"<figure><figcaption>{escape(chart.title)}</figcaption>{as_svg(chart)}</figure>"
 
 
 def _journal(run: RunRecord) -> Rows:

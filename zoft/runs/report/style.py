@@ -1,10 +1,23 @@
 """The style sheet of report.html: light and dark, one column on a phone."""
 
-STYLE = """
-:root { color-scheme: light dark; --text: #1c1e21; --soft: #5c6370; --line: #dcdfe4; --page: #fff;
-  --main: #1f6feb; --other: #c2410c; }
-@media (prefers-color-scheme: dark) { :root { --text: #e6e8eb; --soft: #9aa2ad; --line: #343a43;
-  --page: #14171b; --main: #6aa6ff; --other: #fb923c; } }
+LIGHT = {
+    "text": "#1c1e21", "soft": "#5c6370", "line": "#dcdfe4", "page": "#ffffff",
+    "main": "#1f6feb", "other": "#c2410c",
+}  # fmt: skip
+DARK = {
+    "text": "#e6e8eb", "soft": "#9aa2ad", "line": "#343a43", "page": "#14171b",
+    "main": "#6aa6ff", "other": "#fb923c",
+}  # fmt: skip
+
+
+def _variables(colours: dict[str, str]) -> str:
+    return " ".join(f"--{name}: {colour};" for name, colour in colours.items())
+
+
+STYLE = (
+    f":root {{ color-scheme: light dark; {_variables(LIGHT)} }}\n"
+    f"@media (prefers-color-scheme: dark) {{ :root {{ {_variables(DARK)} }} }}"
+    """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--text);
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; }
@@ -22,22 +35,8 @@ details { margin-top: 12px; }
 summary { cursor: pointer; }
 .charts { display: grid; gap: 24px;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, max(340px, 40%)), 1fr)); }
-figure { margin: 0; min-width: 0; max-width: 640px; }
+figure { margin: 0; min-width: 0; max-width: 560px; }
 figcaption { font-weight: 600; }
-svg { display: block; width: 100%; height: auto; }
-svg text { fill: var(--soft); font-size: 13px; }
-svg polyline, svg path { fill: none; }
-svg .grid { stroke: var(--line); stroke-width: 1; }
-svg .main { stroke: var(--main); stroke-width: 2; }
-svg .raw { stroke: var(--main); stroke-width: 1; opacity: .4; }
-svg .other { stroke: var(--other); stroke-width: 2; }
-svg .level { stroke: var(--soft); stroke-width: 1.5; stroke-dasharray: 6 5; }
-.legend { margin: 0; font-size: 14px; color: var(--soft); }
-.legend span { display: inline-block; margin-right: 14px; }
-.legend span::before { content: ""; display: inline-block; width: 16px; height: 3px; margin-right: 6px;
-  vertical-align: middle; background: var(--main); }
-.legend .raw::before { opacity: .35; }
-.legend .other::before { background: var(--other); }
-.legend .level::before {
-  background: repeating-linear-gradient(90deg, var(--soft) 0 5px, transparent 5px 8px); }
+svg { display: block; width: 100%; height: auto; stroke-linejoin: round; }
 """
+)

@@ -1,8 +1,8 @@
-"""wandb, TensorBoard, trackio: each in a process of its own, which reads metrics.jsonl as it grows.
+"""Start the process that sends a run's metrics to wandb, TensorBoard and trackio, and end it.
 
-The run sends nothing and waits for nothing: the file is the queue. A tracker that fails, hangs or is
-killed costs one line on the screen. At the end of the run the pipe that each holds is closed; each then
-has some seconds to send the rest.
+The run sends nothing and waits for nothing: the process reads metrics.jsonl as it grows. A tracker that
+fails, hangs or is killed costs one line on the screen. At the end of the run the process's pipe is
+closed; it then has some seconds to send the rest.
 """
 
 from __future__ import annotations
@@ -14,19 +14,26 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
+import zoft
 from zoft.errors import EnvironmentProblem
 from zoft.runs.folder import RunFolder
-from zoft.runs.trackers.state import place, read_state
+from zoft.runs.trackers import process
+from zoft.runs.trackers.process import place, read_state
 from zoft.system.signals import Stop
 
-LOADING, SILENT = 30.0, 10.0  # seconds without a sign of life at a run's end
-STOPPED = 2.0  # seconds in all, where the user wants it to end now
-LAGGING = 60.0  # seconds without a sign of life while the run goes on
+# From the end of the run until the process is killed. A run of seconds ends while accelerate, torch and
+# wandb still load (up to 20 s where the disk is cold and the CPUs are busy), and the last upload takes
+# some more. All that a run loses by a tracker that hangs is this time.
+FINISH_SECONDS = 30.0
+STOPPED_SECONDS = (
+    2.0  # the same where the user, or a scheduler about to kill, wants the run to end now
+)
+LOOK_SECONDS = 1.0  # between looks at what the process has written down
 EXTRAS = {"wandb": "zoft", "tensorboard": "zoft[tensorboard]", "trackio": "zoft[trackio]"}
 OWN = {"wandb": ("WANDB_",), "tensorboard": (), "trackio": ("TRACKIO_", "HF_TOKEN")}
 SECRET = ("TOKEN", "KEY", "SECRET", "PASSW", "CREDENTIAL")
@@ -48,134 +55,112 @@ def require_installed(names: Sequence[str]) -> None:
 def tracked(
     folder: RunFolder, names: Sequence[str], say: Callable[[str], None], stop: Stop
 ) -> Iterator[Callable[[], None]]:
-    """Trackers beside what runs inside; yields a look at them, to be called now and then.
+    """Send what the block writes to the trackers; yields a look at them, to be called now and then.
 
     Their end is waited for, but not for long if the user wants the run to `stop`.
     """
+    if not names:
+        yield lambda: None
+        return
     if "wandb" in names and "trackers" not in folder.manifest():
         folder.update_manifest(trackers={"wandb": uuid4().hex[:8]})  # a resumed run's as well
-    children = [_Child.start(folder.path, name) for name in names]
+    follower = _Follower(folder.path, names)
 
     def look() -> None:
-        for child in children:
-            if trouble := child.trouble():
-                say(trouble)
+        for line in follower.new_failures():
+            say(line)
 
     try:
         yield look
     finally:
-        for child in children:
-            child.let_finish()
-        for child in children:
-            say(child.end(stop))
+        follower.end(stop)
+        for name in names:
+            say(follower.outcome(name))
 
 
-@dataclass
-class _Child:
-    """A tracker's process, in a session of its own, so that a terminal's Ctrl-C does not reach it."""
+class _Follower:
+    """The process of a run's trackers, in a session of its own: no terminal's Ctrl-C reaches it."""
 
-    run: Path
-    name: str
-    process: subprocess.Popen[bytes]
-    begun: float = field(default_factory=time.time)
-    told: bool = False
-    looked: float = 0.0
-    ended: float = 0.0
-
-    @classmethod
-    def start(cls, run: Path, name: str) -> _Child:
+    def __init__(self, run: Path, names: Sequence[str]) -> None:
+        self.run, self.names, self.log = run, names, place(run) / "log.txt"
+        self._told: set[str] = set()  # names whose failure was told
+        self._looked = 0.0
+        self._killed = ""  # why, if it was
         place(run).mkdir(exist_ok=True)
-        with (place(run) / f"{name}.log").open("ab") as log:
-            process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-P",
-                    "-m",
-                    "zoft.runs.trackers.process",
-                    name,
-                    str(run.resolve()),
-                ],
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-m", process.__name__, str(run.resolve()), *names],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                env=environment(name),
+                env=environment(names),
                 start_new_session=True,
             )
-        return cls(run, name, process)
 
-    def trouble(self) -> str | None:
-        """A line, once, if it ended by itself or gives no sign of life. Looks once a second."""
+    def new_failures(self) -> Iterator[str]:
+        """Yield a line for each tracker that has failed since the last look."""
         now = time.monotonic()
-        if self.told or now - self.looked < 1.0:
-            return None
-        self.looked = now
-        if self.process.poll() is not None:
-            what = self._failure()
-        elif self._silence() > LAGGING:
-            what = f"no answer for {self._silence():.0f} s"
-        else:
-            return None
-        self.told = True
-        return f"warning: {self.name}: {what}; the run goes on, metrics.jsonl has everything"
+        if now - self._looked < LOOK_SECONDS:
+            return
+        self._looked = now
+        for name in self.names:
+            if name not in self._told and (what := self._failure(name)):
+                self._told.add(name)
+                yield f"warning: {name}: {what}; the run goes on, metrics.jsonl has everything"
 
-    def let_finish(self) -> None:
+    def end(self, stop: Stop) -> None:
+        """Close the pipe, wait, and kill what is late."""
         assert self.process.stdin is not None
-        self.ended = time.time()
-        with suppress(BrokenPipeError):
-            self.process.stdin.close()
-
-    def end(self, stop: Stop) -> str:
-        """Wait as long as it works; say where its data is, or what became of it."""
-        while self.process.poll() is None and (late := self._late(stop)) is None:
+        self.process.stdin.close()
+        closed = time.monotonic()
+        while self.process.poll() is None and not self._killed:
+            waited = time.monotonic() - closed
+            if stop.signal is not None and waited >= STOPPED_SECONDS:
+                self._killed = f"not done {STOPPED_SECONDS:g} s after the run was stopped"
+            elif waited >= FINISH_SECONDS:
+                self._killed = f"no answer within {FINISH_SECONDS:g} s"
             time.sleep(0.02)
-        if self.process.poll() is None:
+        if self._killed:
             with suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
-            what = f"{late}, so it was stopped"
-        elif self.process.returncode == 0:
-            note = str(read_state(self.run, self.name).get("note", "done"))
-            return f"{self.name:<14} {note.replace(str(self.run.resolve()), str(self.run))}"
-        else:
-            what = self._failure()
-        return f"warning: {self.name}: {what}; {self.run}/metrics.jsonl has everything"
 
-    def _late(self, stop: Stop) -> str | None:
-        """What it is too late with, if it is."""
-        if stop.signal is not None:
-            over = time.time() - self.ended >= STOPPED
-            return f"not done {STOPPED:g} s after the run was stopped" if over else None
-        state = read_state(self.run, self.name)
-        loading = state.get("process") != self.process.pid or state["state"] == "loading"
-        patience = LOADING if loading else SILENT
-        return f"no answer within {patience:g} s" if self._silence() >= patience else None
+    def outcome(self, name: str) -> str:
+        """Return a line on where the tracker's data is, or what became of it."""
+        if what := self._failure(name):
+            return f"warning: {name}: {what}; {self.run}/metrics.jsonl has everything"
+        note = str(self._state(name)["note"])
+        return f"{name:<14} {note.replace(str(self.run.resolve()), str(self.run))}"
 
-    def _silence(self) -> float:
-        try:
-            seen = (place(self.run) / f"{self.name}.json").stat().st_mtime
-        except OSError:
-            seen = 0.0
-        return time.time() - max(seen, self.begun)
+    def _state(self, name: str) -> dict[str, Any]:
+        """Return what this process, and not that of an earlier part of the run, has written down."""
+        state = read_state(self.run, name)
+        return state if state.get("process") == self.process.pid else {}
 
-    def _failure(self) -> str:
-        state = read_state(self.run, self.name)
-        if state.get("process") == self.process.pid and state["state"] == "failed":
+    def _failure(self, name: str) -> str | None:
+        code, state = self.process.poll(), self._state(name)
+        if state.get("state") == "failed":
             return str(state["note"])
-        return (
-            f"it ended with code {self.process.returncode} (see {place(self.run)}/{self.name}.log)"
-        )
+        if state.get("state") == "finished" or code is None:
+            return None
+        if self._killed:
+            return f"{self._killed}, so it was stopped"
+        return f"it ended with code {code} (see {self.log})"
 
 
-def environment(name: str) -> dict[str, str]:
-    """The run's environment without secrets of others, ranks and GPUs; zoft can be imported."""
+def environment(names: Sequence[str]) -> dict[str, str]:
+    """Return the run's environment without the secrets of others, ranks and GPUs; it can import zoft."""
+    own = tuple(prefix for name in names for prefix in OWN[name])
     kept = {
         key: value
         for key, value in os.environ.items()
         if not key.startswith(LAUNCHERS)
-        and (key.startswith(OWN[name]) or not any(word in key.upper() for word in SECRET))
+        and (key.startswith(own) or not any(word in key.upper() for word in SECRET))
     }
-    root = str(Path(__file__).parents[1])
+    root = str(Path(zoft.__file__).parents[1])
     return {
+        "WANDB_CONSOLE": "off",  # what other trackers print is none of wandb's business
+        "WANDB_X_STATS_PID": str(os.getpid()),  # the run's CPU and memory, not the process's
         **kept,
         "PYTHONPATH": os.pathsep.join([root, *filter(None, [kept.get("PYTHONPATH")])]),
         "CUDA_VISIBLE_DEVICES": "",

@@ -88,7 +88,7 @@ def test_any_cut_and_any_number_of_threads_give_the_same_direction(
 @pytest.mark.parametrize("gaussian", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n", [1, 600, 140_001])
-def test_updates_equal_reference(gaussian, dtype, n):
+def test_updates_equal_reference(gaussian: bool, dtype: torch.dtype, n: int) -> None:
     adam = AdamConstants(beta1=0.9, beta2=0.99, lr=1e-3, correction=0.0297, eps=1e-8)
     common = {"param": 11, "decay": 1 - 1e-4, "rounding": Rounding(7, 3)}
     window = [terms(gaussian, 2, step) for step in (1, 2, 3)]

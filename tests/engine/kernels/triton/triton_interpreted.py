@@ -115,7 +115,7 @@ def test_perturb_each(dtype: torch.dtype, columns: int) -> None:
     assert equal(fast, slow)
 
 
-def test_signs():
+def test_signs() -> None:
     ks = torch.tensor([0, 5, 2**24 - 1])
     table, offset = [], 0
     for param, purpose, length in (

@@ -120,7 +120,7 @@ class OptimizerSection(Rate):
 
     TITLE: ClassVar[str]  # the method's name
     CITATION: ClassVar[str]  # the paper's arXiv number
-    # Default rate by what learns (`defaults.what_learns`).
+    # Default rate by what learns (`resolved.what_learns`).
     LEARNING_RATES: ClassVar[Mapping[str, float]]
     # Whether the automatic choice for full tuning is rank-1 directions of the examples' own.
     PER_EXAMPLE: ClassVar[bool] = False
@@ -188,7 +188,7 @@ class OptimizerSection(Rate):
         return {}
 
     def default_lr(self, learns: str, scope: Scope) -> float:
-        """The rate that `auto` means, by what learns (`defaults.what_learns`)."""
+        """The rate that `auto` means, by what learns (`resolved.what_learns`)."""
         del scope
         return self.LEARNING_RATES[learns]
 

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from zoft.recipe.defaults import with_defaults
+from zoft.recipe.resolved import with_defaults
 from zoft.recipe.schema import Recipe
+from zoft.recipe.sections.optimizers.radazo import RAdaZO
 
 
 def recipe(**sections: Any) -> Recipe:
@@ -41,6 +42,7 @@ def test_what_auto_stands_for(
 
 def test_biases_and_norms_take_longer_steps() -> None:
     filled = with_defaults(recipe(tune={"only": "norm"})).optimizer
+    assert isinstance(filled, RAdaZO)
     assert (filled.lr, filled.perturbation, filled.moments) == (1e-3, 1e-2, "scalar")
     assert (filled.structure, filled.scope) == ("rank1", "example")
 
@@ -86,7 +88,9 @@ def test_the_longer_step_is_for_full_tuning_with_a_direction_per_example(
 
 
 def test_a_longer_window_where_moments_are_recomputed() -> None:
-    assert with_defaults(recipe(optimizer={"moments": "window"})).optimizer.window == 44
+    filled = with_defaults(recipe(optimizer={"moments": "window"})).optimizer
+    assert isinstance(filled, RAdaZO)
+    assert filled.window == 44
 
 
 def test_what_was_given_stays() -> None:

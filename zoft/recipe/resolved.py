@@ -1,16 +1,82 @@
-"""The values that `auto` stands for where they follow from the recipe alone."""
+"""A recipe without `auto`: its type, and the choices that follow from the recipe alone.
+
+planning/resolve.py makes the others, which need the machine, the rows or the model's config.
+"""
 
 from __future__ import annotations
 
-from zoft.recipe.schema import Recipe
+from typing import Literal
+
+from pydantic import SerializeAsAny
+
+from zoft.recipe.schema import (
+    ModelSection,
+    ObjectiveSection,
+    OffloadSection,
+    Recipe,
+    TrainSection,
+)
+from zoft.recipe.sections.base import Counted
 from zoft.recipe.sections.data import with_task
 from zoft.recipe.sections.optimizer import AnyOptimizer
+from zoft.recipe.sections.optimizers.rule import ResolvedOptimizer, resolved_optimizer
 from zoft.recipe.sections.tune import TuneSection
 
 # LoRA's and the prefix's are MeZO's. In bfloat16 the slopes of ia3 were 2.4 times the noise at 1e-2.
 PERTURBATIONS = {
     "lora": 1e-2, "ia3": 3e-2, "prefix": 1e-1, "prompt": 1e-2, "bias": 1e-2, "norm": 1e-2,
 }  # fmt: skip
+
+
+DTypeName = Literal["float32", "bfloat16", "float16"]
+
+
+class ResolvedModel(ModelSection):
+    dtype: DTypeName
+    compute_dtype: DTypeName
+
+
+class ResolvedObjective(ObjectiveSection):
+    name: Literal["choice", "lm"]
+
+
+class ResolvedTrain(TrainSection):
+    micro_batch_size: Counted
+    group_by_length: bool
+
+
+class ResolvedOffload(OffloadSection):
+    writeback: Literal["device", "host"]
+
+
+class Resolved(Recipe):
+    """A recipe whose automatic choices are made: what a run works with, and resolved.yaml holds.
+
+    Left open are those of which a run finds out later: `model.residency` until the placement is
+    chosen, `optimizer.paired` until the preflight, `data.format` and `eval.metric` until rows are read.
+    """
+
+    output_dir: str
+    model: ResolvedModel
+    objective: ResolvedObjective
+    optimizer: SerializeAsAny[ResolvedOptimizer]
+    train: ResolvedTrain
+    offload: ResolvedOffload
+
+
+def as_resolved(recipe: Recipe) -> Resolved:
+    """`recipe`, in which every choice has been made, by its type. Raises ValidationError if not."""
+    return Resolved.model_validate(
+        {
+            **dict(recipe),
+            "output_dir": recipe.output_dir or "runs/recipe",
+            "model": ResolvedModel.model_validate(dict(recipe.model)),
+            "objective": ResolvedObjective.model_validate(dict(recipe.objective)),
+            "optimizer": resolved_optimizer(recipe.optimizer),
+            "train": ResolvedTrain.model_validate(dict(recipe.train)),
+            "offload": ResolvedOffload.model_validate(dict(recipe.offload)),
+        }
+    )
 
 
 def what_learns(tune: TuneSection) -> str:
