@@ -10,19 +10,18 @@ from zoft.planning.footprint import footprint
 from zoft.planning.resolve import resolve
 from zoft.planning.workload import shape_of
 from zoft.recipe.load import load_recipe
-from zoft.recipe.resolved import with_defaults
-from zoft.recipe.schema import Recipe
+from zoft.recipe.resolved import Resolved
 
 PLENTY = 2**40
 
 
 def found_by_override(
     folder: Path, *given: str, limits: tuple[int, int] = (PLENTY, 0)
-) -> tuple[dict[str, Alternative], Recipe]:
+) -> tuple[dict[str, Alternative], Resolved]:
     path = small.write(folder)
 
-    def variant(*more: str) -> Recipe:
-        return resolve(with_defaults(load_recipe(path, [*given, *more])))
+    def variant(*more: str) -> Resolved:
+        return resolve(load_recipe(path, [*given, *more]))
 
     made = variant()
     shape = shape_of(made)

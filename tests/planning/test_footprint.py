@@ -16,14 +16,14 @@ from zoft.planning.footprint import (
     footprint,
 )
 from zoft.planning.workload import Shape, shape_of
-from zoft.recipe.schema import Recipe
+from zoft.recipe.resolved import Resolved
 
 WEIGHTS = {w: sum(p.numel() for p in tiny.llama().parameters()) * 4 for w in ("float32",)}
 BLOCK = sum(p.numel() for p in tiny.llama().model.layers[0].parameters()) * 4
 REST = WEIGHTS["float32"] - 2 * BLOCK
 
 
-def planned(folder: Path, **sections: Any) -> tuple[Recipe, Shape]:
+def planned(folder: Path, **sections: Any) -> tuple[Resolved, Shape]:
     made = recipe(folder, **sections)
     return made, shape_of(made)
 
@@ -32,7 +32,7 @@ def item(found: Footprint, name: str) -> Item:
     return next((x for x in found.items if x.name == name), Item(name))
 
 
-def on_a_gpu(recipe: Recipe) -> Recipe:
+def on_a_gpu(recipe: Resolved) -> Resolved:
     return recipe.model_copy(update={"device": "cuda:0"})
 
 

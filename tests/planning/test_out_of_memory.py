@@ -12,15 +12,16 @@ from zoft.errors import OutOfMemory
 from zoft.planning.out_of_memory import memory_explained, requested_bytes
 from zoft.planning.resolve import resolve
 from zoft.recipe.load import load_recipe
-from zoft.recipe.resolved import with_defaults
+from zoft.recipe.resolved import Resolved
 from zoft.recipe.schema import Recipe
 from zoft.system.device import peak_memory_bytes
 
 
-def recipe(**sections: Any) -> Recipe:
+def recipe(**sections: Any) -> Resolved:
     data = {"train": {"path": "t.jsonl"}, "format": "text"}
     train = {"batch_size": 8, "micro_batch_size": 8}
-    return Recipe.model_validate({"model": {"name": "m"}, "data": data, "train": train, **sections})
+    values = {"model": {"name": "m"}, "data": data, "train": train, **sections}
+    return resolve(Recipe.model_validate(values), absent=True)
 
 
 def test_the_peak_is_in_bytes() -> None:
@@ -61,8 +62,8 @@ def test_what_was_asked_for_and_what_was_free(error: Exception, asked: str) -> N
 def test_the_changes_that_would_fit_are_named_with_what_they_take(tmp_path: Path) -> None:
     path = small.write(tmp_path)
 
-    def variant(*more: str) -> Recipe:
-        return resolve(with_defaults(load_recipe(path, more)))
+    def variant(*more: str) -> Resolved:
+        return resolve(load_recipe(path, more))
 
     made = variant()
     with pytest.raises(OutOfMemory) as caught, memory_explained(made, variant):
@@ -75,8 +76,8 @@ def test_the_changes_that_would_fit_are_named_with_what_they_take(tmp_path: Path
 def test_where_nothing_would_fit_it_is_said(tmp_path: Path) -> None:
     path = small.write(tmp_path)
 
-    def variant(*more: str) -> Recipe:
-        return resolve(with_defaults(load_recipe(path, ["memory.device_budget=1MB", *more])))
+    def variant(*more: str) -> Resolved:
+        return resolve(load_recipe(path, ["memory.device_budget=1MB", *more]))
 
     with pytest.raises(OutOfMemory, match="no single change"), memory_explained(variant(), variant):
         raise MemoryError

@@ -9,9 +9,10 @@ from support.recipes import of_tiny_llama as recipe
 
 from zoft.errors import OutOfMemory
 from zoft.planning.footprint import footprint
-from zoft.planning.placement import budgets, choose, settled, spread
+from zoft.planning.placement import budgets, choose, placed, spread
 from zoft.planning.workload import Shape, shape_of
-from zoft.recipe.schema import MemorySection, Recipe
+from zoft.recipe.resolved import Resolved
+from zoft.recipe.schema import MemorySection
 from zoft.system import host_memory
 from zoft.system.host_memory import free_host_bytes
 
@@ -20,7 +21,7 @@ BLOCKS = 12
 
 
 @pytest.fixture
-def planned(tmp_path: Path) -> tuple[Recipe, Shape]:
+def planned(tmp_path: Path) -> tuple[Resolved, Shape]:
     made = recipe(tmp_path, tune={"method": "lora"})
     config = tiny.llama().config
     config.num_hidden_layers, config.hidden_size = BLOCKS, 192
@@ -28,12 +29,12 @@ def planned(tmp_path: Path) -> tuple[Recipe, Shape]:
     return made, shape_of(made)
 
 
-def gpu(recipe: Recipe, wanted: str = "auto") -> Recipe:
+def gpu(recipe: Resolved, wanted: str = "auto") -> Resolved:
     model = recipe.model.model_copy(update={"residency": wanted})
     return recipe.model_copy(update={"device": "cuda:0", "model": model})
 
 
-def test_the_device_if_it_fits(planned: tuple[Recipe, Shape]) -> None:
+def test_the_device_if_it_fits(planned: tuple[Resolved, Shape]) -> None:
     made, shape = planned
     choice = choose(made, shape, PLENTY, 0)
     assert (choice.residency, choice.slots) == ("device", 0)
@@ -41,7 +42,7 @@ def test_the_device_if_it_fits(planned: tuple[Recipe, Shape]) -> None:
     assert "fits on the device" in choice.why
 
 
-def test_as_many_blocks_stay_as_the_budget_holds(planned: tuple[Recipe, Shape]) -> None:
+def test_as_many_blocks_stay_as_the_budget_holds(planned: tuple[Resolved, Shape]) -> None:
     made, shape = planned
     most = footprint(gpu(made), shape).device
     least = footprint(gpu(made), shape, "host").device
@@ -53,21 +54,21 @@ def test_as_many_blocks_stay_as_the_budget_holds(planned: tuple[Recipe, Shape]) 
         assert footprint(gpu(made), shape, "host", more).device > budget
 
 
-def test_the_disk_if_the_host_is_full(planned: tuple[Recipe, Shape]) -> None:
+def test_the_disk_if_the_host_is_full(planned: tuple[Resolved, Shape]) -> None:
     made, shape = planned
     needs = footprint(gpu(made), shape)
     host = footprint(gpu(made), shape, "disk").host
     assert choose(gpu(made), shape, needs.device - 1, host).residency == "disk"
 
 
-def test_a_cpu_streams_from_the_disk(planned: tuple[Recipe, Shape]) -> None:
+def test_a_cpu_streams_from_the_disk(planned: tuple[Resolved, Shape]) -> None:
     made, shape = planned
     choice = choose(made, shape, footprint(made, shape).device - 1, 0)
     assert choice.residency == "disk"
     assert choice.why.startswith("on the device it needs")
 
 
-def test_what_the_recipe_says_is_done(planned: tuple[Recipe, Shape]) -> None:
+def test_what_the_recipe_says_is_done(planned: tuple[Resolved, Shape]) -> None:
     made, shape = planned
     choice = choose(gpu(made, "disk"), shape, PLENTY, PLENTY)
     assert (choice.residency, choice.resident_blocks) == ("disk", ())
@@ -75,7 +76,7 @@ def test_what_the_recipe_says_is_done(planned: tuple[Recipe, Shape]) -> None:
         choose(gpu(made, "device"), shape, 10**6, PLENTY)
 
 
-def test_what_is_needed_and_what_is_there(planned: tuple[Recipe, Shape]) -> None:
+def test_what_is_needed_and_what_is_there(planned: tuple[Resolved, Shape]) -> None:
     made, shape = planned
     with pytest.raises(OutOfMemory, match=r"even streamed from the disk it needs .* GiB; 0.00 GiB"):
         choose(made, shape, 10**6, 0)
@@ -83,9 +84,9 @@ def test_what_is_needed_and_what_is_there(planned: tuple[Recipe, Shape]) -> None
         choose(gpu(made), shape, 10**6, 10**7)
 
 
-def test_a_settled_recipe_says_where_its_weights_are(planned: tuple[Recipe, Shape]) -> None:
+def test_a_settled_recipe_says_where_its_weights_are(planned: tuple[Resolved, Shape]) -> None:
     made, shape = planned
-    found = settled(made, choose(made, shape, PLENTY, 0))
+    found = placed(made, choose(made, shape, PLENTY, 0))
     assert (found.model.residency, found.offload.writeback) == ("device", "device")
     assert made.model.residency == "auto"
 
@@ -101,7 +102,7 @@ def test_resident_blocks_stand_apart(number: int) -> None:
 # -- budgets ------------------------------------------------------------------------------------
 
 
-def test_a_budget_is_what_the_recipe_says_or_what_is_free(planned: tuple[Recipe, Shape]) -> None:
+def test_a_budget_is_what_the_recipe_says_or_what_is_free(planned: tuple[Resolved, Shape]) -> None:
     made, _ = planned
     said = MemorySection(device_budget="2GiB")  # type: ignore[arg-type]
     assert budgets(made.model_copy(update={"memory": said})) == (2**31, 0)

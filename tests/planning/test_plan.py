@@ -12,7 +12,8 @@ from zoft.cli.main import main
 from zoft.errors import OutOfMemory
 from zoft.planning import plan as planning
 from zoft.planning.footprint import Residency, footprint
-from zoft.planning.plan import make_plan, resolved, stream, streamed_step
+from zoft.planning.plan import make_plan, stream, streamed_step
+from zoft.planning.resolve import resolve
 from zoft.planning.step_time import Seconds
 from zoft.planning.tables import plan
 from zoft.planning.workload import shape_of
@@ -113,7 +114,7 @@ def test_a_streamed_step_takes_what_the_engines_plan_takes(
     """As long as computing where that is longer, as long as the disk where the disk is, and between
     these never as long as one after the other."""
     written = load_recipe(str(small.write(tmp_path, num_hidden_layers=6)), changes)
-    recipe = resolved(written)
+    recipe = resolve(written)
     recipe = recipe.model_copy(update={"device": device})
     shape = shape_of(recipe)
     chosen = footprint(recipe, shape, residency, (2,))

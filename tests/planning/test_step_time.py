@@ -14,7 +14,7 @@ from zoft.models.meta import load_config
 from zoft.planning import step_time as calibrate
 from zoft.planning.step_time import bandwidth, passes
 from zoft.planning.workload import Shape, Texts, shape_of
-from zoft.recipe.schema import Recipe
+from zoft.recipe.resolved import Resolved
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_seconds_of_a_slice_are_scaled_to_the_recipes_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: float
 ) -> None:
     def times(
-        _recipe: Recipe, _shape: Shape, blocks: int, rows: int, length: int
+        _recipe: Resolved, _shape: Shape, blocks: int, rows: int, length: int
     ) -> tuple[float, float]:
         return rows * length * (2.0 + 3.0 * blocks), 5.0 + 7.0 * blocks
 

@@ -12,7 +12,6 @@ from torch import nn
 from zoft.data.examples import Choice, TextExample
 from zoft.planning.resolve import resolve
 from zoft.planning.workload import Shape, Texts, shape_of, texts_of
-from zoft.recipe.resolved import with_defaults
 from zoft.recipe.schema import Recipe
 
 
@@ -89,6 +88,6 @@ def test_positions_limit_the_length(tmp_path: Path, length: int) -> None:
         "model": {"name": str(tmp_path), "compute_dtype": "float32"},
         "data": {"train": {"path": "none.jsonl"}, "format": "text", "max_length": 32},
     }
-    shape = shape_of(resolve(with_defaults(Recipe.model_validate(values))))
+    shape = shape_of(resolve(Recipe.model_validate(values)))
     assert shape.train.longest == min(32, length)
     assert torch.device("meta") == next(shape.outline.parameters()).device  # type: ignore[union-attr]

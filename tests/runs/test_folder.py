@@ -8,10 +8,11 @@ import pytest
 from support.recipes import chosen, recipe
 
 from zoft.errors import EnvironmentProblem, RecipeError
+from zoft.planning.resolve import keep_choices
 from zoft.recipe.load import dump_recipe, load_recipe
 from zoft.recipe.sections.optimizers.radazo import RAdaZO
 from zoft.runs import checkpoint
-from zoft.runs.folder import RunFolder, keep_choices, require_empty, require_same, run_of
+from zoft.runs.folder import RunFolder, require_empty, require_same, run_of
 
 
 def a_beginning(path: Path) -> RunFolder:
@@ -38,7 +39,7 @@ def a_checkpoint(folder: RunFolder, step: int) -> Path:
     return path
 
 
-# -- keep_choices, require_same ---------------------------------------------------------------
+# -- require_same ---------------------------------------------------------------
 
 
 def test_autos_become_what_the_run_chose_and_nothing_else_changes() -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import pytest
 
-from zoft.training.trainer import Trainer
+from zoft.training.hooks import Narration
+from zoft.training.trainer import Step, Trainer
 
 
 class Killed(BaseException):
@@ -18,14 +18,14 @@ class Killed(BaseException):
 @contextmanager
 def killed_after(step: int) -> Iterator[None]:
     """Runs inside end after a step that is in the journal and told, before all that follows it."""
-    original = Trainer._tell
+    original = Narration.__call__
 
-    def told(self: Trainer, *args: Any) -> None:
-        original(self, *args)
-        if self.step == step:
+    def told(self: Narration, trainer: Trainer, taken: Step | None) -> None:
+        original(self, trainer, taken)
+        if taken is not None and trainer.step == step:
             raise Killed
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_tell", told)
+        patch.setattr(Narration, "__call__", told)
         with pytest.raises(Killed):
             yield

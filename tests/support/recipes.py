@@ -7,7 +7,7 @@ from typing import Any
 
 from support import tiny
 from zoft.planning.resolve import resolve
-from zoft.recipe.resolved import with_defaults
+from zoft.recipe.resolved import Resolved
 from zoft.recipe.schema import Recipe
 
 MINIMAL: dict[str, Any] = {
@@ -26,16 +26,16 @@ def recipe(**sections: Any) -> Recipe:
     return Recipe.model_validate(merged)
 
 
-def chosen(**sections: Any) -> Recipe:
+def chosen(**sections: Any) -> Resolved:
     """As `resolved.yaml` holds it: every `auto` decided."""
     model = {"compute_dtype": "bfloat16", "residency": "device", **sections.pop("model", {})}
     optimizer = {"perturbation": 3e-3, "paired": True, **sections.pop("optimizer", {})}
-    return with_defaults(recipe(device="cpu", model=model, optimizer=optimizer, **sections))
+    return resolve(recipe(device="cpu", model=model, optimizer=optimizer, **sections), absent=True)
 
 
-def of_tiny_llama(folder: Path, **sections: Any) -> Recipe:
+def of_tiny_llama(folder: Path, **sections: Any) -> Resolved:
     tiny.llama().config.save_pretrained(folder)
     model = {"name": str(folder), "compute_dtype": "float32", **sections.pop("model", {})}
     data = {"train": {"path": "none.jsonl"}, "format": "text", "max_length": 24}
     values = {"device": "cpu", "model": model, "data": data, **sections}
-    return resolve(with_defaults(Recipe.model_validate(values)))
+    return resolve(Recipe.model_validate(values))

@@ -12,12 +12,12 @@ from support.mixing import BatchMean, TimeFirst
 from torch import nn
 
 from zoft.errors import RecipeError
+from zoft.models import load
 from zoft.models.load import Loaded, load_model
 from zoft.recipe.load import load_recipe
 from zoft.runs.journal import read
 from zoft.training import preflight as first_look
 from zoft.training import run
-from zoft.training import start as resume
 from zoft.training.run import train
 from zoft.training.trainer import Trainer
 
@@ -31,7 +31,7 @@ def wrapped(monkeypatch: pytest.MonkeyPatch, wrapper: type[nn.Module]) -> None:
         layer.mlp = wrapper(layer.mlp)
         return found
 
-    monkeypatch.setattr(run, "load_model", loaded)
+    monkeypatch.setattr(load, "load_model", loaded)
 
 
 def settled(folder: Path) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def settled(folder: Path) -> dict[str, Any]:
 def unfinished(monkeypatch: pytest.MonkeyPatch) -> list[Trainer]:
     """A run ends after its last step, without `final`; the trainers of all runs."""
     seen: list[Trainer] = []
-    monkeypatch.setattr(run, "finish", lambda trainer, _: seen.append(trainer))
+    monkeypatch.setattr(run, "finish", lambda trainer, *_: seen.append(trainer))
     return seen
 
 
@@ -56,7 +56,7 @@ def test_both_signs_go_in_one_pass_where_that_changes_nothing(
     recipe = small.write(tmp_path, method)
     train(str(recipe), ["train.steps=2", "~eval", "~checkpoint"])
     assert settled(tmp_path / "run")["paired"] is True
-    assert unfinished[0].estimator.paired is True
+    assert unfinished[0].engine.estimator.paired is True
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_what_the_recipe_says_about_passes_holds(
     recipe = small.write(tmp_path)
     train(str(recipe), [change, "train.steps=2", "~eval", "~checkpoint"])
     assert settled(tmp_path / "run")["paired"] is expected
-    assert unfinished[0].estimator.paired is expected
+    assert unfinished[0].engine.estimator.paired is expected
 
 
 @pytest.mark.parametrize("agree", [False, True])
@@ -86,13 +86,13 @@ def test_the_choice_of_passes_is_kept_on_resume(
     train(str(recipe), ["train.steps=2", "~eval", "~checkpoint"])
     assert settled(tmp_path / "run")["paired"] is agree
 
-    def never(_: Trainer) -> None:
+    def never(*_: object) -> None:
         pytest.fail("settled before")
 
-    monkeypatch.setattr(resume, "choose_passes", never)
+    monkeypatch.setattr(run, "preflight", never)
     train(str(recipe), ["train.steps=4", "~eval", "~checkpoint"], resume="auto")
     assert settled(tmp_path / "run")["paired"] is agree
-    assert [trainer.estimator.paired for trainer in unfinished] == [agree, agree]
+    assert [trainer.engine.estimator.paired for trainer in unfinished] == [agree, agree]
     other = [f"optimizer.paired={'false' if agree else 'true'}", "train.steps=6", "~eval"]
     with pytest.raises(RecipeError, match=r"optimizer\.paired"):
         train(str(recipe), [*other, "~checkpoint"], resume="auto")
@@ -112,7 +112,7 @@ def test_a_model_that_mixes_rows_cannot_have_directions_for_each_example(
     assert not (tmp_path / "run").exists()
     train(str(recipe), ["train.steps=2", "optimizer.scope=batch", "~eval", "~checkpoint"])
     assert settled(tmp_path / "run")["paired"] is False
-    assert unfinished[0].estimator.paired is False
+    assert unfinished[0].engine.estimator.paired is False
 
 
 def test_padding_is_what_no_token_fills(tmp_path: Path, unfinished: list[Trainer]) -> None:
@@ -124,7 +124,7 @@ def test_padding_is_what_no_token_fills(tmp_path: Path, unfinished: list[Trainer
     assert set(found) == set(range(1, 7))
     for step, (tokens, padding) in found.items():
         lengths = [
-            trainer.objective.width([trainer.train_set[i]]) for i in trainer.order.rows(step)
+            trainer.engine.objective.width([trainer.train_set[i]]) for i in trainer.order.rows(step)
         ]
         assert tokens == sum(lengths)
         assert padding == pytest.approx(1 - tokens / (max(lengths) * len(lengths)), abs=1e-4)

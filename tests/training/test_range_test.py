@@ -18,7 +18,6 @@ from zoft.engine.range_probes import Rung, measure_rung, radius
 from zoft.errors import RecipeError
 from zoft.planning.resolve import resolve
 from zoft.recipe.load import load_recipe
-from zoft.recipe.resolved import with_defaults
 from zoft.training import range_test as rate_range
 from zoft.training.range_test import HEAD, TOLERANCE, advise, row, steps_walked, update_size
 
@@ -126,7 +125,7 @@ def test_it_ends_with_overrides_that_a_recipe_takes(
         == 7
     )
     overrides = next(line for line in lines if line.startswith("optimizer.lr=")).split()
-    chosen = resolve(with_defaults(load_recipe(source, overrides))).optimizer
+    chosen = resolve(load_recipe(source, overrides)).optimizer
     assert isinstance(chosen.lr, float)
     assert 1e-6 < chosen.lr < 1
     assert chosen.perturbation in rate_range.LENGTHS

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,6 @@ from support.failures import Killed, killed_after
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from zoft.engine.estimator import Estimator, Losses
-from zoft.engine.objectives.batch import Batch
 from zoft.errors import (
     DataError,
     Diverged,
@@ -34,8 +34,9 @@ from zoft.inference.evaluate import evaluate
 from zoft.runs import checkpoint
 from zoft.runs import journal as journals
 from zoft.training import run
+from zoft.training.hooks import Checkpoints, Evaluations, Narration
 from zoft.training.run import train
-from zoft.training.trainer import Trainer
+from zoft.training.trainer import Step, Trainer
 
 Finished = tuple[Path, Path]  # a recipe, and the folder of its uninterrupted run
 
@@ -185,9 +186,16 @@ def test_a_longer_run_goes_on_from_a_finished_one(finished: Finished, tmp_path: 
 
 @pytest.mark.parametrize(
     ("where", "times"),  # that a run calls it, at least
-    [("measure", 12), ("append", 12), ("apply", 12), ("_tell", 12), ("_after_step", 13),
-     ("_checkpoint", 2)],
-)  # fmt: skip
+    [
+        ((Estimator, "measure"), 12),
+        ((journals.Journal, "append"), 12),
+        ((Trainer, "apply"), 12),
+        ((Narration, "__call__"), 13),
+        ((Evaluations, "__call__"), 13),
+        ((Checkpoints, "__call__"), 13),
+        ((checkpoint, "save"), 3),
+    ],
+)
 @settings(
     max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -195,15 +203,15 @@ def test_a_longer_run_goes_on_from_a_finished_one(finished: Finished, tmp_path: 
 def test_stopped_anywhere_and_resumed_it_ends_with_the_same_bytes(
     finished: Finished,
     tmp_path_factory: pytest.TempPathFactory,
-    where: str,
+    where: tuple[Any, str],
     times: int,
     data: st.DataObject,
 ) -> None:
     recipe, folder = finished
     number, before = data.draw(st.integers(1, times)), data.draw(st.booleans())
     target = tmp_path_factory.mktemp("stopped") / "run"
-    owner = {"measure": Estimator, "append": journals.Journal}.get(where, Trainer)
-    original = getattr(owner, where)
+    owner, name = where
+    original = getattr(owner, name)
     calls: list[None] = []
 
     def interrupted(*args: Any, **kwargs: Any) -> Any:
@@ -216,7 +224,7 @@ def test_stopped_anywhere_and_resumed_it_ends_with_the_same_bytes(
         return result
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(owner, where, interrupted)
+        patch.setattr(owner, name, interrupted)
         with pytest.raises(Killed):
             train(str(recipe), output_dir=str(target))
     train(str(recipe), output_dir=str(target), resume="auto")
@@ -236,15 +244,15 @@ def test_kill_9_at_random_moments(finished: Finished, tmp_path: Path) -> None:
 def test_sigterm_is_resumable(finished: Finished, tmp_path: Path) -> None:
     recipe, folder = finished
     target = tmp_path / "run"
-    original = Trainer._tell
+    original = Narration.__call__
 
-    def signalled(self: Trainer, *args: Any) -> None:
-        original(self, *args)
-        if self.step == 7:
+    def signalled(self: Narration, trainer: Trainer, step: Step | None) -> None:
+        original(self, trainer, step)
+        if trainer.step == 7:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_tell", signalled)
+        patch.setattr(Narration, "__call__", signalled)
         with pytest.raises(Interrupted) as stopped:
             train(str(recipe), output_dir=str(target))
     assert stopped.value.exit_code == 143
@@ -277,17 +285,22 @@ def test_tuning_learns(tmp_path: Path) -> None:
     assert after["accuracy"] > 0.9
 
 
+def spoil(monkeypatch: pytest.MonkeyPatch, by: Callable[[int], float | None]) -> None:
+    """The losses of a step are `by(step)` in part, where that is not None."""
+    original = Estimator.measure
+
+    def measure(self: Estimator, step: int, losses: Callable[[], Losses]) -> Any:
+        value = by(step)
+        return original(self, step, losses if value is None else lambda: spoilt(losses(), value))
+
+    monkeypatch.setattr(Estimator, "measure", measure)
+
+
 def test_a_loss_that_is_not_finite_changes_nothing_and_ends_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = small.write(tmp_path)
-    original = Trainer.losses
-
-    def losses(self: Trainer, batches: list[Batch]) -> Losses:
-        found = original(self, batches)
-        return spoilt(found, torch.nan) if self.step >= 6 else found
-
-    monkeypatch.setattr(Trainer, "losses", losses)
+    spoil(monkeypatch, lambda step: torch.nan if step > 6 else None)
     with pytest.raises(Diverged, match="3 steps in a row") as error:
         train(str(recipe), ["train.max_nonfinite=3"])
     assert error.value.exit_code == 6
@@ -298,7 +311,9 @@ def test_a_loss_that_is_not_finite_changes_nothing_and_ends_the_run(
     monkeypatch.undo()
     train(str(recipe), ["train.max_nonfinite=3", "train.steps=6"], output_dir=str(tmp_path / "six"))
     seen = []
-    monkeypatch.setattr(Trainer, "fit", lambda self, _: seen.append(self.model.state_dict()))
+    monkeypatch.setattr(
+        Trainer, "fit", lambda self, *_: seen.append(self.engine.model.state_dict())
+    )
     monkeypatch.setattr(run, "finish", lambda *_: None)
     train(str(recipe), ["train.max_nonfinite=3"], resume="auto")
     expected = load_file(tmp_path / "six/final/model.safetensors")
@@ -309,14 +324,8 @@ def test_an_isolated_bad_step_is_skipped_and_replayed_as_such(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = small.write(tmp_path)
-    original = Trainer.losses
     bad = {"now": True}
-
-    def losses(self: Trainer, batches: list[Batch]) -> Losses:
-        found = original(self, batches)
-        return spoilt(found, torch.inf) if bad["now"] and self.step == 6 else found
-
-    monkeypatch.setattr(Trainer, "losses", losses)
+    spoil(monkeypatch, lambda step: torch.inf if bad["now"] and step == 7 else None)
     train(str(recipe))
     whole = weights(tmp_path / "run/final")
     assert events(tmp_path / "run", "train")[-1]["skipped"] == 1
@@ -526,7 +535,7 @@ def test_an_interrupted_extension_leaves_no_stale_result(
 ) -> None:
     recipe = small.write(tmp_path)
     train(str(recipe), ["train.steps=5"])
-    monkeypatch.setattr(Trainer, "_measure", lambda *_: (_ for _ in ()).throw(Killed()))
+    monkeypatch.setattr(Trainer, "measure", lambda *_: (_ for _ in ()).throw(Killed()))
     with pytest.raises(Killed):
         train(str(recipe), ["train.steps=9"], resume="auto")
     assert not (tmp_path / "run/final").exists()
@@ -541,6 +550,6 @@ def test_running_out_of_memory_names_what_would_fit(
     def hungry(*_: Any) -> None:
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 8 bytes")
 
-    monkeypatch.setattr(Trainer, "losses", hungry)
+    monkeypatch.setattr(Estimator, "measure", hungry)
     with pytest.raises(OutOfMemory, match=r"would fit: .*train\.micro_batch_size=2 \("):
         train(str(recipe))

@@ -21,8 +21,8 @@ from zoft.inference.evaluate import evaluate
 from zoft.planning import placement as residency
 from zoft.planning.footprint import footprint
 from zoft.planning.workload import Shape
-from zoft.recipe.schema import Recipe
-from zoft.training import run
+from zoft.recipe.resolved import Resolved
+from zoft.training import load
 from zoft.training.run import train
 
 DISK, HOST = "model.residency=disk", "model.residency=host"
@@ -156,11 +156,11 @@ def test_some_blocks_stay_when_the_budget_holds_them(
         seen.append(made)
         return made
 
-    def two_stay(recipe: Recipe, shape: Shape, *_: Any) -> residency.Choice:
+    def two_stay(recipe: Resolved, shape: Shape, *_: Any) -> residency.Choice:
         return residency.Choice(footprint(recipe, shape, "disk", (1, 4)), "told so")
 
-    monkeypatch.setattr(run, "streamer_for", seeing)
-    monkeypatch.setattr(run, "choose", two_stay)
+    monkeypatch.setattr(load, "streamer_for", seeing)
+    monkeypatch.setattr(load, "choose", two_stay)
     train(str(recipe), output_dir=str(tmp_path / "run"))
     monkeypatch.undo()
     train(str(recipe), output_dir=str(tmp_path / "whole"))

@@ -15,7 +15,7 @@ from zoft.recipe.load import load_recipe
 from zoft.runs.journal import Entry
 from zoft.training.run import train
 from zoft.training.trainer import Trainer
-from zoft.training.warm_start import continued
+from zoft.training.warm_start import warm_start
 
 SHORT = ("train.steps=2", "eval.every=0", "checkpoint.every=0")
 
@@ -88,4 +88,4 @@ def test_what_cannot_be_tuned_on(
     recipe, run, full = first
     named = [part.replace("RUN", str(run)).replace("FULL", str(full)) for part in more]
     with pytest.raises(kind, match=words):
-        continued(load_recipe(recipe, named))
+        warm_start(load_recipe(recipe, named))

@@ -217,6 +217,7 @@ def test_a_step_waits_once_for_the_device(
     texts = [TextExample(tuple(range(5, 12 + i)), (3, 5)) for i in range(ROWS)]
     choices = [Choice(text.ids, ((40,), (50, 51)), i % 2) for i, text in enumerate(texts)]
     made = objective_for(objective)
+    rows = choices if objective == "choice" else texts
     batches = micro_batches(made, rows, 2, torch.device("cpu"))
     with monkeypatch.context() as patch:
         syncs = Syncs(patch)

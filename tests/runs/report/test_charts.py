@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
@@ -49,7 +50,12 @@ def test_a_chart_is_named_for_who_cannot_see_it() -> None:
 def test_one_step_is_a_point_in_view(value: float, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Figure] = []
     save = Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda f, *a, **k: (seen.append(f), save(f, *a, **k))[1])
+
+    def saved(figure: Figure, *args: Any, **options: Any) -> None:
+        seen.append(figure)
+        save(figure, *args, **options)
+
+    monkeypatch.setattr(Figure, "savefig", saved)
     assert "<use " in as_svg(Chart("one", [Line("a", [(1.0, value)])]))
     [axes] = seen[0].axes
     low, high = axes.get_ylim()

@@ -103,7 +103,7 @@ def test_all_that_the_run_writes_arrives_also_after_signals(
     assert os.getpgid(0) != process
 
 
-def test_a_resumed_run_sends_what_is_new(tmp_path, monkeypatch) -> None:
+def test_a_resumed_run_sends_what_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, tmp_path)
     run, metrics = a_run(tmp_path), Metrics(tmp_path / "mine" / "metrics.jsonl")
     for steps in ((), (5, 6)):
@@ -114,9 +114,10 @@ def test_a_resumed_run_sends_what_is_new(tmp_path, monkeypatch) -> None:
     assert sent(tmp_path) == sent(tmp_path, "TrackioTracker") == [1, 2, 3, 4, 5, 6]
 
 
-def test_one_that_raises_costs_one_line(tmp_path, monkeypatch) -> None:
+def test_one_that_raises_costs_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, tmp_path, "log", "raise OSError('disk on fire')")
-    run, said = a_run(tmp_path), []
+    said: list[str] = []
+    run = a_run(tmp_path)
     with tracked(RunFolder(run), ["tensorboard", "trackio"], said.append, Stop()) as look:
         until(lambda: look() or said)
         look()
@@ -135,7 +136,8 @@ def test_one_that_hangs_is_stopped_in_the_end_and_keeps_nothing_from_others(
 ) -> None:
     monkeypatch.setattr(launcher, "FINISH_SECONDS", 1.0)
     pretend(monkeypatch, tmp_path, where, HANG)
-    run, said = a_run(tmp_path), []
+    said: list[str] = []
+    run = a_run(tmp_path)
     with tracked(RunFolder(run), ["tensorboard", "trackio"], said.append, Stop()) as look:
         until((tmp_path / "hanging").exists if where != "finish" else lambda: sending(run))
         until(lambda: sending(run, "trackio"))
@@ -154,10 +156,13 @@ def test_one_that_hangs_is_stopped_in_the_end_and_keeps_nothing_from_others(
         os.kill(process, 0)
 
 
-def test_a_run_that_is_told_to_stop_does_not_wait_long(tmp_path, monkeypatch) -> None:
+def test_a_run_that_is_told_to_stop_does_not_wait_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(launcher, "STOPPED_SECONDS", 0.3)
     pretend(monkeypatch, tmp_path, "start", HANG)
-    run, said = a_run(tmp_path), []
+    said: list[str] = []
+    run = a_run(tmp_path)
     with tracked(RunFolder(run), ["tensorboard"], said.append, Stop(signal=signal.SIGTERM)):
         until((tmp_path / "hanging").exists)
         begun = time.monotonic()
@@ -176,7 +181,9 @@ def test_a_killed_one_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "it ended with code -9 (see " in said[0]
 
 
-def test_one_that_hangs_outlives_a_killed_run_by_some_seconds(tmp_path, monkeypatch) -> None:
+def test_one_that_hangs_outlives_a_killed_run_by_some_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pretend(monkeypatch, tmp_path, "start", HANG)
     code = (
         "import sys; from pathlib import Path; from zoft.runs.trackers import process; "
@@ -217,7 +224,7 @@ def test_what_is_not_installed_is_said_before_anything_begins(
         require_installed(["wandb", "trackio"])
 
 
-def test_wandb_keeps_its_name_in_run_json(tmp_path, monkeypatch) -> None:
+def test_wandb_keeps_its_name_in_run_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launcher, "_Follower", lambda *_: 1 / 0)
     run = RunFolder(tmp_path)
     names = []
