@@ -194,7 +194,7 @@ F32, BF16 = torch.float32, torch.bfloat16
 )
 @pytest.mark.parametrize(("kind", "examples"), [("signs", None), ("rank1", None), ("rank1", 2)])
 def test_a_model_that_mixes_rows_is_seen(
-    wrapper: type[nn.Module] | None, kind: dict[str, Any], compute: torch.dtype
+    wrapper: type[nn.Module] | None, kind: str, examples: int | None, compute: torch.dtype
 ) -> None:
     model = tiny.llama()
     model.lm_head.weight.mul_(30)  # losses that differ

@@ -12,7 +12,7 @@ from zoft.data.examples import TextExample
 from zoft.engine.objectives.lm import LMObjective
 from zoft.engine.objectives.objective import batch_score
 from zoft.engine.objectives.score import Score
-from zoft.engine.probe.head import Head
+from zoft.engine.probe.head import HeadForward
 from zoft.engine.probe.view import ProbedModel
 
 LM = LMObjective()
@@ -75,13 +75,13 @@ def test_only_supervised_positions_go_through_the_head(
     view: ProbedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch, seen = LM.collate(ROWS, 9), []
-    inner = Head._losses
+    inner = HeadForward._losses
 
-    def losses(self: Head, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def losses(self: HeadForward, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         seen.append(hidden.shape)
         return inner(self, hidden, targets)
 
-    monkeypatch.setattr(Head, "_losses", losses)
+    monkeypatch.setattr(HeadForward, "_losses", losses)
     with view.plain():
         assert view.logits(batch.input_ids, batch.positions).shape == (8, tiny.VOCABULARY)
         LM.losses(view, batch, None)

@@ -108,7 +108,7 @@ def test_no_more_logits_than_a_chunk_stand_in_memory(monkeypatch: pytest.MonkeyP
     view, _ = view_of(model("own"))
     sizes, part = [], head.HeadForward._part
 
-    def watched(self: head.Head, hidden: torch.Tensor, columns: slice) -> torch.Tensor:
+    def watched(self: head.HeadForward, hidden: torch.Tensor, columns: slice) -> torch.Tensor:
         logits = part(self, hidden, columns)
         sizes.append(logits.shape)
         return logits
