@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.tensors import assert_same, numbers
 
 from zoft.engine.kernels import reference
 from zoft.engine.kernels.cpu import sweeps as cpu
@@ -17,17 +18,6 @@ from zoft.recipe.sections.optimizers.rule import AdamConstants
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 ADDRESS = {"seed": 2**32 - 3, "step": 17, "param": 0xDEADBEEF, "k": 5}
-
-
-def weights(n: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    # Magnitudes from float16's subnormal range to well above 1.
-    scale = torch.exp2(torch.randint(-30, 6, (n,), generator=generator).float())
-    return (torch.randn(n, generator=generator) * scale).to(dtype)
-
-
-def bits(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.view({2: torch.int16, 4: torch.int32}[tensor.element_size()])
 
 
 def terms(gaussian: bool, count: int, step: int = 3) -> Terms:
@@ -42,19 +32,19 @@ def terms(gaussian: bool, count: int, step: int = 3) -> Terms:
 def test_perturb_equals_reference(
     gaussian: bool, stored: torch.dtype, out: torch.dtype, n: int, offset: int
 ) -> None:
-    weight = weights(n, stored)
+    weight = numbers(n, dtype=stored)
     fast, slow = torch.empty(n, dtype=out), torch.empty(n, dtype=out)
     arguments: dict[str, Any] = {"offset": offset, **ADDRESS, "scale": 3e-3, "gaussian": gaussian}
     cpu.perturb(fast, weight, **arguments)
     reference.perturb(slow, weight, **arguments)
-    assert torch.equal(bits(fast), bits(slow))
+    assert_same(fast, slow)
 
 
 @pytest.mark.parametrize("gaussian", [False, True])
 @settings(max_examples=30, deadline=None)
 @given(columns=st.integers(1, 700), rows=st.lists(st.integers(0, 40), max_size=9))
 def test_perturb_rows_is_a_slice_of_perturb(gaussian: bool, columns: int, rows: list[int]) -> None:
-    weight = weights(41 * columns, torch.float32).view(41, columns)
+    weight = numbers(41, columns)
     whole, some = torch.empty_like(weight), torch.empty(len(rows), columns)
     index = torch.tensor(rows, dtype=torch.int64)
     cpu.perturb(whole, weight, **ADDRESS, scale=1e-2, gaussian=gaussian)
@@ -94,14 +84,14 @@ def test_updates_equal_reference(gaussian: bool, dtype: torch.dtype, n: int) -> 
     window = [terms(gaussian, 2, step) for step in (1, 2, 3)]
     results = []
     for kernels in (cpu, reference):
-        a, b, c = (weights(n, dtype) for _ in range(3))
-        m, v = weights(n, torch.float32, 1) * 1e-4, weights(n, torch.float32, 2).abs() * 1e-6
+        a, b, c = (numbers(n, dtype=dtype) for _ in range(3))
+        m, v = numbers(n, seed=1) * 1e-4, numbers(n, seed=2).abs() * 1e-6
         kernels.add_directions(a, terms(gaussian, 5), **common)
         kernels.radazo_full(b, m, v, terms(gaussian, 2), adam, **common)
         kernels.radazo_window(c, window, adam, **common)
         results.append([a, b, c, m, v])
     for fast, slow in zip(*results, strict=True):
-        assert torch.equal(bits(fast), bits(slow))
+        assert_same(fast, slow)
 
 
 @pytest.mark.parametrize("gaussian", [False, True])
@@ -111,7 +101,7 @@ def test_the_order_of_the_sum_does_not_matter(gaussian: bool) -> None:
     order = torch.randperm(300, generator=torch.Generator().manual_seed(0)).tolist()
     results = []
     for permutation in (range(300), order):
-        weight = weights(5_000, torch.float32)
+        weight = numbers(5_000)
         shuffled = make_terms(
             7, gaussian, [addresses[i] for i in permutation], [coefficients[i] for i in permutation]
         )
@@ -126,7 +116,7 @@ def test_stochastic_rounding_is_unbiased_and_leaves_the_representable_alone(
 ) -> None:
     n, target = 400_000, 1.0 + 0.3 * torch.finfo(dtype).eps
     weight = torch.ones(n, dtype=dtype)
-    still = weights(n, dtype)
+    still = numbers(n, dtype=dtype)
     still[:3] = torch.tensor([float("nan"), float("inf"), -float("inf")])
     before = still.clone()
     # One sign for every element: a decay factor moves 1.0 by 0.3 of the distance to its neighbour.
