@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.recipes import recipe as minimal
 
 from zoft.errors import EnvironmentProblem
 from zoft.models import quantization as quantize
@@ -18,9 +19,7 @@ from zoft.system.device import DTYPES, make_repeatable
 
 
 def recipe(**sections: Any) -> Recipe:
-    data = {"train": {"path": "t.jsonl"}, "format": "text"}
-    model = {"name": "m", **sections.pop("model", {})}
-    return with_defaults(Recipe.model_validate({"model": model, "data": data, **sections}))
+    return with_defaults(minimal(**sections))
 
 
 @pytest.fixture
