@@ -45,7 +45,10 @@ def batch_losses(objective: Objective, view: ProbedModel, batches: Sequence[Batc
 
     They run inside the probe that is open.
     """
-    found = [objective.losses(view, batch, _mask(view, batch))[0] for batch in batches]
+    found = []
+    for batch in batches:
+        losses, _ = objective.losses(view, batch, _mask(view, batch))
+        found.append(losses)
     return Losses(
         torch.cat([part.sums for part in found], dim=1),
         torch.cat([part.weights for part in found]),
