@@ -20,7 +20,7 @@ from zoft.data.examples import length
 from zoft.data.order import Order
 from zoft.data.sets import prepare
 from zoft.engine.objectives.objective import objective_for
-from zoft.engine.probe.view import View
+from zoft.engine.probe.view import ProbedModel
 from zoft.inference.scoring import score
 from zoft.models.adapters import attach_adapter
 from zoft.models.load import load_model, load_tokenizer
@@ -49,7 +49,7 @@ def main() -> None:
     model = load_model(where, recipe.model, dtype=torch.float32, device=CPU).model
     lora = recipe.tune.method == "lora"
     tuned = attach_adapter(model, recipe.tune, recipe.seed) if lora else model
-    view = View(tuned, {}, {}, torch.float32, torch.tensor([[1, 2, 3, 4]]))
+    view = ProbedModel(tuned, {}, {}, torch.float32, torch.tensor([[1, 2, 3, 4]]))
     lengths = np.array([length(x) for x in train]) if recipe.train.group_by_length else None
     order = Order(recipe.seed, recipe.train.batch_size, len(train), lengths)
     a.output_dir.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ def main() -> None:
 
     def evaluate(step: int) -> None:
         size = recipe.eval.batch_size
-        found = score(view, objective, held_out, batch_size=size, masked=False, device=CPU)
+        found = score(view, objective, held_out, batch_size=size, device=CPU)
         values = {"accuracy": found.accuracy, "loss": found.mean, "rows": len(held_out)}
         event = metrics.write("eval", step, **values)
         print(f"step {step}: {in_words(event)}", flush=True)

@@ -28,7 +28,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from zoft.engine.kernels import reference
 from zoft.engine.kernels.dispatch import kernels_for
-from zoft.engine.kernels.numerics.exact_sum import Rounding, make_terms
+from zoft.engine.kernels.numerics.exact_sum import Rounding, direction_sum
 from zoft.recipe.sections.optimizers.rule import AdamConstants
 from zoft.system.philox import PURPOSE_U, PURPOSE_V
 
@@ -130,12 +130,15 @@ def plain(model: LlamaForCausalLM, ids: Tensor) -> float:
 def zoft_step(model: LlamaForCausalLM, ids: Tensor, *, rank1: bool, paired: bool) -> Step:
     """Both probes and MeZO's update by zoft. All that this file knows of `zo` is in here."""
     from zoft.engine.estimator import Estimator, Losses
-    from zoft.engine.probe.view import View
+    from zoft.engine.probe.directions import Directions
+    from zoft.engine.probe.structures.table import STRUCTURES, structure_of
+    from zoft.engine.probe.view import ProbedModel
 
     tuned = dict(model.named_parameters())
     numbers = {name: i for i, name in enumerate(tuned)}
-    view = View(model, tuned, numbers, model.dtype, ids[:1, :8])
-    estimator = Estimator(view, 0, False, EPSILON, rank1=rank1, paired=paired)
+    view = ProbedModel(model, tuned, numbers, model.dtype, ids[:1, :8])
+    directions = Directions(0, False, STRUCTURES["rank1" if rank1 else "dense"])
+    estimator = Estimator(view, directions, EPSILON, paired=paired)
     last = torch.arange(1, len(ids) + 1, device=ids.device) * ids.shape[1] - 2
     weights = torch.ones(len(ids), dtype=torch.float64, device=ids.device)
     number = 0
@@ -149,10 +152,10 @@ def zoft_step(model: LlamaForCausalLM, ids: Tensor, *, rank1: bool, paired: bool
         number += 1
         grads = estimator.measure(number, losses).projected_grad
         update = [-RATE * c for c in grads]
-        terms = make_terms(0, False, [(number, k) for k in range(len(grads))], update, rank1)
+        total = directions.total([(number, k) for k in range(len(grads))], update)
         for name, parameter in tuned.items():
-            kernels_for(parameter.device).add_directions(
-                parameter.detach(), terms, param=numbers[name], decay=1.0,
+            structure_of(parameter, directions.structure).update(
+                parameter.detach(), [total], param=numbers[name], decay=1.0,
                 rounding=Rounding(0, number),
             )  # fmt: skip
 
@@ -229,11 +232,10 @@ def sweeps(a: argparse.Namespace, device: torch.device) -> list[str]:
     common: dict[str, Any] = {"param": 3, "decay": 1.0, "rounding": Rounding(1, 2)}
     adam = AdamConstants(0.9, 0.99, 1e-6, 0.01, 1e-8)
 
-    def terms(count: int, *, gaussian: bool = False, rank1: bool = False) -> Any:
-        return make_terms(1, gaussian, [(2, k) for k in range(count)], [1e-9] * count, rank1)
+    def terms(count: int, *, gaussian: bool = False) -> Any:
+        return direction_sum(1, gaussian, [(2, k) for k in range(count)], [1e-9] * count)
 
-    one, two = terms(1), terms(1, gaussian=True)
-    slim, many = terms(1, rank1=True), terms(16, rank1=True)
+    one, two, many = terms(1), terms(1, gaussian=True), terms(16)
     window = [terms(1) for _ in range(22)]
     width = weight.element_size()
     cases: dict[str, tuple[int, Step]] = {
@@ -244,26 +246,26 @@ def sweeps(a: argparse.Namespace, device: torch.device) -> list[str]:
             3 * width,
             lambda: kernels.perturb_pair(out, other, weight, **key, gaussian=False),
         ),
-        "add_directions, 1": (2 * width, lambda: kernels.add_directions(weight, one, **common)),
+        "add_directions, 1": (2 * width, lambda: kernels.update_dense(weight, [one], **common)),
         "add_directions, 1 Gaussian": (
             2 * width,
-            lambda: kernels.add_directions(weight, two, **common),
+            lambda: kernels.update_dense(weight, [two], **common),
         ),
         "add_directions, 1 rank-1": (
             2 * width,
-            lambda: kernels.add_directions(weight, slim, **common),
+            lambda: kernels.update_rank1(weight, [one], **common),
         ),
         "add_directions, 16 rank-1": (
             2 * width,
-            lambda: kernels.add_directions(weight, many, **common),
+            lambda: kernels.update_rank1(weight, [many], **common),
         ),
         "radazo_full": (
             2 * width + 16,
-            lambda: kernels.radazo_full(weight, m, v, one, adam, **common),
+            lambda: kernels.update_dense(weight, [one], adam=adam, moments=(m, v), **common),
         ),
         "radazo_window, 22": (
             2 * width,
-            lambda: kernels.radazo_window(weight, window, adam, **common),
+            lambda: kernels.update_dense(weight, window, adam=adam, **common),
         ),
     }
     lines = ["| sweep | GB/s | over copy |", "|---|---|---|"]
@@ -427,7 +429,7 @@ def parities() -> dict[str, Callable[[Any, torch.device, torch.dtype], list[Tens
     ) -> Callable[[Any, torch.device, torch.dtype], list[Tensor]]:
         def terms(count: int, step: int) -> Any:
             coefficients = [(-1) ** i * 1e-3 / (1 + i) for i in range(count)]
-            return make_terms(7, gaussian, [(step, k) for k in range(count)], coefficients, rank1)
+            return direction_sum(7, gaussian, [(step, k) for k in range(count)], coefficients)
 
         def run(kernels: Any, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
             found = []
@@ -437,9 +439,11 @@ def parities() -> dict[str, Callable[[Any, torch.device, torch.dtype], list[Tens
                     weights(shape, device, torch.float32) * 1e-4,
                     torch.zeros(shape, device=device),
                 )
-                kernels.add_directions(a, terms(5, 3), **common)
-                kernels.radazo_full(b, m, v, terms(2, 3), adam, **common)
-                kernels.radazo_window(c, [terms(2, s) for s in (1, 2, 3)], adam, **common)
+                outer = rank1 and len(shape) == 2
+                update = kernels.update_rank1 if outer else kernels.update_dense
+                update(a, [terms(5, 3)], **common)
+                update(b, [terms(2, 3)], adam=adam, moments=(m, v), **common)
+                update(c, [terms(2, s) for s in (1, 2, 3)], adam=adam, **common)
                 found += [a, b, c, m, v]
             return found
 

@@ -18,7 +18,7 @@ from machine import Log, arguments, ratios, report, spread
 from torch import Tensor
 
 from zoft.engine.kernels.cpu import sweeps as cpu
-from zoft.engine.kernels.numerics.exact_sum import Rounding, make_terms
+from zoft.engine.kernels.numerics.exact_sum import DirectionSum, Rounding, direction_sum
 from zoft.recipe.sections.optimizers.rule import AdamConstants
 from zoft.system.philox import PURPOSE_U, PURPOSE_V
 
@@ -71,19 +71,20 @@ def _sweeps(rows: int, dtype: str) -> dict[str, Case]:
     sweep = {"param": 7, "decay": 1.0, "rounding": Rounding(0, 1)}
     n = weight.numel()
 
-    def terms(count: int, **options: bool) -> list[object]:
-        addresses, factors = (
-            [(1 + i, 0) for i in range(count)],
-            [1e-9 + 1e-10 * i for i in range(count)],
-        )
-        gaussian, rank1 = options.get("gaussian", False), options.get("rank1", False)
-        return [make_terms(0, gaussian, addresses, factors, rank1)]
+    def terms(count: int, gaussian: bool = False) -> list[DirectionSum]:
+        addresses = [(1 + i, 0) for i in range(count)]
+        factors = [1e-9 + 1e-10 * i for i in range(count)]
+        return [direction_sum(0, gaussian, addresses, factors)]
 
-    def add(count: int, **options: bool) -> Case:
-        return n, lambda: cpu.add_directions(own, *terms(count, **options), **sweep)  # type: ignore[arg-type]
+    def add(count: int, *, gaussian: bool = False) -> Case:
+        return n, lambda: cpu.update_dense(own, terms(count, gaussian), **sweep)  # type: ignore[arg-type]
 
-    one = make_terms(0, False, [(1, 0)], [1e-3])
-    window = [make_terms(0, False, [(1 + i, 0)], [1e-3]) for i in range(44)]
+    def add_rank1(count: int) -> Case:
+        return n, lambda: cpu.update_rank1(own, terms(count), **sweep)  # type: ignore[arg-type]
+
+    window = [direction_sum(0, False, [(1 + i, 0)], [1e-3]) for i in range(44)]
+    full: dict[str, object] = {**sweep, "adam": ADAM, "moments": (m, v)}
+    recomputed: dict[str, object] = {**sweep, "adam": ADAM}
     return {
         "copy": (n, lambda: other.copy_(own)),
         "perturb": (n, lambda: cpu.perturb(other, weight, **z)),  # type: ignore[arg-type]
@@ -92,11 +93,11 @@ def _sweeps(rows: int, dtype: str) -> dict[str, Case]:
         "add_directions, 1": add(1),
         "add_directions, 44": add(44),
         "add_directions, 1, gaussian": add(1, gaussian=True),
-        "add_directions, 1, rank-1": add(1, rank1=True),
-        "add_directions, 16, rank-1": add(16, rank1=True),
-        "add_directions, 44, rank-1": add(44, rank1=True),
-        "radazo_full": (n, lambda: cpu.radazo_full(own, m, v, one, ADAM, **sweep)),  # type: ignore[arg-type]
-        "radazo_window, 44": (n, lambda: cpu.radazo_window(own, window, ADAM, **sweep)),  # type: ignore[arg-type]
+        "add_directions, 1, rank-1": add_rank1(1),
+        "add_directions, 16, rank-1": add_rank1(16),
+        "add_directions, 44, rank-1": add_rank1(44),
+        "radazo_full": (n, lambda: cpu.update_dense(own, window[:1], **full)),  # type: ignore[arg-type]
+        "radazo_window, 44": (n, lambda: cpu.update_dense(own, window, **recomputed)),  # type: ignore[arg-type]
     }
 
 

@@ -25,7 +25,9 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 from zoft.engine.diagnostics import measure_noise
 from zoft.engine.estimator import Estimator
 from zoft.engine.objectives.objective import batch_losses, objective_for
-from zoft.engine.probe.view import View
+from zoft.engine.probe.directions import Directions
+from zoft.engine.probe.structures.table import DENSE
+from zoft.engine.probe.view import ProbedModel
 from zoft.models.adapters import attach_adapter
 from zoft.models.load import load_model
 from zoft.models.storage.fetch import local_safetensors
@@ -82,15 +84,13 @@ def _measured(recipe: Recipe, directions: int, base: str, compute: str) -> dict[
     adapted = attach_adapter(model, recipe.tune, recipe.seed)
     tuned = tuned_parameters(adapted, recipe.tune)
     example = torch.tensor([[1, 2, 3, 4]])
-    view = View(adapted, tuned, parameter_ids(tuned), getattr(torch, compute), example)
+    view = ProbedModel(adapted, tuned, parameter_ids(tuned), getattr(torch, compute), example)
     objective = objective_for("choice")
     batch = batch_of(objective, choices)
     estimator = Estimator(
-        view, seed=0, gaussian=False, perturbation=PERTURBATION, paired=base in OURS
+        view, Directions(0, False, DENSE), perturbation=PERTURBATION, paired=base in OURS
     )
-    noise = measure_noise(
-        estimator, lambda: batch_losses(objective, view, [batch], masked=False), directions
-    )
+    noise = measure_noise(estimator, lambda: batch_losses(objective, view, [batch]), directions)
     return {
         "signal_to_noise": noise.signal_to_noise,
         "projected_grad": noise.projected_grad,

@@ -28,8 +28,8 @@ from zoft.sharing.replay import replay
 from zoft.system.device import DTYPES
 from zoft.system.host_memory import keep_freed_memory
 
-SHARED = Probes(rank1=True, paired=True)
-EACH = Probes(rank1=True, per_example=True, paired=True)
+SHARED = Probes("rank1", paired=True)
+EACH = Probes("rank1", per_example=True, paired=True)
 STEP, SCALAR = 200, 12  # bytes that a step may take, and each of its numbers besides
 
 

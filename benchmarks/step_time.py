@@ -163,7 +163,7 @@ def _contestants(
     found["two passes"] = passes
     for name, probes in ZOFT.items():
         found[f"{name} lm"], found[name] = zoft(name, "lm"), zoft(name, "choice")
-        if probes.rank1:
+        if probes.structure == "rank1":
             found[f"{name} grouped"] = zoft(name, "grouped")
     found["mezo lm"], found["mezo choice"] = walked(mezo, False), walked(mezo, True)
     size = sum(p.numel() for p in plain.parameters())
@@ -204,7 +204,7 @@ def _tables(log: Log, dtypes: list[str], repeats: int) -> list[str]:
                     f"| {dtype} | {loss} | {name} | {median(mine)} s | {median(theirs)} s | "
                     f"{spread(ratios(rows, theirs, mine), 2)} |"
                 )
-        for name in [name for name, probes in ZOFT.items() if probes.rank1]:
+        for name in [name for name, probes in ZOFT.items() if probes.structure == "rank1"]:
             for x in rows:  # seconds per 1,000 tokens that are no padding, options counted once
                 x["mine"] = 1e3 * x[f"{name} grouped"] / x["tokens grouped"]
                 x["theirs"] = 1e3 * x["mezo choice"] / x["tokens random"]

@@ -23,7 +23,9 @@ from zoft.engine.objectives.batch import Batch
 from zoft.engine.objectives.objective import Objective, batch_losses, micro_batches, objective_for
 from zoft.engine.optimizers.optimizer import optimizer_for
 from zoft.engine.optimizers.update import Resident, tuned_weights
-from zoft.engine.probe.view import View
+from zoft.engine.probe.directions import Directions
+from zoft.engine.probe.structures.table import STRUCTURES
+from zoft.engine.probe.view import ProbedModel
 from zoft.models.load import load_tokenizer
 from zoft.models.storage.fetch import local_safetensors
 from zoft.models.trainable import parameter_ids, tuned_parameters
@@ -43,20 +45,20 @@ CPU = torch.device("cpu")
 class Probes:
     """How the directions of a step look: the recipe's structure, scope, paired, directions."""
 
-    rank1: bool
+    structure: str
     per_example: bool = False
     paired: bool = False
     directions: int = 1
 
     @property
     def name(self) -> str:
-        words = ["rank-1" if self.rank1 else "dense"]
+        words = ["rank-1" if self.structure == "rank1" else "dense"]
         words += ["per example"] if self.per_example else []
         return ", ".join([*words, "paired"] if self.paired else words)
 
 
-DENSE = Probes(rank1=False)
-RANK1 = Probes(rank1=True, per_example=True)
+DENSE = Probes("dense")
+RANK1 = Probes("rank1", per_example=True)
 
 
 class Step:
@@ -74,18 +76,17 @@ class Step:
         tuned = tuned_parameters(model, tune or TuneSection())
         ids = parameter_ids(tuned)
         example = torch.tensor([[1, 2, 3, 4]])
-        self.view = View(model, tuned, ids, getattr(torch, compute), example)
+        self.view = ProbedModel(model, tuned, ids, getattr(torch, compute), example)
         self.estimator = Estimator(
             self.view,
-            seed=0,
-            gaussian=False,
+            Directions(0, False, STRUCTURES[probes.structure]),
             perturbation=PERTURBATION[compute],
-            directions=probes.directions,
-            rank1=probes.rank1,
+            count=probes.directions,
             paired=probes.paired,
         )
-        structure = "rank1" if probes.rank1 else "dense"
-        section = RAdaZO.model_validate({"moments": moments, "window": 22, "structure": structure})
+        section = RAdaZO.model_validate(
+            {"moments": moments, "window": 22, "structure": probes.structure}
+        )
         weights = Resident(tuned_weights(tuned, ids, set()))
         self.optimizer = optimizer_for(section, 0, weights)
         self.probes, self.journal = probes, journal
@@ -95,7 +96,7 @@ class Step:
         self.number += 1
         examples = batch.examples if self.probes.per_example else None
         found = replace(self.estimator, examples=examples).measure(
-            self.number, lambda: batch_losses(objective, self.view, [batch], masked=False)
+            self.number, lambda: batch_losses(objective, self.view, [batch])
         )
         begun = time.perf_counter()
         self.journal.append(Entry(found, RATE))

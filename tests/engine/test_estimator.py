@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from support import tiny
+from support.directions import directions
 from support.mixing import BatchMean, TimeFirst
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
@@ -25,7 +26,8 @@ from zoft.engine.estimator import Estimator, Losses
 from zoft.engine.optimizers.update import Resident
 from zoft.engine.probe.directions import Direction
 from zoft.engine.probe.rows import MixedRows
-from zoft.engine.probe.view import View
+from zoft.engine.probe.structures.table import values_of
+from zoft.engine.probe.view import ProbedModel
 from zoft.models.trainable import parameter_ids, tuned_parameters
 from zoft.recipe.sections.tune import TuneSection
 
@@ -34,13 +36,12 @@ POSITIONS = torch.arange(20)
 
 
 def setup(
-    compute: torch.dtype = torch.float32, **settings: Any
-) -> tuple[LlamaForCausalLM, View, Estimator, Callable[[], Losses], dict[str, nn.Parameter]]:
+    compute: torch.dtype = torch.float32, kind: str = "signs", **settings: Any
+) -> tuple[LlamaForCausalLM, ProbedModel, Estimator, Callable[[], Losses], dict[str, nn.Parameter]]:
     model = tiny.llama()
     tuned = tuned_parameters(model, TuneSection())
-    view = View(model, tuned, parameter_ids(tuned), compute, INPUT[:1])
-    values = {"seed": 3, "gaussian": False, "perturbation": 1e-3, **settings}
-    estimator = Estimator(view, **values)
+    view = ProbedModel(model, tuned, parameter_ids(tuned), compute, INPUT[:1])
+    estimator = Estimator(view, directions(3, kind), **{"perturbation": 1e-3, **settings})
 
     def losses() -> Losses:
         """Each row is an example of ten tokens."""
@@ -65,15 +66,14 @@ def gradients(model: nn.Module, rows: list[int]) -> dict[str, Tensor]:
 
 def slope(found: dict[str, Tensor], tuned: dict[str, nn.Parameter], z: Direction) -> float:
     ids = parameter_ids(tuned)
-    return sum(float((found[n] * z.values(p.data, ids[n])).sum()) for n, p in tuned.items())
+    return sum(float((found[n] * values_of(z, p.data, ids[n])).sum()) for n, p in tuned.items())
 
 
 @pytest.mark.parametrize(("sides", "paired"), [(1, False), (2, False), (2, True)])
 @pytest.mark.parametrize("kind", ["signs", "gaussian", "rank1"])
 def test_c_is_the_gradient_along_z(sides: int, paired: bool, kind: str) -> None:
     model, _, estimator, loss, tuned = setup(
-        directions=3, sides=sides, paired=paired, gaussian=kind == "gaussian",
-        rank1=kind == "rank1", perturbation=2e-4,
+        count=3, sides=sides, paired=paired, kind=kind, perturbation=2e-4,
     )  # fmt: skip
     whole = gradients(model, [0, 1])
     found = estimator.measure(4, loss)
@@ -90,7 +90,7 @@ def test_c_is_the_gradient_along_z(sides: int, paired: bool, kind: str) -> None:
 @pytest.mark.parametrize(("sides", "paired"), [(1, False), (2, False), (2, True)])
 def test_every_example_has_its_own_c(sides: int, paired: bool) -> None:
     model, _, estimator, loss, tuned = setup(
-        directions=3, sides=sides, paired=paired, rank1=True, examples=2, perturbation=2e-4
+        count=3, sides=sides, paired=paired, kind="rank1", examples=2, perturbation=2e-4
     )
     found = estimator.measure(4, loss)
     assert len(found.projected_grad) == 6
@@ -113,7 +113,7 @@ def weighted(*passes: list[list[float]]) -> Callable[[], Losses]:
 def test_tokens_count_alike_in_a_batch_and_examples_have_means_of_their_own(paired: bool) -> None:
     both = [[6.0, 5.0], [3.0, 1.0]]
     passes = [both] if paired else [[row] for row in both]
-    settings: dict[str, Any] = {"perturbation": 0.25, "paired": paired, "rank1": True}
+    settings: dict[str, Any] = {"perturbation": 0.25, "paired": paired, "kind": "rank1"}
     shared = setup(**settings)[2].measure(1, weighted(*passes))
     assert (shared.loss_plus, shared.loss_minus) == ((11 / 4,), (1.0,))
     assert shared.projected_grad == (3.5,)
@@ -124,7 +124,7 @@ def test_tokens_count_alike_in_a_batch_and_examples_have_means_of_their_own(pair
 
 def test_one_sided_probes_share_a_loss_at_theta() -> None:
     passes = weighted([[3.0, 1.0]], [[6.0, 5.0]], [[3.0, 2.0]])
-    found = setup(sides=1, directions=2, perturbation=0.5, rank1=True, examples=2)[2].measure(
+    found = setup(sides=1, count=2, perturbation=0.5, kind="rank1", examples=2)[2].measure(
         1, passes
     )
     assert found.loss_minus == (1.0, 1.0)
@@ -132,7 +132,7 @@ def test_one_sided_probes_share_a_loss_at_theta() -> None:
 
 
 def test_everything_measured_is_a_float32() -> None:
-    _, _, estimator, loss, _ = setup(directions=2)
+    _, _, estimator, loss, _ = setup(count=2)
     found = estimator.measure(1, loss)
     for value in (*found.loss_plus, *found.loss_minus, *found.projected_grad):
         assert value == float(str(torch.tensor(value, dtype=torch.float32).numpy()))
@@ -141,14 +141,14 @@ def test_everything_measured_is_a_float32() -> None:
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_is_seen(bad: float) -> None:
     for examples in (None, 2):
-        _, _, estimator, loss, _ = setup(rank1=True, examples=examples)
+        _, _, estimator, loss, _ = setup(kind="rank1", examples=examples)
         spoilt = weighted([[1.0, 1.0]], [[1.0, bad]])
         assert not estimator.measure(1, spoilt).finite
         assert estimator.measure(1, loss).finite
 
 
 @pytest.mark.parametrize("sides", [1, 2])
-@pytest.mark.parametrize("kind", [{}, {"rank1": True}, {"rank1": True, "examples": 2}])
+@pytest.mark.parametrize("kind", [{}, {"kind": "rank1"}, {"kind": "rank1", "examples": 2}])
 def test_noise_is_small_in_float32_and_larger_in_bfloat16(kind: dict[str, Any], sides: int) -> None:
     _, _, exact, loss, _ = setup(**kind, sides=sides)
     clean = measure_noise(exact, loss)
@@ -176,7 +176,7 @@ def test_delivery_tells_when_rounding_swallows_the_probe() -> None:
 
 
 def test_rank_one_probes_deliver_whatever_the_type() -> None:
-    _, view, estimator, loss, _ = setup(torch.bfloat16, rank1=True)
+    _, view, estimator, loss, _ = setup(torch.bfloat16, kind="rank1")
     z = estimator.direction(0, 0)
     estimator.slopes(z, 1e-3, loss)
     assert (
@@ -192,17 +192,17 @@ F32, BF16 = torch.float32, torch.bfloat16
     # Another direction than one's own changes the loss by less than bfloat16's tolerance.
     [(None, F32), (None, BF16), (BatchMean, F32), (BatchMean, BF16), (TimeFirst, F32)],
 )
-@pytest.mark.parametrize("kind", [{}, {"rank1": True}, {"rank1": True, "examples": 2}])
+@pytest.mark.parametrize(("kind", "examples"), [("signs", None), ("rank1", None), ("rank1", 2)])
 def test_a_model_that_mixes_rows_is_seen(
-    wrapper: type[nn.Module] | None, kind: dict[str, Any], compute: torch.dtype
+    wrapper: type[nn.Module] | None, kind: str, examples: int | None, compute: torch.dtype
 ) -> None:
     model = tiny.llama()
     model.lm_head.weight.mul_(30)  # losses that differ
     if wrapper:
         model.model.layers[0].mlp = wrapper(model.model.layers[0].mlp)
     tuned = tuned_parameters(model, TuneSection())
-    view = View(model, tuned, parameter_ids(tuned), compute, INPUT[:1])
-    estimator = Estimator(view, seed=3, gaussian=False, perturbation=0.05 / LOUD, **kind)
+    view = ProbedModel(model, tuned, parameter_ids(tuned), compute, INPUT[:1])
+    estimator = Estimator(view, directions(3, kind), perturbation=0.05 / LOUD, examples=examples)
 
     def losses(rows: int, width: int) -> Losses:
         """What `rows` rows of `width` tokens lose."""

@@ -10,7 +10,7 @@ from support import tiny
 from support.streams import streamed_weights
 from transformers import GenerationConfig, PreTrainedModel
 
-from zoft.engine.probe.view import View
+from zoft.engine.probe.view import ProbedModel
 from zoft.errors import DataError, Interrupted
 from zoft.inference.generation import Decoding, Ids, completions, continued, require_room, text_of
 from zoft.models.adapters import attach_adapter
@@ -23,8 +23,8 @@ TOKENIZER = tiny.tokenizer()
 PROMPTS: list[Ids] = [(0, *range(30 + n, 39 + 2 * n)) for n in (5, 0, 2, 9, 3, 7, 4, 2)]
 
 
-def view_of(model: Any, dtype: torch.dtype = torch.float32) -> View:
-    return View(model, {}, {}, dtype, torch.tensor([[1, 2, 3, 4]]))
+def view_of(model: Any, dtype: torch.dtype = torch.float32) -> ProbedModel:
+    return ProbedModel(model, {}, {}, dtype, torch.tensor([[1, 2, 3, 4]]))
 
 
 def loud(build: Callable[..., PreTrainedModel], **changes: Any) -> PreTrainedModel:
@@ -36,11 +36,11 @@ def loud(build: Callable[..., PreTrainedModel], **changes: Any) -> PreTrainedMod
     return model
 
 
-def written(view: View, prompts: Sequence[Ids], tokens: int = 12) -> list[Ids]:
+def written(view: ProbedModel, prompts: Sequence[Ids], tokens: int = 12) -> list[Ids]:
     return continued(view, TOKENIZER, prompts, Decoding(tokens), CPU, lambda _rows: False)
 
 
-def plainly(view: View, prompt: Ids, tokens: int = 12) -> Ids:
+def plainly(view: ProbedModel, prompt: Ids, tokens: int = 12) -> Ids:
     """The slow twin: a whole pass for every token, no cache, no padding, no library."""
     ids = list(prompt)
     with view.plain():

@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig
 from zoft.data.examples import Choice, Example, TextExample
 from zoft.engine.objectives.objective import objective_for
 from zoft.engine.objectives.score import Score
-from zoft.engine.probe.view import View
+from zoft.engine.probe.view import ProbedModel
 from zoft.errors import DataError, Interrupted, RecipeError
 from zoft.inference.generation import Decoding, completions
 from zoft.inference.scoring import evaluate_set, needs_mask, require_fits, score
@@ -53,28 +53,29 @@ class Bidirectional(nn.Module):
         return SimpleNamespace(logits=self.head(x + mean[:, None]))
 
 
-def view_of(model: nn.Module, dtype: torch.dtype = torch.float32) -> View:
-    return View(model, {}, {}, dtype, torch.tensor([[1, 2, 3, 4]]))
+def view_of(model: nn.Module, dtype: torch.dtype = torch.float32) -> ProbedModel:
+    return ProbedModel(model, {}, {}, dtype, torch.tensor([[1, 2, 3, 4]]))
 
 
 @pytest.fixture(scope="module")
-def view() -> View:
+def view() -> ProbedModel:
     model = tiny.llama()
     model.lm_head.weight.mul_(30)
     return view_of(model)
 
 
 def scored(
-    view: View, name: Any, examples: abc.Sequence[Example], size: int, masked: bool
+    view: ProbedModel, name: Any, examples: abc.Sequence[Example], size: int, masked: bool
 ) -> Score:
-    return score(view, objective_for(name), examples, batch_size=size, masked=masked, device=CPU)
+    view.masked = masked
+    return score(view, objective_for(name), examples, batch_size=size, device=CPU)
 
 
 @pytest.mark.parametrize(("name", "examples"), SETS)
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("size", [2, 3, 64])
 def test_batches_score_as_single_examples(
-    view: View, name: str, examples: abc.Sequence[Example], size: int, masked: bool
+    view: ProbedModel, name: str, examples: abc.Sequence[Example], size: int, masked: bool
 ) -> None:
     single = scored(view, name, examples, 1, masked)
     batched = scored(view, name, examples, size, masked)
@@ -82,13 +83,13 @@ def test_batches_score_as_single_examples(
     assert (batched.weight, batched.hits) == (single.weight, single.hits)
 
 
-def test_the_order_of_the_rows_does_not_matter(view: View) -> None:
+def test_the_order_of_the_rows_does_not_matter(view: ProbedModel) -> None:
     there = scored(view, "lm", SEQUENCES, 3, False)
     back = scored(view, "lm", SEQUENCES[::-1], 3, False)
     assert back.loss == pytest.approx(there.loss, rel=1e-5)
 
 
-def test_between_is_called_after_each_batch_and_may_stop(view: View) -> None:
+def test_between_is_called_after_each_batch_and_may_stop(view: ProbedModel) -> None:
     calls: list[int] = []
 
     def stop_at_the_second() -> None:
@@ -96,7 +97,7 @@ def test_between_is_called_after_each_batch_and_may_stop(view: View) -> None:
         if len(calls) == 2:
             raise Interrupted("enough", 130)
 
-    settings: dict[str, Any] = {"batch_size": 3, "masked": False, "device": CPU}
+    settings: dict[str, Any] = {"batch_size": 3, "device": CPU}
     with pytest.raises(Interrupted):
         score(view, objective_for("lm"), SEQUENCES, between=stop_at_the_second, **settings)
     assert len(calls) == 2
@@ -105,7 +106,7 @@ def test_between_is_called_after_each_batch_and_may_stop(view: View) -> None:
 
 
 def evaluated(
-    view: View,
+    view: ProbedModel,
     name: Any,
     examples: abc.Sequence[Example],
     between: Any = lambda: None,
@@ -114,7 +115,7 @@ def evaluated(
     section = EvalSection(batch_size=3, **settings)
     return evaluate_set(
         view, objective_for(name), examples, tiny.tokenizer(), section,
-        masked=False, device=CPU, between=between,
+        device=CPU, between=between,
     )  # fmt: skip
 
 
@@ -131,7 +132,7 @@ def evaluated(
     ],
 )
 def test_the_metric_comes_first(
-    view: View, name: str, examples: abc.Sequence[Example], metric: str, keys: list[str]
+    view: ProbedModel, name: str, examples: abc.Sequence[Example], metric: str, keys: list[str]
 ) -> None:
     found = evaluated(view, name, examples, metric=metric, max_new_tokens=3)
     assert list(found) == [*keys, "rows", "seconds"]
@@ -141,7 +142,7 @@ def test_the_metric_comes_first(
         assert found["accuracy"] == scored(view, "choice", CHOICES, 3, False).accuracy
 
 
-def test_lm_loss_of_a_choice_is_that_of_its_right_option(view: View) -> None:
+def test_lm_loss_of_a_choice_is_that_of_its_right_option(view: ProbedModel) -> None:
     texts = [
         TextExample(x.ids + c.options[c.label], ()) for x, c in zip(SEQUENCES, CHOICES, strict=True)
     ]
@@ -153,7 +154,7 @@ def test_lm_loss_of_a_choice_is_that_of_its_right_option(view: View) -> None:
     assert (there.loss, there.weight) == (scored(view, "lm", texts, 3, False).loss, 10)
 
 
-def test_a_model_that_writes_the_answer_is_right(view: View) -> None:
+def test_a_model_that_writes_the_answer_is_right(view: ProbedModel) -> None:
     """Rows whose gold answer is what the model says, and some of which it is not."""
     prompts = [x.ids for x in SEQUENCES]
     written = completions(view, tiny.tokenizer(), prompts, Decoding(4), batch_size=1, device=CPU)
@@ -167,7 +168,7 @@ def test_a_model_that_writes_the_answer_is_right(view: View) -> None:
     assert 6 / 7 <= found["f1"] < 1
 
 
-def test_written_answers_stop_between_tokens(view: View) -> None:
+def test_written_answers_stop_between_tokens(view: ProbedModel) -> None:
     calls: list[int] = []
 
     def stop() -> None:
@@ -181,7 +182,7 @@ def test_written_answers_stop_between_tokens(view: View) -> None:
     assert evaluated(view, "lm", SEQUENCES, metric="f1", max_new_tokens=2)["rows"] == 7
 
 
-def test_what_a_metric_cannot_score_is_said(view: View) -> None:
+def test_what_a_metric_cannot_score_is_said(view: ProbedModel) -> None:
     with pytest.raises(RecipeError, match=r"eval.metric: accuracy needs rows with options"):
         evaluated(view, "lm", SEQUENCES, metric="accuracy")
     with pytest.raises(DataError, match=r"lower eval.max_new_tokens \(250\) or data.max_length"):
@@ -220,14 +221,14 @@ def test_the_mask_is_looked_at_in_few_positions_of_long_texts(
 ) -> None:
     long = [TextExample(tuple([7] * n), tuple(range(1, n))) for n in (90, 120)]
     view, seen = view_of(tiny.llama()), []
-    logits = View.logits
+    logits = ProbedModel.logits
 
-    def watched(self: View, *arguments: Any) -> Tensor:
+    def watched(self: ProbedModel, *arguments: Any) -> Tensor:
         found = logits(self, *arguments)
         seen.append(found.shape)
         return found
 
-    monkeypatch.setattr(View, "logits", watched)
+    monkeypatch.setattr(ProbedModel, "logits", watched)
     assert needs_mask(view, objective_for("lm"), long, CPU) is False
     assert all(32 <= positions <= 64 for positions, _ in seen)
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from peft.utils.integrations import dequantize_module_weight
 from support import ROOT, tiny
+from support.directions import direction
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from zoft.engine.probe.directions import Direction
-from zoft.engine.probe.view import View
+from zoft.engine.probe.view import ProbedModel
 from zoft.errors import EnvironmentProblem, RecipeError
 from zoft.models import quantization as quantize
 from zoft.models.adapters import attach_adapter
@@ -219,11 +219,11 @@ def test_an_adapter_probes_the_quantised_base_once_for_both_signs(
     adapted = attach_adapter(load(tmp_path, kind), tune, seed=0)
     tuned = tuned_parameters(adapted, tune)
     assert all("lora_" in name for name in tuned)
-    view = View(adapted, tuned, parameter_ids(tuned), torch.float32, IDS)
+    view = ProbedModel(adapted, tuned, parameter_ids(tuned), torch.float32, IDS)
     passes = []
     for module in leaves(adapted).values():
         module.register_forward_hook(lambda module, _inputs, _output: passes.append(module))
-    z = Direction(seed=0, step=1, k=0, gaussian=False)
+    z = direction(0, 1, 0)
     positions = torch.arange(IDS.numel())
     with torch.no_grad(), view.probe(z, 0.1, -0.1):
         both = view.logits(IDS, positions)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from zoft.data.examples import Choice, gold
 from zoft.engine.objectives.objective import batch_score, micro_batches, objective_for
-from zoft.engine.probe.view import View
+from zoft.engine.probe.view import ProbedModel
 
 LR, SEED = 1e-2, 5
 
@@ -90,9 +90,9 @@ def test_mezos_loss_is_that_of_zofts_objectives(
     objective = objective_for("choice" if classification else "lm")
     texts = examples if classification else [gold(x) for x in examples]
     [batch] = micro_batches(objective, texts, len(texts), torch.device("cpu"))
-    view = View(model, {}, {}, torch.float32, torch.tensor([[1, 2, 3]]))
+    view = ProbedModel(model, {}, {}, torch.float32, torch.tensor([[1, 2, 3]]))
     with view.plain():
-        expected = batch_score(objective, view, batch, masked=False).mean
+        expected = batch_score(objective, view, batch).mean
     found = peers.mezo_loss(model, peers.mezo_rows(examples, classification=classification))
     assert found == pytest.approx(expected, rel=1e-5)
     assert peers.lean_loss(model, batch).item() == pytest.approx(expected, rel=1e-5)

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 from support import ROOT
+from support.directions import direction
 from support.optimizers import SECTION
 
 from zoft.engine.optimizers.optimizer import optimizer_for
 from zoft.engine.optimizers.update import Resident, Tuned
-from zoft.engine.probe.directions import Direction
+from zoft.engine.probe.structures.table import values_of
 from zoft.runs.journal import NEEDED, parse
 
 PAGE = (ROOT / "docs" / "journal-format.md").read_text(encoding="utf-8")
@@ -59,7 +60,7 @@ def test_the_page_draws_zofts_directions(shape: tuple[int, ...]) -> None:
     """Across tiles, and at a step and a direction that need more than a few bits."""
     reader, _ = executed()
     seed, step, k, number = 2**32 - 3, 70_000, 1027, 0xDEADBEEF
-    z = Direction(seed, step, k, gaussian=False, rank1=True).values(torch.zeros(shape), number)
+    z = values_of(direction(seed, step, k, "rank1"), torch.zeros(shape), number)
     flat = z.view(-1).int().tolist()
     for element in range(0, len(flat), 97):
         assert flat[element] == reader.z(seed, step, number, shape, k, element)

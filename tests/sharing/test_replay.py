@@ -16,7 +16,7 @@ from support import small
 from zoft.cli.main import main
 from zoft.engine.kernels import reference
 from zoft.engine.kernels.cpu import sweeps as cpu
-from zoft.engine.optimizers import optimizer as optimizers
+from zoft.engine.probe.structures import dense, rank1
 from zoft.errors import EnvironmentProblem, Interrupted, RecipeError
 from zoft.runs import artefact, journal
 from zoft.runs.folder import RunFolder
@@ -119,7 +119,8 @@ def test_kernels_and_threads_do_not_matter(
 ) -> None:
     run = finished(variant)
     with monkeypatch.context() as patch:
-        patch.setattr(optimizers, "kernels_for", lambda _: reference)
+        for structure in (dense, rank1):
+            patch.setattr(structure, "kernels_for", lambda _: reference)
         literal = replay(str(run), out=str(tmp_path / "literal"))
     threads = torch.get_num_threads()
     with monkeypatch.context() as patch:

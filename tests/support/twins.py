@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from zoft.engine.probe.directions import Direction
-from zoft.engine.probe.view import View
+from zoft.engine.probe.structures.table import values_of
+from zoft.engine.probe.view import ProbedModel
 from zoft.models.trainable import parameter_ids, tuned_parameters
 from zoft.recipe.sections.tune import TuneSection
 
@@ -20,9 +21,9 @@ EXAMPLE = torch.tensor([[5, 9, 2, 7]])
 
 def view_of(
     model: nn.Module, tune: TuneSection | None = None, compute: torch.dtype = torch.float32
-) -> tuple[View, dict[str, nn.Parameter]]:
+) -> tuple[ProbedModel, dict[str, nn.Parameter]]:
     tuned = tuned_parameters(model, tune or TuneSection())
-    return View(model, tuned, parameter_ids(tuned), compute, EXAMPLE), tuned
+    return ProbedModel(model, tuned, parameter_ids(tuned), compute, EXAMPLE), tuned
 
 
 def moved(
@@ -33,7 +34,7 @@ def moved(
     tuned = tuned_parameters(twin, tune or TuneSection())
     ids = parameter_ids(tuned)
     for name, parameter in tuned.items():
-        parameter.data += scale * direction.values(parameter.data, ids[name])
+        parameter.data += scale * values_of(direction, parameter.data, ids[name])
     return twin
 
 

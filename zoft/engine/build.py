@@ -22,7 +22,8 @@ from zoft.engine.offload.stream import stream
 from zoft.engine.offload.streamer import Streamer
 from zoft.engine.optimizers.optimizer import Optimizer
 from zoft.engine.optimizers.update import Tuned, Weights
-from zoft.engine.probe.view import View
+from zoft.engine.probe.structures.table import directions_of
+from zoft.engine.probe.view import ProbedModel
 from zoft.models.load import Loaded
 from zoft.models.storage.safetensors import Stored
 from zoft.recipe.resolved import Resolved
@@ -30,20 +31,16 @@ from zoft.recipe.resolved import Resolved
 
 @dataclass(frozen=True)
 class Engine:
-    """All that takes steps: the model and its probes, the objective, the update rule on the weights.
-
-    `masked` says whether the model needs an attention mask over padding.
-    """
+    """All that takes steps: the model and its probes, the objective, the update rule on the weights."""
 
     model: PreTrainedModel | PeftModel
     device: torch.device
-    view: View
+    view: ProbedModel
     estimator: Estimator
     objective: Objective
     optimizer: Optimizer
     weights: Weights
     streamer: Streamer | None
-    masked: bool
 
     def batches(self, examples: Sequence[Example], size: int) -> list[Batch]:
         """Micro-batches of at most `size` examples, of equal width, on the device."""
@@ -51,7 +48,7 @@ class Engine:
 
     def losses_of(self, batches: Sequence[Batch]) -> Callable[[], Losses]:
         """The loss of every example at the weights that the open probe shows, when it is called."""
-        return partial(batch_losses, self.objective, self.view, batches, masked=self.masked)
+        return partial(batch_losses, self.objective, self.view, batches)
 
     def with_pairing(self, paired: bool) -> Engine:
         """The engine that runs both signs of a probe as one batch, or one after the other."""
@@ -99,16 +96,14 @@ def streamer_for(
     )
 
 
-def estimator_for(recipe: Resolved, view: View) -> Estimator:
+def estimator_for(recipe: Resolved, view: ProbedModel) -> Estimator:
     settings = recipe.optimizer
     return Estimator(
         view,
-        seed=recipe.seed,
-        gaussian=settings.distribution == "gaussian",
+        directions_of(settings, recipe.seed),
         perturbation=settings.perturbation,
-        directions=settings.directions,
+        count=settings.directions,
         sides=settings.sides,
-        rank1=settings.structure == "rank1",
         examples=recipe.train.batch_size if settings.scope == "example" else None,
         paired=settings.paired is True,
     )

@@ -11,7 +11,8 @@ from zoft.engine.estimator import Estimator, Loss
 from zoft.engine.optimizers.update import Weights
 from zoft.engine.probe.directions import Direction
 from zoft.engine.probe.rows import MixedRows
-from zoft.engine.probe.view import View
+from zoft.engine.probe.structures.table import values_of
+from zoft.engine.probe.view import ProbedModel
 from zoft.models.blocks import is_placeholder
 
 LOUD = 10  # perturbations at which a wrong row's loss stands out of a low precision's rounding
@@ -104,7 +105,7 @@ class Delivery:
 
 
 def measure_delivery(
-    view: View, weights: Weights, direction: Direction, perturbation: float
+    view: ProbedModel, weights: Weights, direction: Direction, perturbation: float
 ) -> Delivery | None:
     """Rounding of W +- epsilon to the type it is used in, on a sample of every tuned matrix.
 
@@ -113,21 +114,21 @@ def measure_delivery(
     vectors are always perturbed in float32.
     """
     lost = gained = seen = 0.0
-    slots = {slot.parameter: slot for leaf in view.leaves for slot in leaf.slots}
+    refs = {ref.parameter: ref for leaf in view.leaves for ref in leaf.refs}
     for _ in weights.visits():
-        for parameter, slot in list(slots.items()):
+        for parameter, ref in list(refs.items()):
             weight = parameter.detach()
             dtype = view.delivered.get(parameter, torch.float32)
-            if slot.param is None or weight.ndim < 2 or dtype == torch.float32:
+            if ref.param is None or weight.ndim < 2 or dtype == torch.float32:
                 continue
             if is_placeholder(weight):
                 continue
-            del slots[parameter]
+            del refs[parameter]
             part = weight.reshape(-1)[:SAMPLE]
             plus, minus = (torch.empty_like(part, dtype=dtype) for _ in range(2))
-            direction.perturb(plus, part, slot.param, perturbation)
-            direction.perturb(minus, part, slot.param, -perturbation)
-            z = direction.values(part, slot.param)
+            direction.perturb(plus, part, ref.param, perturbation)
+            direction.perturb(minus, part, ref.param, -perturbation)
+            z = values_of(direction, part, ref.param)
             difference = plus.float() - minus.float()
             # A parameter counts by its size, not by its sample's.
             share = weight.numel() / part.numel()

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from zoft.engine.optimizers.measurement import Measurement
-from zoft.engine.probe.directions import Direction
-from zoft.engine.probe.view import View
+from zoft.engine.probe.directions import Direction, Directions
+from zoft.engine.probe.view import ProbedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,34 +30,32 @@ Loss = Callable[[], Losses]  # the step's batch, inside the probe that is open
 
 @dataclass(frozen=True, slots=True)
 class Estimator:
-    """Simultaneous perturbation (SPSA) over `directions` directions, on one and the same batch.
+    """Simultaneous perturbation (SPSA) over `count` directions, on one and the same batch.
 
     Two-sided: 2K forward passes, or with `paired` K of twice the rows. One-sided: K + 1. With
     `examples` B, each of a batch's B examples has its own K directions, which the same passes measure.
     Source: docs/methods.md#projected-gradients; Spall 1992.
     """
 
-    view: View
-    seed: int
-    gaussian: bool
+    view: ProbedModel
+    directions: Directions
     perturbation: float
-    directions: int = 1
+    count: int = 1
     sides: int = 2
-    rank1: bool = False
     examples: int | None = None
     paired: bool = False
 
     def direction(self, step: int, k: int) -> Direction:
-        return Direction(self.seed, step, k, self.gaussian, self.rank1)
+        return self.directions.at(step, k)
 
     def measure(self, step: int, losses: Loss) -> Measurement:
         """`losses` runs the step's batch forward at whatever weights the open probe shows."""
         passes = [self._at(None, (0.0,), losses)] if self.sides == 1 else []
-        for k in range(self.directions):
+        for k in range(self.count):
             passes += self._probes(self.direction(step, k), self.perturbation, losses)
         copies, weights = _on_the_host(passes)
         if self.sides == 1:
-            minus, plus = [copies[0]] * self.directions, copies[1:]
+            minus, plus = [copies[0]] * self.count, copies[1:]
         else:
             plus, minus = copies[::2], copies[1::2]
         pairs = list(zip(plus, minus, strict=True))

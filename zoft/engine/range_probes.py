@@ -55,7 +55,7 @@ class Rung:
 
 def losses_at_rest(estimator: Estimator, batches: Sequence[Loss]) -> list[float]:
     """Each batch's mean loss at the weights themselves."""
-    one_sided = replace(estimator, sides=1, directions=1)
+    one_sided = replace(estimator, sides=1, count=1)
     return [one_sided.measure(0, batch).loss_minus[0] for batch in batches]
 
 

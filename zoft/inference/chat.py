@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from rich.console import Console
 
-from zoft.engine.probe.view import View
+from zoft.engine.probe.view import ProbedModel
 from zoft.errors import DataError, RecipeError
 from zoft.inference.generation import Decoding, Ids, continued, require_room, text_of
 from zoft.inference.prompts import Turn, as_tokens, recipe_for, spelled
@@ -47,7 +47,7 @@ def chat(target: str, decoding: Decoding) -> None:
 
 
 def _converse(
-    view: View, found: Found, decoding: Decoding, device: torch.device, console: Console
+    view: ProbedModel, found: Found, decoding: Decoding, device: torch.device, console: Console
 ) -> None:
     turns: list[Turn] = []
     for question in _questions(console):
@@ -75,7 +75,7 @@ def _converse(
 
 
 def answer(
-    view: View,
+    view: ProbedModel,
     found: Found,
     ids: Ids,
     decoding: Decoding,

@@ -50,13 +50,13 @@ def _score(recipe: Resolved, found: Found, stop: Stop) -> dict[str, dict[str, An
     with opened(recipe, found, data.examples) as view:
         for name, examples in data.examples.items():
             require_fits(view.model, examples, objective)
+            view.masked = needs_mask(view, objective, examples[: recipe.eval.batch_size], device)
             results[name] = evaluate_set(
                 view,
                 objective,
                 examples,
                 found.tokenizer,
                 recipe.eval,
-                masked=needs_mask(view, objective, examples[: recipe.eval.batch_size], device),
                 device=device,
                 between=stop.check,
             )

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import GenerationConfig as _GenerationConfig
 from transformers import PreTrainedTokenizerBase
 
-from zoft.engine.probe.view import View
+from zoft.engine.probe.view import ProbedModel
 from zoft.errors import DataError
 from zoft.system.silence import quiet
 
@@ -44,7 +44,7 @@ class Decoding:
 
 
 def completions(
-    view: View,
+    view: ProbedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Ids],
     decoding: Decoding,
@@ -78,7 +78,7 @@ def completions(
 
 
 def continued(
-    view: View,
+    view: ProbedModel,
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Ids],
     decoding: Decoding,
@@ -130,7 +130,9 @@ def continued(
     return written(all_ids)
 
 
-def require_room(view: View, prompts: Sequence[Ids], max_new_tokens: int, advice: str) -> None:
+def require_room(
+    view: ProbedModel, prompts: Sequence[Ids], max_new_tokens: int, advice: str
+) -> None:
     """Raise DataError, which ends in `advice`, if a prompt and its continuation have no positions."""
     config: Any = view.model.config
     positions = getattr(config, "max_position_embeddings", None)

@@ -16,7 +16,7 @@ from zoft.data.sets import metric_of
 from zoft.engine.objectives.answers import answers_of, best_f1, exact_match, prompt_of
 from zoft.engine.objectives.objective import Objective, batch_score, micro_batches, objective_for
 from zoft.engine.objectives.score import Score
-from zoft.engine.probe.view import View
+from zoft.engine.probe.view import ProbedModel
 from zoft.errors import DataError
 from zoft.inference.generation import Decoding, completions, require_room
 from zoft.models.adapters import virtual_tokens
@@ -26,13 +26,12 @@ LOOKED_AT = 64  # positions at which a pass with an attention mask is compared w
 
 
 def evaluate_set(
-    view: View,
+    view: ProbedModel,
     objective: Objective,
     examples: Sequence[Example],
     tokenizer: PreTrainedTokenizerBase,
     settings: EvalSection,
     *,
-    masked: bool,
     device: torch.device,
     between: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
@@ -47,16 +46,13 @@ def evaluate_set(
     found: dict[str, float | None] = {}
     if metric in GENERATED:  # first: it says at once what does not fit
         found |= written_scores(view, examples, tokenizer, settings, device=device, between=between)
-    result = score(
-        view, objective, examples, batch_size=size, masked=masked, device=device, between=between
-    )
+    result = score(view, objective, examples, batch_size=size, device=device, between=between)
     if result.hits is None and metric == "accuracy":
         chosen = score(
             view,
             objective_for("choice"),
             examples,
             batch_size=size,
-            masked=masked,
             device=device,
             between=between,
         )
@@ -69,7 +65,7 @@ def evaluate_set(
 
 
 def written_scores(
-    view: View,
+    view: ProbedModel,
     examples: Sequence[Example],
     tokenizer: PreTrainedTokenizerBase,
     settings: EvalSection,
@@ -104,12 +100,11 @@ def written_scores(
 
 
 def score(
-    view: View,
+    view: ProbedModel,
     objective: Objective,
     examples: Sequence[Example],
     *,
     batch_size: int,
-    masked: bool,
     device: torch.device,
     between: Callable[[], None] = lambda: None,
 ) -> Score:
@@ -122,7 +117,7 @@ def score(
     with view.plain():
         for i in range(0, len(ordered), batch_size):
             [batch] = micro_batches(objective, ordered[i : i + batch_size], batch_size, device)
-            part = batch_score(objective, view, batch, masked=masked)
+            part = batch_score(objective, view, batch)
             total = part if total is None else total + part
             between()
     assert total is not None  # data.encode leaves no set empty
@@ -150,7 +145,7 @@ def require_fits(model: nn.Module, examples: Sequence[Example], objective: Objec
 
 
 def needs_mask(
-    view: View, objective: Objective, examples: Sequence[Example], device: torch.device
+    view: ProbedModel, objective: Objective, examples: Sequence[Example], device: torch.device
 ) -> bool:
     """Whether this model needs an attention mask over right padding (docs/methods.md#attention-mask).
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from zoft.data.examples import Example, length
 from zoft.engine.offload.stream import stream
-from zoft.engine.probe.view import View
+from zoft.engine.probe.view import ProbedModel
 from zoft.errors import EnvironmentProblem
 from zoft.inference.locate import named
 from zoft.models.adapters import load_adapter
@@ -62,7 +62,7 @@ def opened(
     found: Found,
     examples: Mapping[str, Sequence[Example]] | None,
     say: Callable[[str], None] = print,
-) -> Iterator[View]:
+) -> Iterator[ProbedModel]:
     """The model in the recipe's compute type, wherever it has room for these `examples` (by the name
     of their set in the recipe; None: for such of `data.max_length`). `recipe` has no `auto` left in
     its types. Raises ZoftError."""
@@ -99,7 +99,7 @@ def opened(
             if found.adapter:
                 model = load_adapter(loaded.model, found.adapter, DTYPES[recipe.model.dtype])
             require_causal(found.base.name, loaded.model)
-            yield View(model, {}, {}, compute, torch.tensor([[1, 2, 3, 4]], device=device))
+            yield ProbedModel(model, {}, {}, compute, torch.tensor([[1, 2, 3, 4]], device=device))
         finally:
             if streamer:
                 streamer.close()

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Literal
 
+from zoft.engine.probe.directions import MatrixBytes
 from zoft.engine.probe.head import chunk_words
-from zoft.engine.probe.rows import PRODUCT
+from zoft.engine.probe.structures.table import STRUCTURES
 from zoft.planning.workload import Shape, Texts, Weight
 from zoft.recipe.resolved import Resolved
 from zoft.recipe.schema import GENERATED
@@ -167,7 +168,7 @@ class _Count:
         self.own = DTYPES[recipe.model.dtype].itemsize
         self.compute = DTYPES[recipe.model.compute_dtype].itemsize
         settings = recipe.optimizer
-        self.rank1 = settings.structure == "rank1"
+        self.structure = STRUCTURES[settings.structure]
         self.copies = 2 if settings.sides == 2 and settings.paired is not False else 1
         self.states = len(settings.state())
         self.rows = recipe.train.micro_batch_size
@@ -209,11 +210,16 @@ class _Count:
     # -- probes -----------------------------------------------------------------------------------
 
     def directions(self) -> int:
-        """Signs of u and v, int8, of every tuned matrix for every direction of a pass."""
-        if not self.rank1:
-            return 0
+        """What is drawn of every tuned matrix for every direction of a pass."""
         each = self.recipe.train.batch_size if self.recipe.optimizer.scope == "example" else 1
-        return each * sum(sum(w.shape) for w in self.shape.weights if w.tuned and len(w.shape) == 2)
+        matrices = [w.shape for w in self.shape.weights if w.tuned and len(w.shape) == 2]
+        return each * sum(self._bytes(*shape).factors for shape in matrices)
+
+    def _bytes(self, rows: int, columns: int) -> MatrixBytes:
+        """What the structure needs for a matrix, or for a chunk of its rows."""
+        return self.structure.matrix_bytes(
+            rows, columns, stored=self.own, computed=self.compute, copies=self.copies
+        )
 
     def scratch(self) -> int:
         """The arenas of engine/probe/scratch.py at their highest: a module's perturbed weight or
@@ -231,31 +237,19 @@ class _Count:
         if weight.kind == "whole":
             vector = weight.numel == max(weight.shape, default=1)  # IA3's have a row or a column
             return weight.numel * (4 * self.runs if vector else self.compute)
-        return self._product(weight.shape[0], weight.shape[1])
-
-    def _product(self, rows: int, columns: int) -> int:
-        """One weight (or a chunk of its rows) as a probe's product needs it."""
-        if not self.rank1:
-            return rows * columns * self.compute * self.copies
-        if self.compute < 4:
-            return rows * (columns + PRODUCT) * self.compute
-        return 0 if self.own == self.compute else rows * columns * self.compute
+        return self._bytes(weight.shape[0], weight.shape[1]).copy
 
     def _head_matrix(self, texts: Texts, rows: int) -> int:
         [head] = [w for w in self.shape.weights if w.name == self.shape.head]
         if not head.tuned or not texts.scored:
             return 0
-        return self._product(self._words(texts, rows), self.shape.hidden)
+        return self._bytes(self._words(texts, rows), self.shape.hidden).copy
 
     def _inputs(self) -> int:
-        """Of the widest input of a tuned matrix: padded, if in low precision; and its x v."""
-        if not self.rank1:
-            return 0
-        vectors = self._vectors(self.shape.train, self.rows * self.copies)
-        tuned = [w for w in self.shape.weights if w.tuned and w.kind == "product"]
-        widest = max((max(w.shape) for w in tuned), default=0)
-        padded = (widest + PRODUCT) * self.compute if self.compute < 4 else 0
-        return vectors * (padded + 3 * 4)
+        """Of the widest input of a tuned matrix, what its product keeps."""
+        tuned = [w.shape for w in self.shape.weights if w.tuned and w.kind == "product"]
+        each = max((self._bytes(*shape).input for shape in tuned), default=0)
+        return self._vectors(self.shape.train, self.rows * self.copies) * each
 
     @property
     def runs(self) -> int:

@@ -24,7 +24,7 @@ from zoft.engine.build import estimator_for
 from zoft.engine.objectives.objective import batch_losses, micro_batches, objective_for
 from zoft.engine.optimizers.optimizer import optimizer_for
 from zoft.engine.optimizers.update import Resident, tuned_weights
-from zoft.engine.probe.view import View
+from zoft.engine.probe.view import ProbedModel
 from zoft.models.adapters import attach_adapter
 from zoft.models.empty_weights import model_on_meta
 from zoft.models.meta import load_config
@@ -144,7 +144,7 @@ def _times(
     parameters = tuned_parameters(model, recipe.tune)
     ids = parameter_ids(parameters)
     example = torch.tensor([[1, 2, 3, 4]], device=device)
-    view = View(model, parameters, ids, DTYPES[recipe.model.compute_dtype], example)
+    view = ProbedModel(model, parameters, ids, DTYPES[recipe.model.compute_dtype], example)
     estimator = estimator_for(recipe, view)
     rule = optimizer_for(
         recipe.optimizer, recipe.seed, Resident(tuned_weights(parameters, ids, decays(model)))
@@ -158,9 +158,7 @@ def _times(
 
         def probe(step: int = step) -> None:
             nonlocal measured
-            measured = estimator.measure(
-                step, lambda: batch_losses(objective, view, batches, masked=False)
-            )
+            measured = estimator.measure(step, lambda: batch_losses(objective, view, batches))
 
         first = _timed(probe, device)
         assert measured is not None

@@ -85,7 +85,6 @@ class Evaluations:
             examples,
             self.tokenizer,
             self.recipe.eval,
-            masked=self.engine.masked,
             device=self.engine.device,
             between=self.check,
         )

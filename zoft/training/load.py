@@ -20,7 +20,7 @@ from zoft.engine.objectives.objective import objective_for
 from zoft.engine.offload.weights import Streamed
 from zoft.engine.optimizers.optimizer import optimizer_for
 from zoft.engine.optimizers.update import Resident, Weights, tuned_weights
-from zoft.engine.probe.view import View
+from zoft.engine.probe.view import ProbedModel
 from zoft.inference.scoring import needs_mask, require_fits
 from zoft.models import load
 from zoft.models.adapters import attach_adapter, load_adapter
@@ -136,8 +136,13 @@ def build_engine(
     if isinstance(model, PeftModel) and recipe.tune.method == "prefix" and loaded.new_adapter:
         begin_with_activations(model, recipe.seed)
     compute = DTYPES[recipe.model.compute_dtype]
-    view = View(model, parameters, ids, compute, torch.tensor([[1, 2, 3, 4]], device=device))
+    view = ProbedModel(model, parameters, ids, compute, torch.tensor([[1, 2, 3, 4]], device=device))
     first = data.examples["train"][: recipe.train.batch_size]
+    view.masked = (
+        run.manifest()["attention_mask"]
+        if loaded.resumed
+        else needs_mask(view, objective, first, device)
+    )
     total = sum(p.numel() for p in parameters.values())
     say(
         f"tuning {total:,} weights in {len(parameters)} tensors, {recipe.optimizer.name}, "
@@ -153,9 +158,6 @@ def build_engine(
         optimizer=optimizer_for(recipe.optimizer, recipe.seed, weights),
         weights=weights,
         streamer=streamer,
-        masked=run.manifest()["attention_mask"]
-        if loaded.resumed
-        else needs_mask(view, objective, first, device),
     )
 
 

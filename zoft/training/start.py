@@ -48,7 +48,7 @@ def start_run(
             started=datetime.now(UTC).isoformat(timespec="seconds"),
             versions=versions(),
             **surroundings(recipe),
-            attention_mask=trainer.engine.masked,
+            attention_mask=trainer.engine.view.masked,
             base=header["base"],
             data=header["data"],
             noise=header["noise"],

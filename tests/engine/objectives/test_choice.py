@@ -19,7 +19,7 @@ from zoft.engine.objectives.batch import Batch
 from zoft.engine.objectives.choice import ChoiceObjective
 from zoft.engine.objectives.objective import batch_score
 from zoft.engine.objectives.score import Score
-from zoft.engine.probe.view import View
+from zoft.engine.probe.view import ProbedModel
 
 CHOICE = ChoiceObjective()
 PROMPTS = ((0, 71), (0, 30, 31, 32, 33, 34), (0, 90, 91), (0, 12, 13, 14, 15), (0, 200))
@@ -38,12 +38,12 @@ def sharp(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def view_of(model: PreTrainedModel) -> View:
-    return View(model, {}, {}, torch.float32, torch.tensor([[1, 2, 3, 4]]))
+def view_of(model: PreTrainedModel) -> ProbedModel:
+    return ProbedModel(model, {}, {}, torch.float32, torch.tensor([[1, 2, 3, 4]]))
 
 
 @pytest.fixture(scope="module")
-def view() -> View:
+def view() -> ProbedModel:
     return view_of(sharp(tiny.llama()))
 
 
@@ -51,7 +51,7 @@ def collated(items: list[Choice]) -> Batch:
     return CHOICE.collate(items, CHOICE.width(items))
 
 
-def outputs_of(view: View, items: list[Choice]) -> torch.Tensor:
+def outputs_of(view: ProbedModel, items: list[Choice]) -> torch.Tensor:
     """What the forward pass gives: a line of logits per example, or -log p of each token."""
     batch = collated(items)
     with view.plain():
@@ -60,9 +60,9 @@ def outputs_of(view: View, items: list[Choice]) -> torch.Tensor:
         return view.token_losses(batch.input_ids, batch.positions, batch.targets)
 
 
-def scored(view: View, items: list[Choice]) -> Score:
+def scored(view: ProbedModel, items: list[Choice]) -> Score:
     with view.plain():
-        return batch_score(CHOICE, view, collated(items), masked=False)
+        return batch_score(CHOICE, view, collated(items))
 
 
 @torch.no_grad()
@@ -95,7 +95,7 @@ def test_cross_entropy_over_mean_log_probabilities(
     assert abs(loss / len(items) - math.log(3)) > 0.1  # else any scores would pass
 
 
-def test_examples_may_have_different_numbers_of_options(view: View) -> None:
+def test_examples_may_have_different_numbers_of_options(view: ProbedModel) -> None:
     """A batch is scored as its examples are alone."""
     items = [
         Choice(PROMPTS[1], SEVERAL, 2),
@@ -109,7 +109,7 @@ def test_examples_may_have_different_numbers_of_options(view: View) -> None:
     assert together.weight == len(items)
 
 
-def test_single_tokens_need_one_row_and_their_own_logits(view: View) -> None:
+def test_single_tokens_need_one_row_and_their_own_logits(view: ProbedModel) -> None:
     items = examples(SINGLE)
     batch = CHOICE.collate(items, CHOICE.width(items))
     assert len(batch.input_ids) == batch.examples == len(items)
@@ -120,7 +120,9 @@ def test_single_tokens_need_one_row_and_their_own_logits(view: View) -> None:
     assert several.vocab is None
 
 
-def test_single_tokens_that_differ_between_examples_get_rows_of_their_own(view: View) -> None:
+def test_single_tokens_that_differ_between_examples_get_rows_of_their_own(
+    view: ProbedModel,
+) -> None:
     items = [*examples(SINGLE), Choice((0, 5), ((70,), (80,), (90,)), 2)]
     assert len(CHOICE.collate(items, 8).input_ids) == 3 * len(items)
     apart = scored(view, items[:-1]) + scored(view, items[-1:])
@@ -131,14 +133,14 @@ def test_single_tokens_that_differ_between_examples_get_rows_of_their_own(view: 
 
 @pytest.mark.parametrize("options", [SINGLE, SEVERAL], ids=["single", "several"])
 def test_the_label_does_not_leak_into_the_scores(
-    view: View, options: tuple[tuple[int, ...], ...]
+    view: ProbedModel, options: tuple[tuple[int, ...], ...]
 ) -> None:
     assert torch.equal(outputs_of(view, examples(options)), outputs_of(view, examples(options, 1)))
     assert scored(view, examples(options)).loss != scored(view, examples(options, 1)).loss
 
 
 @pytest.mark.parametrize("options", [SINGLE, SEVERAL], ids=["single", "several"])
-def test_accuracy(view: View, options: tuple[tuple[int, ...], ...]) -> None:
+def test_accuracy(view: ProbedModel, options: tuple[tuple[int, ...], ...]) -> None:
     best = []
     for item in examples(options):
         means = by_hand(view.model, item)
@@ -153,7 +155,7 @@ def test_accuracy(view: View, options: tuple[tuple[int, ...], ...]) -> None:
 @pytest.mark.parametrize("options", [SINGLE, SEVERAL], ids=["single", "several"])
 @given(cuts=st.sets(st.integers(1, len(PROMPTS) - 1)))
 def test_parts_add_up_in_float64(
-    view: View, options: tuple[tuple[int, ...], ...], cuts: set[int]
+    view: ProbedModel, options: tuple[tuple[int, ...], ...], cuts: set[int]
 ) -> None:
     """Of the same outputs: what the forward pass makes of other batch sizes is not scored here."""
     items = examples(options)
@@ -162,9 +164,9 @@ def test_parts_add_up_in_float64(
 
     def score(begin: int, end: int) -> Score:
         part = outputs[begin * lines : end * lines]
-        fixed = SimpleNamespace(logits=lambda *_: part, token_losses=lambda *_: part)
+        fixed = SimpleNamespace(logits=lambda *_: part, token_losses=lambda *_: part, masked=False)
         batch = CHOICE.collate(items[begin:end], CHOICE.width(items))
-        return batch_score(CHOICE, fixed, batch, masked=False)  # type: ignore[arg-type]
+        return batch_score(CHOICE, fixed, batch)  # type: ignore[arg-type]
 
     total = Score(0.0, 0.0, 0)
     for begin, end in pairwise([0, *sorted(cuts), len(items)]):

@@ -12,8 +12,8 @@ from zoft.data.examples import TextExample
 from zoft.engine.objectives.lm import LMObjective
 from zoft.engine.objectives.objective import batch_score
 from zoft.engine.objectives.score import Score
-from zoft.engine.probe.head import Head
-from zoft.engine.probe.view import View
+from zoft.engine.probe.head import HeadForward
+from zoft.engine.probe.view import ProbedModel
 
 LM = LMObjective()
 ROWS = [
@@ -24,7 +24,7 @@ ROWS = [
 
 
 @pytest.fixture(scope="module")
-def view() -> View:
+def view() -> ProbedModel:
     return view_of(sharp(tiny.llama()))
 
 
@@ -35,13 +35,13 @@ def sharp(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def view_of(model: PreTrainedModel) -> View:
-    return View(model, {}, {}, torch.float32, torch.tensor([[1, 2, 3, 4]]))
+def view_of(model: PreTrainedModel) -> ProbedModel:
+    return ProbedModel(model, {}, {}, torch.float32, torch.tensor([[1, 2, 3, 4]]))
 
 
-def scored(view: View, rows: list[TextExample]) -> Score:
+def scored(view: ProbedModel, rows: list[TextExample]) -> Score:
     with view.plain():
-        return batch_score(LM, view, LM.collate(rows, LM.width(rows)), masked=False)
+        return batch_score(LM, view, LM.collate(rows, LM.width(rows)))
 
 
 @pytest.mark.parametrize("build", [tiny.llama, tiny.opt, tiny.gpt2, tiny.qwen2])
@@ -61,7 +61,7 @@ def test_the_loss_of_transformers(build: Callable[[], PreTrainedModel]) -> None:
     assert (ours.weight, ours.hits, ours.accuracy) == (8.0, None, None)
 
 
-def test_only_supervised_positions_count(view: View) -> None:
+def test_only_supervised_positions_count(view: ProbedModel) -> None:
     whole = scored(view, ROWS)
     single = [scored(view, [TextExample(row.ids, (p,))]) for row in ROWS for p in row.supervised]
     assert whole.loss == pytest.approx(sum(x.loss for x in single), rel=1e-5)
@@ -72,23 +72,23 @@ def test_only_supervised_positions_count(view: View) -> None:
 
 
 def test_only_supervised_positions_go_through_the_head(
-    view: View, monkeypatch: pytest.MonkeyPatch
+    view: ProbedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch, seen = LM.collate(ROWS, 9), []
-    inner = Head._losses
+    inner = HeadForward._losses
 
-    def losses(self: Head, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def losses(self: HeadForward, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         seen.append(hidden.shape)
         return inner(self, hidden, targets)
 
-    monkeypatch.setattr(Head, "_losses", losses)
+    monkeypatch.setattr(HeadForward, "_losses", losses)
     with view.plain():
         assert view.logits(batch.input_ids, batch.positions).shape == (8, tiny.VOCABULARY)
         LM.losses(view, batch, None)
     assert seen == [(8, 48)]
 
 
-def test_losses_stand_by_example(view: View) -> None:
+def test_losses_stand_by_example(view: ProbedModel) -> None:
     batch = LM.collate(ROWS, LM.width(ROWS))
     with view.plain():
         found, hits = LM.losses(view, batch, None)
@@ -101,7 +101,7 @@ def test_losses_stand_by_example(view: View) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_loss_is_float32_whatever_the_logits_are(dtype: torch.dtype) -> None:
-    view = View(sharp(tiny.llama(dtype=dtype)), {}, {}, dtype, torch.tensor([[1, 2, 3, 4]]))
+    view = ProbedModel(sharp(tiny.llama(dtype=dtype)), {}, {}, dtype, torch.tensor([[1, 2, 3, 4]]))
     batch = LM.collate(ROWS, LM.width(ROWS))
     with view.plain():
         logits = view.logits(batch.input_ids, batch.positions)

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 from support import tiny
+from support.directions import direction
 from torch import Tensor
 
 from zoft.data.examples import Choice, Example, TextExample
 from zoft.engine.objectives.objective import batch_losses, batch_score, micro_batches, objective_for
 from zoft.engine.objectives.score import Score
-from zoft.engine.probe.directions import Direction
-from zoft.engine.probe.view import View
+from zoft.engine.probe.view import ProbedModel
 
 CPU = torch.device("cpu")
 SEQUENCES = [TextExample((0, *range(9, 9 + n)), (n - 1, n)) for n in (5, 2, 9, 3, 7)]
@@ -21,16 +21,16 @@ CHOICES = [Choice(x.ids, ((40,), (50, 51)), i % 2) for i, x in enumerate(SEQUENC
 
 
 @pytest.fixture(scope="module")
-def view() -> View:
+def view() -> ProbedModel:
     model = tiny.llama()
     model.lm_head.weight.mul_(30)
-    return View(model, {}, {}, torch.float32, torch.tensor([[1, 2, 3, 4]]))
+    return ProbedModel(model, {}, {}, torch.float32, torch.tensor([[1, 2, 3, 4]]))
 
 
 @pytest.mark.parametrize(("name", "examples"), [("lm", SEQUENCES), ("choice", CHOICES)])
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_micro_batches_score_as_the_whole(
-    view: View, name: Any, examples: list[Example], size: int
+    view: ProbedModel, name: Any, examples: list[Example], size: int
 ) -> None:
     objective = objective_for(name)
     [whole] = micro_batches(objective, examples, len(examples), CPU)
@@ -43,10 +43,10 @@ def test_micro_batches_score_as_the_whole(
     # And each knows where its examples stand in the whole.
     assert [n for batch in parts for n in batch.example_of_row] == whole.example_of_row
     with view.plain():
-        once = batch_losses(objective, view, [whole], masked=False)
-        joined = batch_losses(objective, view, parts, masked=False)
-        score = batch_score(objective, view, whole, masked=False)
-        scores = [batch_score(objective, view, part, masked=False) for part in parts]
+        once = batch_losses(objective, view, [whole])
+        joined = batch_losses(objective, view, parts)
+        score = batch_score(objective, view, whole)
+        scores = [batch_score(objective, view, part) for part in parts]
     torch.testing.assert_close(joined.sums, once.sums, rtol=1e-5, atol=0)
     assert joined.sums.shape == (1, 5)
     assert torch.equal(joined.weights, once.weights)
@@ -57,14 +57,16 @@ def test_micro_batches_score_as_the_whole(
 
 
 @pytest.mark.parametrize(("name", "examples"), [("lm", SEQUENCES), ("choice", CHOICES)])
-def test_every_copy_has_losses_of_its_own(view: View, name: Any, examples: list[Example]) -> None:
+def test_every_copy_has_losses_of_its_own(
+    view: ProbedModel, name: Any, examples: list[Example]
+) -> None:
     objective = objective_for(name)
     parts = micro_batches(objective, examples, 2, CPU)
-    z = Direction(seed=1, step=1, k=0, gaussian=False)
+    z = direction(1, 1, 0)
     with view.probe(z, 1.0, -1.0):  # of a view that tunes nothing
-        copies = batch_losses(objective, view, parts, masked=False).sums
+        copies = batch_losses(objective, view, parts).sums
     with view.plain():
-        plain = batch_losses(objective, view, parts, masked=False).sums
+        plain = batch_losses(objective, view, parts).sums
     assert copies.shape == (2, 5)
     torch.testing.assert_close(copies, plain.expand(2, -1), rtol=1e-6, atol=0)
 
@@ -74,8 +76,8 @@ def test_a_loss_that_is_not_finite_is_scored_as_such(name: Any) -> None:
     objective = objective_for(name)
     [batch] = micro_batches(objective, SEQUENCES if name == "lm" else CHOICES, 5, CPU)
     lost = torch.full(batch.targets.shape, torch.nan)
-    broken = SimpleNamespace(token_losses=lambda *_: lost)
-    assert math.isnan(batch_score(objective, broken, batch, masked=False).loss)  # type: ignore[arg-type]
+    broken = SimpleNamespace(token_losses=lambda *_: lost, masked=False)
+    assert math.isnan(batch_score(objective, broken, batch).loss)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -92,7 +94,7 @@ def test_a_mask_is_given_where_it_is_needed(masked: bool) -> None:
 
     objective = objective_for("lm")
     batches = micro_batches(objective, SEQUENCES, 3, CPU)
-    batch_losses(objective, SimpleNamespace(token_losses=token_losses), batches, masked=masked)  # type: ignore[arg-type]
+    batch_losses(objective, SimpleNamespace(token_losses=token_losses, masked=masked), batches)  # type: ignore[arg-type]
     if masked:
         shown = [mask.sum().item() for mask in masks if mask is not None]
         assert shown == [6 + 3 + 10, 4 + 8]

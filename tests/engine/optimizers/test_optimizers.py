@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from support import reference
+from support.directions import direction
 from support.optimizers import optimizer as optimizer_of
 from torch import Tensor, nn
 
@@ -23,7 +24,7 @@ from zoft.engine.kernels import reference as kernels
 from zoft.engine.optimizers.measurement import Measurement
 from zoft.engine.optimizers.optimizer import Optimizer
 from zoft.engine.optimizers.update import Resident, Tuned, Weights, tuned_weights
-from zoft.engine.probe.directions import Direction
+from zoft.engine.probe.structures.table import values_of
 from zoft.models.storage.safetensors import tensors_in
 from zoft.models.trainable import parameter_ids
 from zoft.system.philox import PURPOSE_U, PURPOSE_V
@@ -65,7 +66,9 @@ def materialised(tuned: Tuned, step: int, k: int, rank1: bool, gaussian: bool = 
     """z as it is stored, the outer product of two factors for a rank-1 direction of a matrix."""
     shape = tuned.data.shape
     if not rank1 or len(shape) != 2:
-        return Direction(SEED, step, k, gaussian).values(tuned.data, tuned.param)
+        return values_of(
+            direction(SEED, step, k, "gaussian" if gaussian else "signs"), tuned.data, tuned.param
+        )
     out = torch.empty(sum(shape), dtype=torch.int8)
     table = [[tuned.param, PURPOSE_U, shape[0], 0], [tuned.param, PURPOSE_V, shape[1], shape[0]]]
     kernels.signs(out, torch.tensor(table), seed=SEED, step=step, ks=torch.tensor([k]))
@@ -262,7 +265,7 @@ def quadratic(optimizer: Optimizer, h: Tensor, lr: float, steps: int) -> list[fl
     [w] = optimizer.weights
     losses = []
     for t in range(1, steps + 1):
-        z = Direction(SEED, t, 0, False).values(w.data, w.param)
+        z = values_of(direction(SEED, t, 0), w.data, w.param)
         c = float((h * w.data * z).sum())
         optimizer.update(Measurement(t, (0.0,), (0.0,), _float32([c])), lr)
         losses.append(float((h * w.data**2).sum() / 2))
@@ -333,7 +336,7 @@ def test_small_updates_of_low_precision_weights_arrive_on_average(dtype: torch.d
         gaussian=False,
         weight_decay=0.0,
     )
-    z = Direction(SEED, 1, 0, False).values(ones.data, 3)
+    z = values_of(direction(SEED, 1, 0), ones.data, 3)
     optimizer.update(Measurement(1, (0.0,), (0.0,), (1.0,)), 1e-5)  # ulp of bfloat16: 8e-3
     moved = ((ones.data.float() - 1) * -z).mean().item()
     assert moved == pytest.approx(1e-5, rel=0.35)  # to nearest it would be 0
@@ -363,11 +366,11 @@ def test_too_many_directions_for_an_exact_sum_are_refused() -> None:
 
 
 def test_coefficients_keep_thirteen_bits() -> None:
-    from zoft.engine.kernels.numerics.exact_sum import make_terms
+    from zoft.engine.kernels.numerics.exact_sum import direction_sum
 
     for largest in (1e-30, 3.7e-4, 1.0, 8191.9, 1e20):
-        terms = make_terms(1, False, [(1, 0), (1, 1)], [largest, -largest / 3])
+        terms = direction_sum(1, False, [(1, 0), (1, 1)], [largest, -largest / 3])
         assert abs(terms.n).max() <= 2**13
-        assert math.log2(terms.unit) == int(math.log2(terms.unit))
-        assert terms.n[0] * terms.unit == pytest.approx(largest, rel=2**-12)
-        assert terms.n[1] * terms.unit == pytest.approx(-largest / 3, rel=2**-11)
+        assert math.log2(terms.grid) == int(math.log2(terms.grid))
+        assert terms.n[0] * terms.grid == pytest.approx(largest, rel=2**-12)
+        assert terms.n[1] * terms.grid == pytest.approx(-largest / 3, rel=2**-11)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from support import reference, small
+from support.directions import direction
 from support.optimizers import optimizer
 from support.recipes import of_tiny_llama
 from torch import Tensor, nn
@@ -18,7 +19,6 @@ from torch import Tensor, nn
 from zoft.engine.optimizers.measurement import Measurement
 from zoft.engine.optimizers.optimizer import optimizer_for
 from zoft.engine.optimizers.update import Resident, Tuned, tuned_weights
-from zoft.engine.probe.directions import Direction
 from zoft.models.trainable import parameter_ids
 from zoft.planning.footprint import footprint
 from zoft.planning.workload import shape_of
@@ -80,7 +80,7 @@ def estimate(tuned: Tuned, m: Measurement) -> Tensor:
     directions = []
     for k in range(len(m.projected_grad)):
         z = torch.zeros_like(tuned.data)
-        Direction(SEED, m.step, k, gaussian=False).perturb(z, torch.zeros_like(z), tuned.param, 1.0)
+        direction(SEED, m.step, k).perturb(z, torch.zeros_like(z), tuned.param, 1.0)
         directions.append(z)
     return reference.gradient(list(m.projected_grad), directions)
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from support import tiny
+from support.directions import direction, directions
 from support.twins import view_of
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
@@ -18,8 +19,7 @@ from zoft.data.examples import Choice, TextExample
 from zoft.engine.estimator import Estimator
 from zoft.engine.kernels.cpu import sweeps as cpu
 from zoft.engine.objectives.objective import batch_losses, micro_batches, objective_for
-from zoft.engine.probe.directions import Direction
-from zoft.engine.probe.view import View
+from zoft.engine.probe.view import ProbedModel
 
 ROWS, WIDTH = 4, 9
 INPUT = torch.arange(ROWS * WIDTH).view(ROWS, WIDTH) * 7 % tiny.VOCABULARY
@@ -91,7 +91,8 @@ def of_a_layer(
 ) -> tuple[int, int, int, Counter[str]]:
     """A paired probe's launches, and a plain pass's over twice the rows, that one layer makes; its
     leaves."""
-    rank1, examples = {"rank1": (True, None), "example": (True, ROWS), "dense": (False, None)}[kind]
+    z = "signs" if kind == "dense" else "rank1"
+    examples = ROWS if kind == "example" else None
     found = []
     for layers in (1, 2):
         model = getattr(tiny, name)(dtype=compute)
@@ -101,13 +102,13 @@ def of_a_layer(
         setattr(owner, attribute, getattr(owner, attribute)[:layers])
         view, _ = view_of(model, compute=compute)
 
-        def plain(view: View = view) -> None:
+        def plain(view: ProbedModel = view) -> None:
             with view.plain():
                 twice = torch.cat([POSITIONS, POSITIONS + INPUT.numel()])
                 view.token_losses(INPUT.repeat(2, 1), twice, twice)
 
-        def probe(view: View = view) -> None:
-            with view.probe(Direction(1, 2, 3, False, rank1), 1e-3, -1e-3, examples=examples):
+        def probe(view: ProbedModel = view) -> None:
+            with view.probe(direction(1, 2, 3, z), 1e-3, -1e-3, examples=examples):
                 view.token_losses(INPUT, POSITIONS, POSITIONS)
 
         counts = (launches(probe, monkeypatch), launches(plain, monkeypatch))
@@ -166,7 +167,7 @@ def test_factors_are_drawn_once_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     for step in (1, 2):
         for scale in (1e-3, -1e-3):
             for part in (INPUT[:2], INPUT[2:]):
-                with view.probe(Direction(1, step, 3, False, True), scale, examples=ROWS):
+                with view.probe(direction(1, step, 3, "rank1"), scale, examples=ROWS):
                     view.token_losses(part, POSITIONS[:1], POSITIONS[:1], None, [0, 1])
     assert drawn == [1, 2]
 
@@ -210,8 +211,8 @@ def test_a_step_waits_once_for_the_device(
 ) -> None:
     view, _ = view_of(tiny.llama())
     estimator = Estimator(
-        view, seed=1, gaussian=False, perturbation=1e-3, directions=2, paired=paired,
-        rank1=kind != "dense", examples=ROWS if kind == "example" else None,
+        view, directions(1, "signs" if kind == "dense" else "rank1"), perturbation=1e-3, count=2,
+        paired=paired, examples=ROWS if kind == "example" else None,
     )  # fmt: skip
     texts = [TextExample(tuple(range(5, 12 + i)), (3, 5)) for i in range(ROWS)]
     choices = [Choice(text.ids, ((40,), (50, 51)), i % 2) for i, text in enumerate(texts)]
@@ -220,7 +221,7 @@ def test_a_step_waits_once_for_the_device(
     batches = micro_batches(made, rows, 2, torch.device("cpu"))
     with monkeypatch.context() as patch:
         syncs = Syncs(patch)
-        estimator.measure(1, lambda: batch_losses(made, view, batches, masked=False))
+        estimator.measure(1, lambda: batch_losses(made, view, batches))
     passes = 2 * (1 if paired else 2) * len(batches)
     expected = PASSES[kind] * passes + ["zoft.engine.estimator._on_the_host"]
     assert sorted(syncs.places) == sorted(expected)

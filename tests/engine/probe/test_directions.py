@@ -9,11 +9,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.directions import direction
 
 from zoft.engine.kernels import reference
 from zoft.engine.kernels.cpu import sweeps as cpu
-from zoft.engine.probe.directions import Direction
-from zoft.engine.probe.factors import Factors
+from zoft.engine.probe.structures.factors import Factors
+from zoft.engine.probe.structures.table import values_of
 from zoft.system.philox import PURPOSE_U, PURPOSE_V
 
 CPU = torch.device("cpu")
@@ -33,14 +34,14 @@ def test_rank_one_values_are_the_outer_product_of_literal_signs(shape: tuple[int
     out = torch.empty(sum(shape), dtype=torch.int8)
     reference.signs(out, torch.tensor(table), seed=3, step=4, ks=torch.tensor([5]))
     u, v = out[: shape[0]], out[shape[0] :]
-    z = Direction(3, 4, 5, False, True).values(torch.empty(shape), 9)
+    z = values_of(direction(3, 4, 5, "rank1"), torch.empty(shape), 9)
     assert torch.equal(z, u[:, None].float() * v)
 
 
 @pytest.mark.parametrize("shape", [(7,), (3, 5, 11)])
 def test_what_is_no_matrix_has_a_dense_direction_all_the_same(shape: tuple[int, ...]) -> None:
     values = [
-        Direction(3, 4, 5, False, rank1).values(torch.empty(shape), 9) for rank1 in (False, True)
+        values_of(direction(3, 4, 5, kind), torch.empty(shape), 9) for kind in ("signs", "rank1")
     ]
     assert torch.equal(*values)
 
@@ -60,7 +61,7 @@ def test_factors_drawn_together_are_those_drawn_alone(
         u, v = factors.u(param), factors.v(param)
         assert (u.shape, v.shape) == ((len(ks), shape[0]), (len(ks), shape[1]))
         for i, k in enumerate(ks):
-            z = Direction(3, 4, k, False, True).values(torch.empty(shape), param)
+            z = values_of(direction(3, 4, k, "rank1"), torch.empty(shape), param)
             assert torch.equal(z, torch.outer(u[i].float(), v[i].float()))
 
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from support.directions import direction
 from support.twins import row_by_row, view_of
 from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from zoft.engine.probe import head
-from zoft.engine.probe.directions import Direction
 from zoft.recipe.sections.tune import TuneSection
 
 WORDS = 2500  # chunks of 1024 words: two whole ones and a part
@@ -48,10 +48,10 @@ def model(kind: str) -> Any:
 
 DIRECTIONS = {
     "plain": (None, (0.0,), None),
-    "dense": (Direction(5, 3, 2, False), (2e-2, -2e-2), None),
-    "gaussian": (Direction(5, 3, 2, True), (2e-2,), None),
-    "rank1": (Direction(5, 3, 2, False, True), (2e-2, -2e-2), None),
-    "example": (Direction(5, 3, 2, False, True), (2e-2, -2e-2), ROWS),
+    "dense": (direction(5, 3, 2), (2e-2, -2e-2), None),
+    "gaussian": (direction(5, 3, 2, "gaussian"), (2e-2,), None),
+    "rank1": (direction(5, 3, 2, "rank1"), (2e-2, -2e-2), None),
+    "example": (direction(5, 3, 2, "rank1"), (2e-2, -2e-2), ROWS),
 }
 
 
@@ -106,14 +106,14 @@ def test_chunks_of_a_frozen_head(kind: str, compute: torch.dtype) -> None:
 
 def test_no_more_logits_than_a_chunk_stand_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     view, _ = view_of(model("own"))
-    sizes, part = [], head.Head._part
+    sizes, part = [], head.HeadForward._part
 
-    def watched(self: head.Head, hidden: torch.Tensor, columns: slice) -> torch.Tensor:
+    def watched(self: head.HeadForward, hidden: torch.Tensor, columns: slice) -> torch.Tensor:
         logits = part(self, hidden, columns)
         sizes.append(logits.shape)
         return logits
 
-    monkeypatch.setattr(head.Head, "_part", watched)
+    monkeypatch.setattr(head.HeadForward, "_part", watched)
     for limit, expected in (
         (1, [1024, 1024, 452]),
         (2 * 1024 * len(TARGETS), [2048, 452]),

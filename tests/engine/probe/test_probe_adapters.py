@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
 from support import tiny
+from support.directions import direction
 from support.twins import moved, row_by_row, view_of
 
-from zoft.engine.probe.directions import Direction
 from zoft.models.adapters import attach_adapter, virtual_tokens
 from zoft.models.prefix import begin_with_activations
 from zoft.recipe.sections.tune import TuneSection
@@ -26,7 +25,7 @@ TUNES = {
 }
 CASES = [(model, tune) for model in MODELS for tune in TUNES]
 TABLE = TuneSection(method="lora", target_modules=["embed_tokens", "v_proj"], r=4)
-Z = Direction(seed=5, step=3, k=1, gaussian=False)
+Z = direction(5, 3, 1)
 INPUT = torch.arange(24).view(3, 8) * 7 % tiny.VOCABULARY
 MASK = torch.ones_like(INPUT)
 MASK[0, 5:] = MASK[2, 7:] = 0
@@ -87,7 +86,7 @@ def test_examples_have_directions_of_their_own(kind: str, rank1: bool) -> None:
     tune = TUNES[kind]
     model = adapted("llama", tune)
     view, _ = view_of(model, tune)
-    z = replace(Z, k=0, rank1=rank1)
+    z = direction(5, 3, 0, "rank1" if rank1 else "signs")
     expected = row_by_row(model, tune, z, (0.1, -0.1), INPUT, [0, 1, 2], 3)
     with view.probe(z, 0.1, -0.1, examples=3):
         logits = view.logits(INPUT, torch.arange(24))

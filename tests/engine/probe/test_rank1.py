@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from support import tiny
+from support.directions import direction
 from support.mixing import TimeFirst
 from support.twins import moved, row_by_row, view_of
 from torch import Tensor, nn
@@ -24,10 +24,9 @@ from transformers import (
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from zoft.engine.probe.directions import Direction
-from zoft.engine.probe.forwards import find_norms
-from zoft.engine.probe.rows import PRODUCT, MixedRows, make_rows
-from zoft.engine.probe.view import View
+from zoft.engine.probe.norms import find_norms
+from zoft.engine.probe.rows import GROUP_DIRECTIONS, MixedRows, assign_rows
+from zoft.engine.probe.view import ProbedModel
 from zoft.models.adapters import attach_adapter
 from zoft.recipe.sections.tune import TuneSection
 
@@ -37,7 +36,7 @@ MODELS: dict[str, Callable[..., Any]] = {
     "gpt2": tiny.gpt2,
     "qwen2-tied": lambda: tiny.qwen2(tie=True),
 }
-Z = Direction(seed=5, step=3, k=2, gaussian=False, rank1=True)
+Z = direction(5, 3, 2, "rank1")
 ROWS, WIDTH = 4, 9
 INPUT = torch.arange(ROWS * WIDTH).view(ROWS, WIDTH) * 7 % tiny.VOCABULARY
 POSITIONS = torch.tensor([3, 8 + 9, 7 + 18, 5 + 27, 8 + 27])  # unequally many in each row
@@ -65,7 +64,7 @@ def assert_as_row_by_row(
     examples: Sequence[int] | None = None,
     count: int | None = None,
     mask: Tensor | None = None,
-) -> View:
+) -> ProbedModel:
     """Logits, logits of few words and losses of one pass against rows that ran alone."""
     view, _ = view_of(model, tune)
     numbers = examples if examples is not None else (list(range(ROWS)) if count else None)
@@ -179,7 +178,7 @@ def test_low_precision_delivers_every_direction(
 
 @pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["opt", "llama", "gpt2"])
-@pytest.mark.parametrize("rows", [PRODUCT + 1, 2 * PRODUCT + 3])
+@pytest.mark.parametrize("rows", [GROUP_DIRECTIONS + 1, 2 * GROUP_DIRECTIONS + 3])
 def test_more_examples_than_one_product_takes(name: str, compute: torch.dtype, rows: int) -> None:
     model = shaken(MODELS[name]())
     ids = (torch.arange(rows * 5).view(rows, 5) * 11) % tiny.VOCABULARY
@@ -198,11 +197,7 @@ def test_more_examples_than_one_product_takes(name: str, compute: torch.dtype, r
 
 # -- both signs in one pass -------------------------------------------------------------------------
 
-KINDS = {
-    "signs": replace(Z, rank1=False),
-    "gaussian": replace(Z, rank1=False, gaussian=True),
-    "rank1": Z,
-}
+KINDS = {kind: direction(5, 3, 2, kind) for kind in ("signs", "gaussian", "rank1")}
 
 
 @pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
@@ -420,16 +415,16 @@ def test_an_input_that_all_rows_share_inside_a_module_that_runs_for_each() -> No
 
 def test_products_take_runs_in_order_and_few_directions_each() -> None:
     def products(which: list[int]) -> list[tuple[int, int]]:
-        rows = make_rows(len(which), which, [1.0] * len(which), torch.device("cpu"))
-        for part in rows.products:
-            assert len(part.directions) <= PRODUCT
+        rows = assign_rows(len(which), which, [1.0] * len(which), torch.device("cpu"))
+        for part in rows.groups:
+            assert len(part.directions) <= GROUP_DIRECTIONS
             found = [part.directions[place] for place in part.which.tolist()]
             assert found == list(which[part.begin : part.end])
-        return [(part.begin, part.end) for part in rows.products]
+        return [(part.begin, part.end) for part in rows.groups]
 
     assert products([0, 0, 3, 0]) == [(0, 4)]
-    assert products(list(range(PRODUCT)) * 2) == [(0, 2 * PRODUCT)]
-    assert products(list(range(PRODUCT + 2)) * 2) == [(0, 16), (16, 32), (32, 36)]
+    assert products(list(range(GROUP_DIRECTIONS)) * 2) == [(0, 2 * GROUP_DIRECTIONS)]
+    assert products(list(range(GROUP_DIRECTIONS + 2)) * 2) == [(0, 16), (16, 32), (32, 36)]
 
 
 def test_a_probe_leaves_no_byte_changed() -> None:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from support import tiny
+from support.directions import direction
 from support.twins import moved, view_of
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from zoft.engine.probe.directions import Direction
-from zoft.engine.probe.rows import make_rows
-from zoft.engine.probe.view import View
+from zoft.engine.probe.rows import assign_rows
+from zoft.engine.probe.structures.table import values_of
+from zoft.engine.probe.view import ProbedModel
 from zoft.errors import RecipeError
 from zoft.models.adapters import attach_adapter
 from zoft.recipe.sections.tune import TuneSection
@@ -27,7 +27,7 @@ MODELS: dict[str, Callable[..., Any]] = {
     "gpt2": tiny.gpt2,
     "qwen2-tied": lambda: tiny.qwen2(tie=True),
 }
-Z = Direction(seed=5, step=3, k=1, gaussian=False)
+Z, RANK1 = direction(5, 3, 1), direction(5, 3, 1, "rank1")
 INPUT = torch.arange(24).view(3, 8) * 7 % tiny.VOCABULARY
 POSITIONS = torch.tensor([3, 7, 12, 23])
 
@@ -40,11 +40,11 @@ def bytes_of(model: nn.Module) -> dict[str, Tensor]:
 @pytest.mark.parametrize("name", MODELS)
 def test_a_probe_equals_the_moved_model_on_every_layer(name: str, kind: str) -> None:
     model = MODELS[name]()
-    direction = Direction(5, 3, 1, kind == "gaussian", kind == "rank1")
-    twin = moved(model, TuneSection(), direction, 1e-2)
+    z = direction(5, 3, 1, kind)
+    twin = moved(model, TuneSection(), z, 1e-2)
     view, tuned = view_of(model)
-    slots = {slot.parameter for leaf in view.leaves for slot in leaf.slots}
-    assert slots == set(tuned.values())  # every tuned parameter is reached
+    read = {ref.parameter for leaf in view.leaves for ref in leaf.refs}
+    assert read == set(tuned.values())  # every tuned parameter is reached
     outputs: dict[str, list[torch.Tensor]] = {}
 
     def record(key: str) -> Callable[..., None]:
@@ -61,7 +61,7 @@ def test_a_probe_equals_the_moved_model_on_every_layer(name: str, kind: str) -> 
                 and module is not m.get_submodule("lm_head")
             ):
                 module.register_forward_hook(record(key))
-    with view.probe(direction, 1e-2):
+    with view.probe(z, 1e-2):
         logits = view.logits(INPUT, POSITIONS)
     with torch.no_grad():
         expected = twin(input_ids=INPUT).logits.reshape(-1, tiny.VOCABULARY)[POSITIONS]
@@ -89,11 +89,10 @@ def test_lora_is_probed_alone(name: str) -> None:
 def test_few_rows_of_the_head_equal_the_whole_head(name: str) -> None:
     view, _ = view_of(MODELS[name]())
     vocab = torch.tensor([3, 200, 11])
-    rank1 = replace(Z, rank1=True)
-    for direction, *scales in (
-        (None, 0.0), (Z, 1e-2), (Z, -1e-2), (Z, 1e-2, -1e-2), (rank1, 1e-2), (rank1, 1e-2, -1e-2),
+    for z, *scales in (
+        (None, 0.0), (Z, 1e-2), (Z, -1e-2), (Z, 1e-2, -1e-2), (RANK1, 1e-2), (RANK1, 1e-2, -1e-2),
     ):  # fmt: skip
-        with view.probe(direction, *scales):
+        with view.probe(z, *scales):
             whole = view.logits(INPUT, POSITIONS)
             few = view.logits(INPUT, POSITIONS, vocab)
         torch.testing.assert_close(few, whole[:, vocab], atol=1e-6, rtol=1e-5)
@@ -109,10 +108,10 @@ def test_low_precision_passes_deliver_the_perturbation(
     view, _ = view_of(model, compute=compute)
     before = bytes_of(model)
 
-    def change(probe_view: View, scale: float = 0.05) -> Tensor:
+    def change(probe_view: ProbedModel, scale: float = 0.05) -> Tensor:
         passes = []
         for s in (scale, -scale):
-            with probe_view.probe(replace(Z, rank1=rank1), s):
+            with probe_view.probe(RANK1 if rank1 else Z, s):
                 passes.append(probe_view.logits(INPUT, POSITIONS).float())
         return passes[0] - passes[1]
 
@@ -143,7 +142,7 @@ def test_the_whole_stream_is_in_the_compute_type(name: str, rank1: bool, masked:
         if (isinstance(m, kinds) or "Norm" in type(m).__name__ or "Conv1D" in type(m).__name__)
     ]
     mask = torch.ones_like(INPUT) if masked else None
-    with view.probe(replace(Z, rank1=rank1), 1e-2, -1e-2, examples=3 if rank1 else None):
+    with view.probe(RANK1 if rank1 else Z, 1e-2, -1e-2, examples=3 if rank1 else None):
         view.logits(INPUT, POSITIONS, None, mask)
     for handle in handles:
         handle.remove()
@@ -159,11 +158,11 @@ def test_norms_are_perturbed_in_float32() -> None:
     hidden = torch.ones(1, 1, norm.weight.numel(), dtype=torch.bfloat16)
     with view.probe(Z, 1e-3):  # bfloat16 would round 1.001 back to 1
         leaf = next(x for x in view.leaves if x.module is norm)
-        with view.values.narrowed(make_rows(1, (0,), (1e-3,), hidden.device)):
-            seen = view.values.whole(leaf.slots[0], torch.float32).clone()
+        with view.parameters.narrowed(assign_rows(1, (0,), (1e-3,), hidden.device)):
+            seen = view.parameters.perturbed(leaf.refs[0], torch.float32).clone()
         assert norm(hidden).dtype == torch.bfloat16
-    assert leaf.slots[0].param is not None
-    assert torch.equal((seen - 1).sign(), Z.values(norm.weight, leaf.slots[0].param).sign())
+    assert leaf.refs[0].param is not None
+    assert torch.equal((seen - 1).sign(), values_of(Z, norm.weight, leaf.refs[0].param).sign())
 
 
 class Interrupts(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -186,8 +185,8 @@ class Interrupts(TorchDispatchMode):  # type: ignore[no-untyped-call]
 PASSES = {
     "dense": (Z, (1e-2,), None),
     "dense paired": (Z, (1e-2, -1e-2), None),
-    "rank1 paired": (replace(Z, rank1=True), (1e-2, -1e-2), None),
-    "examples": (replace(Z, rank1=True), (1e-2, -1e-2), 3),
+    "rank1 paired": (RANK1, (1e-2, -1e-2), None),
+    "examples": (RANK1, (1e-2, -1e-2), 3),
 }
 
 
@@ -200,12 +199,12 @@ def test_whatever_is_raised_inside_everything_is_put_back(
 ) -> None:
     model = MODELS[name]()
     view, _ = view_of(model, compute=compute)
-    direction, scales, examples = PASSES[kind]
+    z, scales, examples = PASSES[kind]
     before = bytes_of(model)
     modules = {key: (dict(m.__dict__), dict(m._parameters)) for key, m in model.named_modules()}
 
     def losses() -> Tensor:
-        with view.probe(direction, *scales, examples=examples):
+        with view.probe(z, *scales, examples=examples):
             return view.token_losses(INPUT, POSITIONS, POSITIONS)
 
     expected = [losses() for _ in range(3)][-1]  # the first passes also draw and allocate
@@ -221,7 +220,7 @@ def test_whatever_is_raised_inside_everything_is_put_back(
             assert "forward" not in module.__dict__
             assert set(module._parameters) == set(parameters)
             assert all(module._parameters[name] is p for name, p in parameters.items())
-        assert view.values.scratch.mark() == 0
+        assert view.parameters.probe.scratch.mark() == 0
     assert torch.equal(losses(), expected)  # and it can be used again
 
 
@@ -272,8 +271,8 @@ def test_nothing_is_allocated_after_the_first_pass() -> None:
     for _ in range(2):
         with view.probe(Z, 1e-2):
             view.logits(INPUT, POSITIONS)
-    arena = view.values.scratch._arena
+    arena = view.parameters.probe.scratch._arena
     assert arena.numel() > 0
     with view.probe(Z, -1e-2):
         view.logits(INPUT, POSITIONS)
-    assert view.values.scratch._arena is arena
+    assert view.parameters.probe.scratch._arena is arena

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from support import tiny
+from support.directions import directions
 from support.offload.poison import PoisonedStreamer
 from support.optimizers import optimizer as optimizer_of
 from zoft.engine.estimator import Estimator, Losses
@@ -25,7 +26,7 @@ from zoft.engine.offload.streamer import Streamer
 from zoft.engine.offload.weights import Streamed
 from zoft.engine.optimizers.optimizer import Optimizer
 from zoft.engine.optimizers.update import Resident, Weights, tuned_weights
-from zoft.engine.probe.view import View
+from zoft.engine.probe.view import ProbedModel
 from zoft.models.adapters import attach_adapter
 from zoft.models.blocks import Block, find_blocks, is_placeholder, owned_parameters
 from zoft.models.storage.safetensors import stored_tensors
@@ -159,8 +160,8 @@ def rig(
         )  # fmt: skip
         weights = Streamed(moving, streamer)
     try:
-        view = View(model, tuned, ids, compute, torch.tensor([[1, 2, 3, 4]]))
-        estimator = Estimator(view, seed=3, gaussian=False, perturbation=1e-2, paired=paired)
+        view = ProbedModel(model, tuned, ids, compute, torch.tensor([[1, 2, 3, 4]]))
+        estimator = Estimator(view, directions(3), perturbation=1e-2, paired=paired)
         yield Rig(model, weights, estimator, rule(weights, optimizer), streamer)
     finally:
         if streamer is not None:

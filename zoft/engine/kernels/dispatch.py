@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 from typing import Protocol
@@ -9,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from zoft.engine.kernels.numerics.exact_sum import Rounding, Terms
+from zoft.engine.kernels.numerics.exact_sum import DirectionSum, Rounding
 from zoft.recipe.sections.optimizers.rule import AdamConstants
 
 
@@ -53,18 +54,14 @@ class Kernels(Protocol):
         k: int, scale: float, gaussian: bool,
     ) -> None: ...  # fmt: skip
 
-    def add_directions(
-        self, weight: Tensor, terms: Terms, *, param: int, decay: float, rounding: Rounding
-    ) -> None: ...
-
-    def radazo_full(
-        self, weight: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, terms: Terms, adam: AdamConstants, *,
-        param: int, decay: float, rounding: Rounding,
+    def update_dense(
+        self, weight: Tensor, sums: Sequence[DirectionSum], *, param: int, decay: float,
+        rounding: Rounding, adam: AdamConstants | None = None, moments: Sequence[Tensor] = (),
     ) -> None: ...  # fmt: skip
 
-    def radazo_window(
-        self, weight: Tensor, window: list[Terms], adam: AdamConstants, *, param: int, decay: float,
-        rounding: Rounding,
+    def update_rank1(
+        self, weight: Tensor, sums: Sequence[DirectionSum], *, param: int, decay: float,
+        rounding: Rounding, adam: AdamConstants | None = None, moments: Sequence[Tensor] = (),
     ) -> None: ...  # fmt: skip
 
 

@@ -5,13 +5,14 @@ Slow twin of `cpu.py`, bit for bit. It also serves devices that have no kernels 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
 from torch import Tensor
 
 from zoft.engine.kernels.numerics import gaussian as normal
-from zoft.engine.kernels.numerics.exact_sum import Rounding, Terms
+from zoft.engine.kernels.numerics.exact_sum import DirectionSum, Rounding
 from zoft.recipe.sections.optimizers.rule import AdamConstants
 from zoft.system.philox import (
     M0,
@@ -27,6 +28,8 @@ from zoft.system.philox import (
 )
 
 CHUNK = 1 << 22  # elements at a time: int64 temporaries of 32 MiB
+# z at flat int64 element numbers, for a sum's direction (step, k): float32 of the same shape
+Draw = Callable[[Tensor, DirectionSum, int, int], Tensor]
 
 
 def philox_word(
@@ -189,15 +192,37 @@ def perturb_rows(
     out.copy_((weight[rows].float() + _f32(scale) * z).to(out.dtype))
 
 
-def add_directions(
-    weight: Tensor, terms: Terms, *, param: int, decay: float, rounding: Rounding
-) -> None:
-    """weight = weight * decay + sum_i a_i z_i, in place."""
-    flat = weight.view(-1)
-    for elements in _chunks(flat):
-        g = _sum(elements, terms, param, weight)
-        x = flat[elements].float() * _f32(decay) + g
-        flat[elements] = _rounded(x, weight.dtype, elements, param, rounding)
+def update_dense(
+    weight: Tensor, sums: Sequence[DirectionSum], *, param: int, decay: float, rounding: Rounding,
+    adam: AdamConstants | None = None, moments: Sequence[Tensor] = (),
+) -> None:  # fmt: skip
+    """Move `weight` in place by sums of dense directions, one sum for each step of a rule.
+
+    Without `adam`: weight * decay + sums[0]. With it, one R-AdaZO update: its float32 `moments`
+    (exp_avg, exp_avg_sq) are stored and move too (one sum), or are recomputed from the last steps,
+    oldest first.
+    """
+
+    def z(elements: Tensor, terms: DirectionSum, step: int, k: int) -> Tensor:
+        return direction(
+            elements, seed=terms.seed, step=step, param=param, k=k, gaussian=terms.gaussian
+        )
+
+    _update(weight, sums, z, param, decay, rounding, adam, moments)
+
+
+def update_rank1(
+    weight: Tensor, sums: Sequence[DirectionSum], *, param: int, decay: float, rounding: Rounding,
+    adam: AdamConstants | None = None, moments: Sequence[Tensor] = (),
+) -> None:  # fmt: skip
+    """Move a matrix by sums of directions u v^T, u and v signs; see `update_dense`."""
+    columns = weight.shape[1]
+
+    def z(elements: Tensor, terms: DirectionSum, step: int, k: int) -> Tensor:
+        u = _signs(elements // columns, terms.seed, step, param, last_word(PURPOSE_U, k))
+        return u * _signs(elements % columns, terms.seed, step, param, last_word(PURPOSE_V, k))
+
+    _update(weight, sums, z, param, decay, rounding, adam, moments)
 
 
 def add_scaled(
@@ -213,31 +238,22 @@ def add_scaled(
         flat[elements] = _rounded(x, weight.dtype, elements, param, rounding)
 
 
-def radazo_full(
-    weight: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, terms: Terms, adam: AdamConstants, *,
-    param: int, decay: float, rounding: Rounding,
+def _update(
+    weight: Tensor, sums: Sequence[DirectionSum], z: Draw, param: int, decay: float,
+    rounding: Rounding, adam: AdamConstants | None, moments: Sequence[Tensor],
 ) -> None:  # fmt: skip
-    """One R-AdaZO update with stored float32 moments, all three in place."""
-    flat, m, v = weight.view(-1), exp_avg.view(-1), exp_avg_sq.view(-1)
+    flat, stored = weight.view(-1), [moment.view(-1) for moment in moments]
     for elements in _chunks(flat):
-        m[elements], v[elements] = _moments(
-            m[elements], v[elements], _sum(elements, terms, param, weight), adam
-        )
-        x = _stepped(flat[elements].float(), m[elements], v[elements], adam, decay)
-        flat[elements] = _rounded(x, weight.dtype, elements, param, rounding)
-
-
-def radazo_window(
-    weight: Tensor, window: list[Terms], adam: AdamConstants, *, param: int, decay: float,
-    rounding: Rounding,
-) -> None:  # fmt: skip
-    """One R-AdaZO update whose moments are recomputed from the last steps, oldest first."""
-    flat = weight.view(-1)
-    for elements in _chunks(flat):
-        m = v = torch.zeros(elements.shape, device=weight.device)
-        for terms in window:
-            m, v = _moments(m, v, _sum(elements, terms, param, weight), adam)
-        x = _stepped(flat[elements].float(), m, v, adam, decay)
+        x = flat[elements].float()
+        if adam is None:
+            x = x * _f32(decay) + _sum(elements, sums[0], z)
+        else:
+            m, v = (s[elements] for s in stored) if stored else 2 * [torch.zeros_like(x)]
+            for terms in sums:
+                m, v = _moments(m, v, _sum(elements, terms, z), adam)
+            if stored:
+                stored[0][elements], stored[1][elements] = m, v
+            x = _stepped(x, m, v, adam, decay)
         flat[elements] = _rounded(x, weight.dtype, elements, param, rounding)
 
 
@@ -249,19 +265,11 @@ def _chunks(flat: Tensor) -> list[Tensor]:
     ]
 
 
-def _sum(elements: Tensor, terms: Terms, param: int, weight: Tensor) -> Tensor:
+def _sum(elements: Tensor, terms: DirectionSum, z: Draw) -> Tensor:
     total = torch.zeros(elements.shape, dtype=torch.float64, device=elements.device)
     for step, k, n in zip(terms.steps.tolist(), terms.ks.tolist(), terms.n.tolist(), strict=True):
-        if terms.rank1 and weight.ndim == 2:
-            columns = weight.shape[1]
-            u = _signs(elements // columns, terms.seed, step, param, last_word(PURPOSE_U, k))
-            z = u * _signs(elements % columns, terms.seed, step, param, last_word(PURPOSE_V, k))
-        else:
-            z = direction(
-                elements, seed=terms.seed, step=step, param=param, k=k, gaussian=terms.gaussian
-            )
-        total += n * z.double()
-    return total.float() * _f32(terms.unit)
+        total += n * z(elements, terms, step, k).double()
+    return total.float() * _f32(terms.grid)
 
 
 def _moments(m: Tensor, v: Tensor, g: Tensor, adam: AdamConstants) -> tuple[Tensor, Tensor]:

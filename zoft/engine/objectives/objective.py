@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from zoft.data.examples import Example
 from zoft.engine.estimator import Losses
@@ -14,7 +15,7 @@ from zoft.engine.objectives.batch import Batch
 from zoft.engine.objectives.choice import ChoiceObjective
 from zoft.engine.objectives.lm import LMObjective
 from zoft.engine.objectives.score import Score
-from zoft.engine.probe.view import View
+from zoft.engine.probe.view import ProbedModel
 
 # Each has three methods. `width(examples)`: tokens of the longest row. `collate(examples, width)`: a
 # Batch on the CPU, its rows padded to `width`. `losses(view, batch, mask)`: the Losses of each example
@@ -39,27 +40,26 @@ def micro_batches(
     ]
 
 
-def batch_losses(
-    objective: Objective, view: View, batches: Sequence[Batch], *, masked: bool
-) -> Losses:
+def batch_losses(objective: Objective, view: ProbedModel, batches: Sequence[Batch]) -> Losses:
     """The losses of a batch given as micro-batches, by one forward pass for each of them.
 
-    They run inside the probe that is open; `masked` says whether the model gets an attention mask.
+    They run inside the probe that is open.
     """
-    found = [
-        objective.losses(view, batch, batch.attention_mask() if masked else None)[0]
-        for batch in batches
-    ]
+    found = [objective.losses(view, batch, _mask(view, batch))[0] for batch in batches]
     return Losses(
         torch.cat([part.sums for part in found], dim=1),
         torch.cat([part.weights for part in found]),
     )
 
 
-def batch_score(objective: Objective, view: View, batch: Batch, *, masked: bool) -> Score:
+def batch_score(objective: Objective, view: ProbedModel, batch: Batch) -> Score:
     """The score of `batch` at the weights that the open probe shows."""
-    mask = batch.attention_mask() if masked else None
-    found, hits = objective.losses(view, batch, mask)
+    found, hits = objective.losses(view, batch, _mask(view, batch))
     [sums], weights = found.sums.tolist(), found.weights.tolist()
     total = math.fsum(sums) if all(map(math.isfinite, sums)) else math.nan
     return Score(total, math.fsum(weights), None if hits is None else int(hits.sum()))
+
+
+def _mask(view: ProbedModel, batch: Batch) -> Tensor | None:
+    """The attention mask of a batch, if the model needs one."""
+    return batch.attention_mask() if view.masked else None

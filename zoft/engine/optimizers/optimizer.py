@@ -9,40 +9,30 @@ from typing import Any
 from torch import Tensor
 
 from zoft.engine.kernels import reference
-from zoft.engine.kernels.dispatch import kernels_for
-from zoft.engine.kernels.numerics.exact_sum import Rounding, Terms, make_terms
+from zoft.engine.kernels.numerics.exact_sum import DirectionSum, Rounding
 from zoft.engine.optimizers.measurement import Measurement
 from zoft.engine.optimizers.update import Tuned, Weights
+from zoft.engine.probe.directions import Directions, Structure
+from zoft.engine.probe.structures.table import directions_of, structure_of
 from zoft.recipe.sections.optimizers.rule import AdamConstants, OptimizerSection, UpdateRule
 
 
 @dataclass(frozen=True, slots=True)
-class Directions:
-    """The directions z of a run, as a rule adds them up."""
-
-    seed: int
-    gaussian: bool = False
-    rank1: bool = False
-
-    def total(self, addresses: Sequence[tuple[int, int]], coefficients: Sequence[float]) -> Terms:
-        """sum_i a_i z_i on one grid. Raises ValueError for too many or not finite coefficients."""
-        return make_terms(self.seed, self.gaussian, list(addresses), list(coefficients), self.rank1)
-
-
-@dataclass(frozen=True, slots=True)
 class WeightUpdate:
-    """A tuned weight in one update: values and state (float32, by name), decay and rounding."""
+    """A tuned weight in one update: its structure, values and state (float32, by name), decay and
+    rounding."""
 
     tuned: Tuned
+    structure: Structure
     weight: Tensor
     state: dict[str, Tensor]
     decay: float
     rounding: Rounding
 
-    def add(self, total: Terms) -> None:
+    def add(self, total: DirectionSum) -> None:
         self._add(self.weight, total, self.decay)
 
-    def accumulate(self, name: str, total: Terms, decay: float) -> None:
+    def accumulate(self, name: str, total: DirectionSum, decay: float) -> None:
         self._add(self.state[name], total, decay)
 
     def add_state(self, name: str, factor: float) -> None:
@@ -51,23 +41,24 @@ class WeightUpdate:
             param=self.tuned.param, decay=self.decay, rounding=self.rounding,
         )  # fmt: skip
 
-    def adam(self, gradient: Terms, constants: AdamConstants) -> None:
-        exp_avg, exp_avg_sq = self.state.values()
-        kernels_for(self.weight.device).radazo_full(
-            self.weight, exp_avg, exp_avg_sq, gradient, constants,
-            param=self.tuned.param, decay=self.decay, rounding=self.rounding,
-        )  # fmt: skip
+    def adam(self, gradient: DirectionSum, constants: AdamConstants) -> None:
+        self._adam([gradient], constants, tuple(self.state.values()))
 
-    def adam_window(self, gradients: Sequence[Terms], constants: AdamConstants) -> None:
-        kernels_for(self.weight.device).radazo_window(
-            self.weight, list(gradients), constants,
-            param=self.tuned.param, decay=self.decay, rounding=self.rounding,
-        )  # fmt: skip
+    def adam_window(self, gradients: Sequence[DirectionSum], constants: AdamConstants) -> None:
+        self._adam(gradients, constants, ())
 
-    def _add(self, tensor: Tensor, total: Terms, decay: float) -> None:
-        kernels_for(tensor.device).add_directions(
-            tensor, total, param=self.tuned.param, decay=decay, rounding=self.rounding
+    def _add(self, tensor: Tensor, total: DirectionSum, decay: float) -> None:
+        self.structure.update(
+            tensor, [total], param=self.tuned.param, decay=decay, rounding=self.rounding
         )
+
+    def _adam(
+        self, sums: Sequence[DirectionSum], adam: AdamConstants, moments: Sequence[Tensor]
+    ) -> None:
+        self.structure.update(
+            self.weight, sums, param=self.tuned.param, decay=self.decay, rounding=self.rounding,
+            adam=adam, moments=moments,
+        )  # fmt: skip
 
 
 class Optimizer:
@@ -90,7 +81,8 @@ class Optimizer:
         def update(tuned: Tuned, weight: Tensor, state: Sequence[Tensor]) -> None:
             decay = 1.0 - shrink if tuned.decays else 1.0
             kept = dict(zip(names, state, strict=True))
-            move(WeightUpdate(tuned, weight, kept, decay, rounding))
+            structure = structure_of(weight, self.directions.structure)
+            move(WeightUpdate(tuned, structure, weight, kept, decay, rounding))
 
         self.weights.apply(update)
 
@@ -111,5 +103,4 @@ class Optimizer:
 
 def optimizer_for(settings: OptimizerSection, seed: int, weights: Weights) -> Optimizer:
     """The optimizer of a recipe without `auto`."""
-    gaussian, rank1 = settings.distribution == "gaussian", settings.structure == "rank1"
-    return Optimizer(weights, settings.rule(), Directions(seed, gaussian, rank1), settings)
+    return Optimizer(weights, settings.rule(), directions_of(settings, seed), settings)

@@ -1,31 +1,30 @@
-"""The lean head: only the scored positions, only the wanted words, or a loss without all logits."""
+"""The model's head: only the scored positions and the wanted tokens, or a loss without all logits."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from zoft.engine.probe.forwards import Roads
+from zoft.engine.probe.forwards import Forward, PerturbedForwards
 from zoft.engine.probe.leaves import Leaf
-from zoft.engine.probe.perturbed import Values
-from zoft.engine.probe.rows import Rows, make_rows
+from zoft.engine.probe.linear import LinearForward
+from zoft.engine.probe.perturbed import PerturbedParameters
+from zoft.engine.probe.rows import RowAssignment, assign_rows
 
 CHUNK_LOGITS = 1 << 25  # float32 logits at a time: 128 MiB
 CHUNK_WEIGHTS = 1 << 25  # elements of the head whose perturbed copy is there at a time
 
 
 def chunk_words(rows: int, columns: int) -> int:
-    """How many words of the vocabulary go at a time, for so many hidden states of that width."""
+    """How many tokens of the vocabulary go at a time, for so many hidden states of that width."""
     fit = min(CHUNK_LOGITS // max(1, rows), CHUNK_WEIGHTS // columns)
     return max(1024, fit // 1024 * 1024)
 
 
 @dataclass(frozen=True, slots=True)
-class Lean:
+class HeadRequest:
     """What the head computes: of the hidden states at flat `positions` (N,) the logits (N, n) of the
     tokens `vocab` (n,), or of all, or, with `targets` (N,), -log p of these as (N, 1). Positions count
     the `tokens` that the model was given in each row; virtual ones may stand in front of them. Without
@@ -37,87 +36,85 @@ class Lean:
     targets: Tensor | None = None
 
 
-class Head:
-    """Stands in for the model's output embedding while a probe is open."""
+class HeadForward:
+    """Stands in for the forward of the model's output embedding. `leaf` is None where a probe leaves it
+    as it is."""
 
-    def __init__(self, module: nn.Module, leaf: Leaf | None, values: Values, roads: Roads) -> None:
-        self.module, self.leaf, self.values, self.roads = module, leaf, values, roads
+    def __init__(
+        self,
+        module: nn.Module,
+        leaf: Leaf | None,
+        parameters: PerturbedParameters,
+        forwards: PerturbedForwards,
+    ) -> None:
+        self.module, self.leaf, self.parameters = module, leaf, parameters
         self.is_linear = getattr(type(module), "forward", None) is nn.Linear.forward
-        self.lean: Lean | None = None
+        self.request: HeadRequest | None = None
+        self._forwards = forwards
+        self._all_logits: Forward = module.forward
 
-    def road(self, forward: Callable[..., Any]) -> Callable[[Tensor], Tensor]:
-        inner = self.roads.of(self.leaf) if self.leaf else forward
+    def open(self) -> None:
+        """Begin to stand in for the module's forward as it is now."""
+        self._all_logits = self._forwards.of(self.leaf) if self.leaf else self.module.forward
 
-        def run(hidden: Tensor) -> Tensor:
-            lean = self.lean
-            if lean is None:
-                raise RuntimeError("the head ran outside logits()")
-            if lean.positions is None:
-                # As a matrix: a strided (R, 1, C) makes torch copy the weight once for each row.
-                return inner(hidden[:, -1])[:, None]  # type: ignore[no-any-return]
-            tokens = hidden.shape[1]
-            virtual = tokens - lean.tokens
-            positions = lean.positions + virtual * (1 + lean.positions // lean.tokens)
-            hidden = hidden.reshape(-1, hidden.shape[-1])[positions]
-            with self.values.narrowed(self._rows(positions, tokens)):
-                if lean.targets is not None:
-                    return self._losses(hidden, lean.targets)
-                if lean.vocab is None:
-                    return inner(hidden)  # type: ignore[no-any-return]
-                if not self.is_linear or (self.leaf and self.leaf.own("weight") is None):
-                    return inner(hidden)[:, lean.vocab]  # type: ignore[no-any-return]
-                return self._few(hidden.float(), lean.vocab)
+    def __call__(self, hidden: Tensor) -> Tensor:
+        request = self.request
+        if request is None:
+            raise RuntimeError("the head ran outside logits()")
+        if request.positions is None:
+            # As a matrix: a strided (R, 1, C) makes torch copy the weight once for each row.
+            return self._all_logits(hidden[:, -1])[:, None]  # type: ignore[no-any-return]
+        tokens = hidden.shape[1]
+        virtual = tokens - request.tokens
+        positions = request.positions + virtual * (1 + request.positions // request.tokens)
+        hidden = hidden.reshape(-1, hidden.shape[-1])[positions]
+        with self.parameters.narrowed(self._rows(positions, tokens)):
+            if request.targets is not None:
+                return self._losses(hidden, request.targets)
+            if request.vocab is None:
+                return self._all_logits(hidden)  # type: ignore[no-any-return]
+            if not self.is_linear or (self.leaf and self.leaf.weight is None):
+                return self._all_logits(hidden)[:, request.vocab]  # type: ignore[no-any-return]
+            return self._some_logits(hidden.float(), request.vocab)
 
-        return run
-
-    def _rows(self, positions: Tensor, tokens: int) -> Rows:
+    def _rows(self, positions: Tensor, tokens: int) -> RowAssignment:
         """The model's rows, one for each position, in as few runs as these form."""
-        rows = self.values.rows
+        rows = self.parameters.rows
         device = rows.which_tensor.device
         if len(set(rows.which)) == 1:
-            return make_rows(positions.numel(), rows.which, rows.scales, device)
+            return assign_rows(positions.numel(), rows.which, rows.scales, device)
         run = positions // (tokens * (rows.size // len(rows)))
         which, scales = rows.which_tensor[run].tolist(), rows.scales_tensor[run].tolist()
-        return make_rows(positions.numel(), which, scales, device)
+        return assign_rows(positions.numel(), which, scales, device)
 
-    def _few(self, hidden: Tensor, vocab: Tensor) -> Tensor:
-        """float32 throughout: the difference of two logits is the loss."""
-        values, rows, leaf = self.values, self.values.rows, self.leaf
-        weight, bias = (leaf.own("weight"), leaf.own("bias")) if leaf else (None, None)
-        mark = values.scratch.mark()
+    def _some_logits(self, hidden: Tensor, vocab: Tensor) -> Tensor:
+        """Logits (N, n) of the tokens `vocab`. float32 throughout: the difference of two is the loss."""
+        parameters = self.parameters
+        weight, bias = (self.leaf.weight, self.leaf.bias) if self.leaf else (None, None)
+        scratch = parameters.probe.scratch
+        mark = scratch.mark()
         assert isinstance(self.module.weight, Tensor)
-        if values.outer(weight):
-            assert weight is not None
-            assert weight.param is not None
-            u, v = values.factors.u(weight.param), values.factors.v(weight.param)
-            count = hidden.shape[0] // len(rows)
-            which = rows.which_tensor.repeat_interleave(count)
-            amount = (hidden * v[which]).sum(-1) * rows.scales_tensor.repeat_interleave(count)
-            logits = hidden @ weight.parameter.detach()[vocab].float().t()
-            logits += amount[:, None] * u[which[:, None], vocab]
-        elif weight and values.moves(weight):
-            tables = values.looked_up(weight, vocab.expand(len(rows), -1), torch.float32)
-            parts = zip(torch.chunk(hidden, len(rows)), torch.chunk(tables, len(rows)), strict=True)
-            logits = torch.cat([nn.functional.linear(mine, table) for mine, table in parts])
+        if weight is not None and parameters.is_tuned(weight):
+            logits = parameters.perturbation(weight).logits(weight, hidden, vocab)
         else:
             logits = nn.functional.linear(hidden, self.module.weight.detach()[vocab].float())
-        whole = values.vectors(bias) if bias else self.module.bias
-        if isinstance(whole, Tensor):
-            vector = whole.detach().float().view(-1, self.module.weight.shape[0])[:, vocab]
+        vector = parameters.vectors(bias) if bias else self.module.bias
+        if isinstance(vector, Tensor):
+            vector = vector.detach().float().view(-1, self.module.weight.shape[0])[:, vocab]
             logits = (logits.view(len(vector), -1, vocab.numel()) + vector[:, None]).view_as(logits)
-        values.scratch.release(mark)
+        scratch.release(mark)
         return logits
 
     def _losses(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """-log p of the targets in float32, (N, 1), over chunks of the vocabulary: the logarithm of the
         sum is carried along, so that logits (N, V) never stand in memory at once."""
         assert isinstance(self.module.weight, Tensor)
-        words = self.module.weight.shape[0]
+        vocabulary = self.module.weight.shape[0]
         size = chunk_words(*hidden.shape)
         total = torch.full(targets.shape, -torch.inf, device=hidden.device)
         wanted = torch.zeros(targets.shape, device=hidden.device)
-        for begin in range(0, words, size):
-            part = slice(begin, min(begin + size, words))
+        for begin in range(0, vocabulary, size):
+            part = slice(begin, min(begin + size, vocabulary))
             logits = self._part(hidden, part).float()
             total = torch.logaddexp(total, logits.logsumexp(-1))
             inside = (targets >= part.start) & (targets < part.stop)
@@ -126,8 +123,9 @@ class Head:
         return (total - wanted)[:, None]
 
     def _part(self, hidden: Tensor, part: slice) -> Tensor:
+        """Logits of the tokens `part` of the vocabulary."""
         if self.leaf is not None:
-            return self.roads.linear(self.leaf, hidden, part)
+            return LinearForward(self.leaf, self.parameters).product(hidden, part)
         weight, bias = self.module.weight, self.module.bias
         assert isinstance(weight, Tensor)
         vector = bias[part] if isinstance(bias, Tensor) else None

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from zoft.errors import RecipeError
 
-PRODUCT = 16  # directions whose u stand beside the weight in one matrix product
+GROUP_DIRECTIONS = 16  # at most so many different directions in one matrix product
 
 
 class MixedRows(RecipeError):
@@ -25,7 +25,7 @@ class MixedRows(RecipeError):
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class RowGroup:
     """The runs [begin, end) of a pass, the directions in them, and each run's place among these."""
 
     begin: int
@@ -35,7 +35,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Rows:
+class RowAssignment:
     """`size` rows in equal runs: run i has the `which[i]`-th of the drawn directions at `scales[i]`.
 
     A probe of one sign is one run, a paired one two, per-example directions make a run of each example
@@ -59,9 +59,9 @@ class Rows:
             raise MixedRows(x.shape[0], self.size)
         return x.reshape(-1, x.shape[-1])
 
-    def one(self, i: int) -> Rows:
+    def one(self, i: int) -> RowAssignment:
         """The rows of run i alone."""
-        return make_rows(
+        return assign_rows(
             self.size // len(self),
             self.which[i : i + 1],
             self.scales[i : i + 1],
@@ -69,29 +69,32 @@ class Rows:
         )
 
     @cached_property
-    def products(self) -> list[Part]:
-        """Consecutive runs with at most PRODUCT distinct directions."""
-        if len(set(self.which)) <= PRODUCT:
-            return [self._part(0, len(self))]
-        parts, begin, seen = [], 0, set[int]()
+    def groups(self) -> list[RowGroup]:
+        """Consecutive runs with at most GROUP_DIRECTIONS different directions."""
+        if len(set(self.which)) <= GROUP_DIRECTIONS:
+            return [self._group(0, len(self))]
+        groups, begin, seen = [], 0, set[int]()
         for i, number in enumerate(self.which):
-            if number not in seen and len(seen) == PRODUCT:
-                parts.append(self._part(begin, i))
+            if number not in seen and len(seen) == GROUP_DIRECTIONS:
+                groups.append(self._group(begin, i))
                 begin, seen = i, set()
             seen.add(number)
-        return [*parts, self._part(begin, len(self))]
+        return [*groups, self._group(begin, len(self))]
 
-    def _part(self, begin: int, end: int) -> Part:
+    def _group(self, begin: int, end: int) -> RowGroup:
         directions = tuple(dict.fromkeys(self.which[begin:end]))
         places = {number: place for place, number in enumerate(directions)}
         local = [places[number] for number in self.which[begin:end]]
-        return Part(begin, end, directions, torch.tensor(local, device=self.which_tensor.device))
+        return RowGroup(
+            begin, end, directions, torch.tensor(local, device=self.which_tensor.device)
+        )
 
 
-def make_rows(
+def assign_rows(
     size: int, which: Sequence[int], scales: Sequence[float], device: torch.device
-) -> Rows:
-    return Rows(
+) -> RowAssignment:
+    """`size` rows in len(which) equal runs, with their tensors on `device`."""
+    return RowAssignment(
         size,
         tuple(which),
         tuple(scales),

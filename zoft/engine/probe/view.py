@@ -1,9 +1,9 @@
-"""A probe is a view: the model computes with W + scale * z while W itself is never written.
+"""A model at theta + scale * z: it computes with W + scale * z while W itself is never written.
 
-Inside `with view.probe(direction, scale):` every module that reads a tuned parameter works on a copy
+Inside `with model.probe(direction, scale):` every module that reads a tuned parameter works on a copy
 made as it is entered and dropped as it is left, or, with rank-1 directions, on a correction inside its
 product. Nothing is restored by arithmetic, so nothing drifts, and memory grows by the largest module's
-weight. `view.plain()` is the same without a direction: it only casts weights that are stored in another
+weight. `model.plain()` is the same without a direction: it only casts weights that are stored in another
 dtype than the one that is computed in.
 """
 
@@ -19,19 +19,20 @@ from torch import Tensor, nn
 
 from zoft.engine.probe.attention import bounded_attention
 from zoft.engine.probe.directions import Direction
-from zoft.engine.probe.forwards import Roads
-from zoft.engine.probe.head import Head, Lean
+from zoft.engine.probe.forwards import PerturbedForwards
+from zoft.engine.probe.head import HeadForward, HeadRequest
 from zoft.engine.probe.leaves import find_leaves
-from zoft.engine.probe.perturbed import Values
-from zoft.engine.probe.rows import make_rows
+from zoft.engine.probe.perturbed import PerturbedParameters
+from zoft.engine.probe.rows import assign_rows
 
 
-class View:
+class ProbedModel:
     """A causal language model whose forward passes can be taken at theta or at theta + scale * z.
 
     `tuned` maps a parameter's name to it, `ids` to its id in the directions' address. `example` is a
-    small (1, T) int64 tensor of token ids; one forward pass on it shows who reads what. Raises
-    RecipeError if a tuned parameter is never read.
+    small (1, T) int64 tensor of token ids; one forward pass on it shows which module reads what.
+    `masked` says whether the model needs an attention mask over padding; it is set once that is known.
+    Raises RecipeError if a tuned parameter is never read.
     """
 
     def __init__(
@@ -44,20 +45,21 @@ class View:
     ) -> None:
         self.model = model
         self.compute_dtype = compute_dtype
+        self.masked = False
         self.leaves = find_leaves(model, tuned, ids, compute_dtype, example)
-        self.values = Values(self.leaves, compute_dtype, example.device)
-        self._roads = Roads(self.leaves, self.values)
+        self.parameters = PerturbedParameters(self.leaves, compute_dtype, example.device)
+        self._forwards = PerturbedForwards(self.leaves, self.parameters)
         module: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
         leaf = next((x for x in self.leaves if x.module is module), None)
-        self._head = Head(module, leaf, self.values, self._roads)
+        self._head = HeadForward(module, leaf, self.parameters, self._forwards)
         self._scales: tuple[float, ...] = ()
         self._examples: int | None = None
-        self._head_ends_the_model = self._look_behind_the_head(example)
+        self._head_ends_the_model = self._check_head_ends_the_model(example)
 
     @property
     def delivered(self) -> dict[nn.Parameter, torch.dtype]:
         """The type in which each dense parameter last met its inputs while a probe was open."""
-        return self.values.delivered
+        return self.parameters.dense.delivered
 
     # -- using it ---------------------------------------------------------------------------------
 
@@ -77,11 +79,12 @@ class View:
         head = self._head.module
         before = {m: m.__dict__.get("forward") for m in [*(x.module for x in self.leaves), head]}
         try:
-            self.values.open(direction, examples)
+            self.parameters.open(direction, examples)
             for leaf in self.leaves:
                 if leaf.module is not head:
-                    leaf.module.forward = self._roads.of(leaf)
-            head.forward = self._head.road(head.forward)
+                    leaf.module.forward = self._forwards.of(leaf)
+            self._head.open()
+            head.forward = self._head
             yield
         finally:
             # Here and not in hooks: hooks don't run when Ctrl-C arrives inside a forward.
@@ -90,15 +93,12 @@ class View:
                     module.__dict__.pop("forward", None)
                 else:
                     module.forward = forward
-            for leaf in self.leaves:
-                leaf.put_back()
-            self._roads.rank1.forget()
-            self.values.scratch.release(0)
-            self.values.direction, self._head.lean = None, None
+            self.parameters.close()
+            self._head.request = None
             self._scales, self._examples = (), None
 
     def plain(self) -> Any:
-        """The model at theta itself, with the same lean head."""
+        """The model at theta itself, with the same requests to its head."""
         return self.probe(None, 0.0)
 
     @contextmanager
@@ -106,13 +106,13 @@ class View:
         """The model at theta for a library's decoding: inside, `model` itself may be called, with a
         cache, on `rows` rows that grow to `length` tokens. It gives the logits of the last column."""
         config: Any = self.model.config
-        everyone = make_rows(rows, (0,), (0.0,), self.values.rows.which_tensor.device)
+        everyone = assign_rows(rows, (0,), (0.0,), self.parameters.rows.which_tensor.device)
         with (
             self.plain(),
-            self.values.narrowed(everyone),
+            self.parameters.narrowed(everyone),
             bounded_attention(config, rows, length),
         ):
-            self._head.lean = Lean(None, 1)
+            self._head.request = HeadRequest(None, 1)
             yield
 
     def logits(
@@ -129,8 +129,8 @@ class View:
         `examples` says of each row which example it belongs to (default: the rows in order; rows of
         one example stand together, equally many for each). Must run inside `probe` or `plain`.
         """
-        lean = Lean(self._copied(positions, input_ids.numel()), input_ids.shape[1], vocab)
-        return self._run(lean, input_ids, attention_mask, examples)
+        request = HeadRequest(self._copied(positions, input_ids.numel()), input_ids.shape[1], vocab)
+        return self._run(request, input_ids, attention_mask, examples)
 
     def token_losses(
         self,
@@ -141,12 +141,12 @@ class View:
         examples: Sequence[int] | None = None,
     ) -> Tensor:
         """-log p of each of `targets` (N,) in float32: (copies * N,), see `logits`."""
-        lean = Lean(self._copied(positions, input_ids.numel()), input_ids.shape[1])
+        request = HeadRequest(self._copied(positions, input_ids.numel()), input_ids.shape[1])
         wanted = targets.repeat(len(self._scales))
         if self._head_ends_the_model:
-            lean = replace(lean, targets=wanted)
-            return self._run(lean, input_ids, attention_mask, examples)[:, 0]
-        logits = self._run(lean, input_ids, attention_mask, examples)
+            request = replace(request, targets=wanted)
+            return self._run(request, input_ids, attention_mask, examples)[:, 0]
+        logits = self._run(request, input_ids, attention_mask, examples)
         # In float16 a loss near 4 has an ulp of 4e-3.
         return nn.functional.cross_entropy(logits.float(), wanted, reduction="none")
 
@@ -161,20 +161,20 @@ class View:
     @torch.no_grad()
     def _run(
         self,
-        lean: Lean,
+        request: HeadRequest,
         input_ids: Tensor,
         attention_mask: Tensor | None,
         examples: Sequence[int] | None,
     ) -> Tensor:
         copies = len(self._scales)
-        self._head.lean = lean
+        self._head.request = request
         input_ids = input_ids.repeat(copies, 1)
         if attention_mask is not None:
             attention_mask = attention_mask.repeat(copies, 1)
         which, scales = self._runs(input_ids.shape[0] // copies, examples)
-        rows = make_rows(input_ids.shape[0], which, scales, input_ids.device)
+        rows = assign_rows(input_ids.shape[0], which, scales, input_ids.device)
         config: Any = self.model.config
-        with self.values.narrowed(rows), bounded_attention(config, *input_ids.shape):
+        with self.parameters.narrowed(rows), bounded_attention(config, *input_ids.shape):
             output = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
         logits: Tensor = output.logits
         return logits
@@ -190,7 +190,7 @@ class View:
             [scale for scale in self._scales for _ in numbers],
         )
 
-    def _look_behind_the_head(self, example: Tensor) -> bool:
+    def _check_head_ends_the_model(self, example: Tensor) -> bool:
         """Whether the model returns what its head computed: no softcap, no scale, no bias after it."""
         if not self._head.is_linear:
             return False

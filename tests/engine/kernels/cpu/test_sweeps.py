@@ -13,16 +13,16 @@ from support.tensors import assert_same, numbers
 
 from zoft.engine.kernels import reference
 from zoft.engine.kernels.cpu import sweeps as cpu
-from zoft.engine.kernels.numerics.exact_sum import Rounding, Terms, make_terms
+from zoft.engine.kernels.numerics.exact_sum import DirectionSum, Rounding, direction_sum
 from zoft.recipe.sections.optimizers.rule import AdamConstants
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 ADDRESS = {"seed": 2**32 - 3, "step": 17, "param": 0xDEADBEEF, "k": 5}
 
 
-def terms(gaussian: bool, count: int, step: int = 3) -> Terms:
+def terms(gaussian: bool, count: int, step: int = 3) -> DirectionSum:
     coefficients = [(-1) ** i * 1e-3 / (1 + i) for i in range(count)]
-    return make_terms(7, gaussian, [(step, k) for k in range(count)], coefficients)
+    return direction_sum(7, gaussian, [(step, k) for k in range(count)], coefficients)
 
 
 @pytest.mark.parametrize("gaussian", [False, True])
@@ -86,9 +86,9 @@ def test_updates_equal_reference(gaussian: bool, dtype: torch.dtype, n: int) -> 
     for kernels in (cpu, reference):
         a, b, c = (numbers(n, dtype=dtype) for _ in range(3))
         m, v = numbers(n, seed=1) * 1e-4, numbers(n, seed=2).abs() * 1e-6
-        kernels.add_directions(a, terms(gaussian, 5), **common)
-        kernels.radazo_full(b, m, v, terms(gaussian, 2), adam, **common)
-        kernels.radazo_window(c, window, adam, **common)
+        kernels.update_dense(a, [terms(gaussian, 5)], **common)
+        kernels.update_dense(b, [terms(gaussian, 2)], adam=adam, moments=(m, v), **common)
+        kernels.update_dense(c, window, adam=adam, **common)
         results.append([a, b, c, m, v])
     for fast, slow in zip(*results, strict=True):
         assert_same(fast, slow)
@@ -102,10 +102,10 @@ def test_the_order_of_the_sum_does_not_matter(gaussian: bool) -> None:
     results = []
     for permutation in (range(300), order):
         weight = numbers(5_000)
-        shuffled = make_terms(
+        shuffled = direction_sum(
             7, gaussian, [addresses[i] for i in permutation], [coefficients[i] for i in permutation]
         )
-        cpu.add_directions(weight, shuffled, param=1, decay=1.0, rounding=Rounding(7, 1))
+        cpu.update_dense(weight, [shuffled], param=1, decay=1.0, rounding=Rounding(7, 1))
         results.append(weight)
     assert torch.equal(*results)
 
@@ -120,9 +120,9 @@ def test_stochastic_rounding_is_unbiased_and_leaves_the_representable_alone(
     still[:3] = torch.tensor([float("nan"), float("inf"), -float("inf")])
     before = still.clone()
     # One sign for every element: a decay factor moves 1.0 by 0.3 of the distance to its neighbour.
-    nothing = make_terms(7, False, [(1, 0)], [0.0])
-    cpu.add_directions(weight, nothing, param=1, decay=target, rounding=Rounding(7, 1))
-    cpu.add_directions(still, nothing, param=1, decay=1.0, rounding=Rounding(7, 1))
+    nothing = direction_sum(7, False, [(1, 0)], [0.0])
+    cpu.update_dense(weight, [nothing], param=1, decay=target, rounding=Rounding(7, 1))
+    cpu.update_dense(still, [nothing], param=1, decay=1.0, rounding=Rounding(7, 1))
     share = (weight.float() > 1).float().mean().item()
     assert share == pytest.approx(0.3, abs=0.005)  # 4 standard deviations are 0.003
     assert torch.equal(still[1:], before[1:])

@@ -24,7 +24,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime.jit import create_function_from_signature
 
-from zoft.engine.kernels.numerics.exact_sum import Rounding, make_terms
+from zoft.engine.kernels.numerics.exact_sum import Rounding, direction_sum
 from zoft.engine.kernels.triton import probe as triton_probe
 from zoft.engine.kernels.triton import products as triton_products
 from zoft.engine.kernels.triton import signs as triton_signs
@@ -260,12 +260,14 @@ def variants() -> dict[str, int]:
         table = torch.zeros(1 + k % 2, 4, dtype=torch.int64)
         kernels.signs(signs, table, seed=seed, step=step, ks=torch.arange(1 + k % 17))
         addresses = [(step, i) for i in range(1 + k % 17)]
-        terms = make_terms(seed, False, addresses, [scale] * len(addresses), rank1=True)
+        terms = direction_sum(seed, False, addresses, [scale] * len(addresses))
         adam, rounding = AdamConstants(0.9, 0.99, scale, step / 2**32, 1e-8), Rounding(seed, step)
-        for x in (weight, matrix):
-            kernels.add_directions(x, terms, param=seed, decay=scale, rounding=rounding)
+        kernels.update_dense(weight, [terms], param=seed, decay=scale, rounding=rounding)
+        kernels.update_rank1(matrix, [terms], param=seed, decay=scale, rounding=rounding)
         window = [terms] * (1 + k % 17)
-        kernels.radazo_window(weight.half(), window, adam, param=seed, decay=1.0, rounding=rounding)
+        kernels.update_dense(
+            weight.half(), window, param=seed, decay=1.0, rounding=rounding, adam=adam
+        )
     return {name: len(found) for name, found in seen.items()}
 
 

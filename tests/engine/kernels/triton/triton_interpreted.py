@@ -13,11 +13,12 @@ from support.tensors import bits, numbers
 from torch import Tensor
 
 from zoft.engine.kernels import reference
-from zoft.engine.kernels.numerics.exact_sum import Rounding, Terms, make_terms
+from zoft.engine.kernels.numerics.exact_sum import DirectionSum, Rounding, direction_sum
 from zoft.engine.kernels.triton import sweeps as triton
 from zoft.engine.optimizers import optimizer
 from zoft.engine.optimizers.measurement import Measurement
 from zoft.engine.optimizers.update import Resident, Tuned
+from zoft.engine.probe.structures import dense, rank1
 from zoft.recipe.sections.optimizers.mezo import MeZO
 from zoft.recipe.sections.optimizers.radazo import RAdaZO
 from zoft.recipe.sections.optimizers.rule import AdamConstants, OptimizerSection
@@ -48,16 +49,15 @@ def equal(a: Tensor, b: Tensor) -> bool:
     return bool(((bits(a) == bits(b)) | nan).all())
 
 
-def terms(count: int, *, gaussian: bool = False, rank1: bool = False, step: int = 3) -> Terms:
+def terms(count: int, *, gaussian: bool = False, step: int = 3) -> DirectionSum:
     coefficients = [(-1) ** i * 1e-3 / (1 + i) for i in range(count)]
-    return make_terms(
-        2**32 - 7, gaussian, [(step, 9 * k) for k in range(count)], coefficients, rank1
-    )
+    addresses = [(step, 9 * k) for k in range(count)]
+    return direction_sum(2**32 - 7, gaussian, addresses, coefficients)
 
 
 def test_the_signatures_are_the_references() -> None:
     names = "perturb perturb_pair perturb_rows perturb_each signs project spread widen prefill"
-    for name in [*names.split(), "add_directions", "radazo_full", "radazo_window"]:
+    for name in [*names.split(), "update_dense", "update_rank1"]:
         assert inspect.signature(getattr(triton, name)) == inspect.signature(
             getattr(reference, name)
         )
@@ -168,7 +168,7 @@ def test_what_surrounds_a_product(dtype: torch.dtype, runs: int, count: int, col
     [
         *itertools.product(DTYPES, ["signs"], [(1,), (3, 257)]),
         *itertools.product(DTYPES, ["gaussian"], [(255,), (3, 257)]),
-        *itertools.product(DTYPES, ["rank1"], [(9, 512), (255,)]),
+        *itertools.product(DTYPES, ["rank1"], [(9, 512), (1, 255)]),
         (torch.float32, "rank1", (5, 577)),
         (torch.float16, "rank1", (3, 513)),
         (torch.float32, "signs", (4099,)),
@@ -176,7 +176,7 @@ def test_what_surrounds_a_product(dtype: torch.dtype, runs: int, count: int, col
     ],
 )
 def test_updates(dtype: torch.dtype, kind: str, shape: tuple[int, ...]) -> None:
-    which = {"gaussian": kind == "gaussian", "rank1": kind == "rank1"}
+    which = {"gaussian": kind == "gaussian"}
     window = [terms(2, **which, step=step) for step in (1, 2)]
     results = []
     for kernels in (triton, reference):
@@ -185,9 +185,10 @@ def test_updates(dtype: torch.dtype, kind: str, shape: tuple[int, ...]) -> None:
             weights(shape, torch.float32, 1) * 1e-4,
             weights(shape, torch.float32, 2).abs() * 1e-6,
         )
-        kernels.add_directions(a, terms(3, **which), **COMMON)
-        kernels.radazo_full(b, m, v, terms(2, **which), ADAM, **COMMON)
-        kernels.radazo_window(c, window, ADAM, **COMMON)
+        update = kernels.update_rank1 if kind == "rank1" else kernels.update_dense
+        update(a, [terms(3, **which)], **COMMON)
+        update(b, [terms(2, **which)], adam=ADAM, moments=(m, v), **COMMON)
+        update(c, window, adam=ADAM, **COMMON)
         results.append([a, b, c, m, v])
     for fast, slow in zip(*results, strict=True):
         assert equal(fast, slow)
@@ -197,11 +198,11 @@ def test_updates(dtype: torch.dtype, kind: str, shape: tuple[int, ...]) -> None:
 def test_no_update_leaves_what_is_representable_alone(dtype: torch.dtype) -> None:
     weight = weights(600, dtype)
     before = weight.clone()
-    nothing = make_terms(7, False, [(1, 0)], [0.0])
-    triton.add_directions(weight, nothing, param=1, decay=1.0, rounding=Rounding(7, 1))
+    nothing = direction_sum(7, False, [(1, 0)], [0.0])
+    triton.update_dense(weight, [nothing], param=1, decay=1.0, rounding=Rounding(7, 1))
     zero = before == 0  # 0 + -0 is 0
     assert equal(weight[~zero], before[~zero])
-    triton.add_directions(weight[:0], nothing, param=1, decay=1.0, rounding=Rounding(7, 1))
+    triton.update_dense(weight[:0], [nothing], param=1, decay=1.0, rounding=Rounding(7, 1))
 
 
 def test_a_direction_number_beyond_its_field_is_refused() -> None:
@@ -212,7 +213,8 @@ def test_a_direction_number_beyond_its_field_is_refused() -> None:
 
 def replayed(kernels: ModuleType, rule: str, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """A matrix and a vector after four steps of a journal, one of them skipped."""
-    monkeypatch.setattr(optimizer, "kernels_for", lambda _: kernels)
+    for structure in (dense, rank1):
+        monkeypatch.setattr(structure, "kernels_for", lambda _: kernels)
     dtype = torch.bfloat16 if rule == "full" else torch.float32
     start = {"matrix": weights((7, 45), dtype)[:, 5:].contiguous(), "vector": weights(50, dtype)}
     tuned = [

@@ -36,7 +36,7 @@ from zoft.engine.kernels.cpu.rank1 import (
 from zoft.engine.kernels.cpu.tasks import perturb_task, prefill_task, project_task, widen_task
 from zoft.engine.kernels.cpu.update import STORED, SUM, WINDOW, add_outer_rows, update_span
 from zoft.engine.kernels.numerics import gaussian as normal
-from zoft.engine.kernels.numerics.exact_sum import Rounding, Terms
+from zoft.engine.kernels.numerics.exact_sum import DirectionSum, Rounding
 from zoft.recipe.sections.optimizers.rule import AdamConstants
 from zoft.system.philox import PURPOSE_DENSE, PURPOSE_U, PURPOSE_V
 
@@ -252,63 +252,54 @@ def prefill(
     )  # fmt: skip
 
 
-def add_directions(
-    weight: torch.Tensor, terms: Terms, *, param: int, decay: float, rounding: Rounding
-) -> None:
-    """weight = weight * decay + sum_i a_i z_i, in place, in one sweep."""
-    if terms.rank1 and weight.ndim == 2 and weight.dtype == torch.float32:
-        u, v = _both_factors([terms], weight.shape, param)
-        arguments = (u.T.copy(), v, np.float32(terms.unit), np.float32(decay))
-        rows, columns = weight.shape
-        flat = weight.view(-1).numpy()
-        _spread(
-            lambda a, b: add_outer_rows(flat, columns, *arguments, a, b),
-            rows,
-            2,
-            max(2, MIN_PER_THREAD // columns),
-        )
+def update_dense(
+    weight: torch.Tensor, sums: Sequence[DirectionSum], *, param: int, decay: float,
+    rounding: Rounding, adam: AdamConstants | None = None, moments: Sequence[torch.Tensor] = (),
+) -> None:  # fmt: skip
+    """Move `weight` in place by sums of dense directions, in one sweep; see `reference`."""
+    factors = (np.empty((0, 0), np.float32), np.empty((0, 0), np.int8))
+    _update(weight, sums, factors, param, decay, rounding, adam, moments)
+
+
+def update_rank1(
+    weight: torch.Tensor, sums: Sequence[DirectionSum], *, param: int, decay: float,
+    rounding: Rounding, adam: AdamConstants | None = None, moments: Sequence[torch.Tensor] = (),
+) -> None:  # fmt: skip
+    """Move a matrix by sums of directions u v^T, in one sweep; see `reference`."""
+    u, v = _both_factors(sums, weight.shape, param)
+    if adam is not None or weight.dtype != torch.float32:
+        _update(weight, sums, (u, v), param, decay, rounding, adam, moments)
         return
-    _update(SUM, weight, None, None, [terms], None, param, decay, rounding)
-
-
-def radazo_full(
-    weight: torch.Tensor, exp_avg: torch.Tensor, exp_avg_sq: torch.Tensor, terms: Terms,
-    adam: AdamConstants, *, param: int, decay: float, rounding: Rounding,
-) -> None:  # fmt: skip
-    """One R-AdaZO update with stored float32 moments, all three in place."""
-    _update(STORED, weight, exp_avg, exp_avg_sq, [terms], adam, param, decay, rounding)
-
-
-def radazo_window(
-    weight: torch.Tensor, window: list[Terms], adam: AdamConstants, *, param: int, decay: float,
-    rounding: Rounding,
-) -> None:  # fmt: skip
-    """One R-AdaZO update whose moments are recomputed from the last steps, oldest first."""
-    _update(WINDOW, weight, None, None, window, adam, param, decay, rounding)
+    arguments = (u.T.copy(), v, np.float32(sums[0].grid), np.float32(decay))
+    rows, columns = weight.shape
+    flat = weight.view(-1).numpy()
+    _spread(
+        lambda a, b: add_outer_rows(flat, columns, *arguments, a, b),
+        rows,
+        2,
+        max(2, MIN_PER_THREAD // columns),
+    )
 
 
 def _update(
-    mode: int, weight: torch.Tensor, exp_avg: torch.Tensor | None,
-    exp_avg_sq: torch.Tensor | None, window: list[Terms], adam: AdamConstants | None, param: int,
-    decay: float, rounding: Rounding,
+    weight: torch.Tensor, sums: Sequence[DirectionSum],
+    factors: tuple[npt.NDArray[np.float32], npt.NDArray[np.int8]], param: int, decay: float,
+    rounding: Rounding, adam: AdamConstants | None, moments: Sequence[torch.Tensor],
 ) -> None:  # fmt: skip
     w, kind = _stored(weight)
-    none = np.empty(0, np.float32)
-    m = none if exp_avg is None else exp_avg.view(-1).numpy()
-    v = none if exp_avg_sq is None else exp_avg_sq.view(-1).numpy()
+    mode = SUM if adam is None else STORED if moments else WINDOW
+    m, v = (x.view(-1).numpy() for x in moments) if moments else 2 * [np.empty(0, np.float32)]
     adam = adam or AdamConstants(beta1=0.0, beta2=0.0, lr=0.0, correction=1.0, eps=0.0)
-    gaussian = window[0].gaussian
-    steps, ks, n = _concatenated(window)
-    outer = window[0].rank1 and weight.ndim == 2
-    u, v_signs = _both_factors(window, weight.shape if outer else (0, 0), param)
+    gaussian = sums[0].gaussian
+    steps, ks, n = _concatenated(sums)
     arguments = (
-        window[0].seed, param, steps, ks, n,
-        np.cumsum([0, *(len(t.n) for t in window)]),
-        np.array([t.unit for t in window], np.float32),
+        sums[0].seed, param, steps, ks, n,
+        np.cumsum([0, *(len(t.n) for t in sums)]),
+        np.array([t.grid for t in sums], np.float32),
         gaussian, _table(gaussian), np.float32(decay),
         *(np.float32(x) for x in adam.constants()),
         rounding.seed, rounding.step,
-        u, v_signs,
+        *factors,
     )  # fmt: skip
     _spread(
         lambda a, b: update_span(mode, w, kind, m, v, a, b, *arguments),
@@ -319,22 +310,20 @@ def _update(
 
 
 def _both_factors(
-    window: list[Terms], shape: Sequence[int], param: int
+    sums: Sequence[DirectionSum], shape: Sequence[int], param: int
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int8]]:
     """The factors of a matrix's rank-1 terms: n * u, (terms, R) float32, and v, (terms, C) int8."""
-    steps, ks, n = _concatenated(window)
+    steps, ks, n = _concatenated(sums)
     u, v = (np.empty((len(n), length), np.int8) for length in shape)
     for out, purpose in ((u, PURPOSE_U), (v, PURPOSE_V)):
         if out.size:
-            signs_of_terms(out, window[0].seed, steps, ks, param, purpose)
+            signs_of_terms(out, sums[0].seed, steps, ks, param, purpose)
     return u * n[:, None], v
 
 
-def _concatenated(window: list[Terms]) -> tuple[npt.NDArray[Any], ...]:
+def _concatenated(sums: Sequence[DirectionSum]) -> tuple[npt.NDArray[Any], ...]:
     """steps, ks and n of all terms."""
-    return tuple(
-        np.concatenate([getattr(t, name) for t in window]) for name in ("steps", "ks", "n")
-    )
+    return tuple(np.concatenate([getattr(t, name) for t in sums]) for name in ("steps", "ks", "n"))
 
 
 def _table(gaussian: bool) -> npt.NDArray[np.float32]:

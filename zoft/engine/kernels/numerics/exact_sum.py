@@ -17,19 +17,15 @@ MAX_TERMS = 1 << 11  # directions in one exact float32 sum
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
-    """The directions of one sum and their coefficients: sum_i `unit` * n[i] * z(steps[i], ks[i]).
-
-    With `rank1`, z of a matrix is u v^T; a parameter that is no matrix has a dense z all the same.
-    """
+class DirectionSum:
+    """Addresses and coefficients of a sum of N directions: sum_i `grid` * n[i] * z(steps[i], ks[i])."""
 
     seed: int
     gaussian: bool
     steps: npt.NDArray[np.int64]  # (N,)
     ks: npt.NDArray[np.int64]  # (N,) direction of its step
     n: npt.NDArray[np.float32]  # (N,) integers
-    unit: float  # a power of two
-    rank1: bool = False
+    grid: float  # a power of two
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +36,9 @@ class Rounding:
     step: int
 
 
-def make_terms(
-    seed: int,
-    gaussian: bool,
-    addresses: list[tuple[int, int]],
-    coefficients: list[float],
-    rank1: bool = False,
-) -> Terms:
+def direction_sum(
+    seed: int, gaussian: bool, addresses: list[tuple[int, int]], coefficients: list[float]
+) -> DirectionSum:
     """Round `coefficients` (of the directions at `addresses`, (step, k) pairs) to a common grid.
 
     Raises ValueError for more than 2**11 directions or a coefficient that is not finite.
@@ -60,14 +52,13 @@ def make_terms(
         raise ValueError("a coefficient is not finite")
     # frexp: largest = m * 2**e with 0.5 <= m < 1, so largest / 2**(e - 13) < 2**13.
     # float32 has no normal number below 2**-126.
-    unit = math.ldexp(1.0, max(math.frexp(largest)[1] - 13, -126)) if largest > 0 else 1.0
+    grid = math.ldexp(1.0, max(math.frexp(largest)[1] - 13, -126)) if largest > 0 else 1.0
     address = np.array(addresses, dtype=np.int64).reshape(-1, 2)
-    return Terms(
+    return DirectionSum(
         seed=seed,
         gaussian=gaussian,
         steps=address[:, 0].copy(),
         ks=address[:, 1].copy(),
-        n=np.array([round(a / unit) for a in coefficients], dtype=np.float32),
-        unit=unit,
-        rank1=rank1,
+        n=np.array([round(a / grid) for a in coefficients], dtype=np.float32),
+        grid=grid,
     )

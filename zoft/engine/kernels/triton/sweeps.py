@@ -19,19 +19,18 @@ from zoft.engine.kernels.triton.probe import (
 )
 from zoft.engine.kernels.triton.products import prefill, project, spread, widen
 from zoft.engine.kernels.triton.signs import signs
-from zoft.engine.kernels.triton.update import add_directions, radazo_full, radazo_window
+from zoft.engine.kernels.triton.update import update_dense, update_rank1
 
 __all__ = [
-    "add_directions",
     "perturb",
     "perturb_each",
     "perturb_pair",
     "perturb_rows",
     "prefill",
     "project",
-    "radazo_full",
-    "radazo_window",
     "signs",
     "spread",
+    "update_dense",
+    "update_rank1",
     "widen",
 ]

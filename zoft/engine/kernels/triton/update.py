@@ -10,13 +10,15 @@ every sum is exact in any order, so the result has the reference's bits.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from zoft.engine.kernels.numerics.exact_sum import Rounding, Terms
+from zoft.engine.kernels.numerics.exact_sum import DirectionSum, Rounding
 from zoft.engine.kernels.triton.device import (
     HALF_ROWS,
     LANES,
@@ -253,57 +255,57 @@ def rank1_kernel(weight, exp_avg, exp_avg_sq, plan, terms, sums, u, v_factors, p
            MODE, ALIGNED)  # fmt: skip
 
 
-def add_directions(
-    weight: Tensor, terms: Terms, *, param: int, decay: float, rounding: Rounding
-) -> None:
-    """weight = weight * decay + sum_i a_i z_i, in place, in one sweep."""
-    _update(SUM, weight, None, None, [terms], None, param, decay, rounding)
-
-
-def radazo_full(
-    weight: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, terms: Terms, adam: AdamConstants, *,
-    param: int, decay: float, rounding: Rounding,
+def update_dense(
+    weight: Tensor, sums: Sequence[DirectionSum], *, param: int, decay: float, rounding: Rounding,
+    adam: AdamConstants | None = None, moments: Sequence[Tensor] = (),
 ) -> None:  # fmt: skip
-    """One R-AdaZO update with stored float32 moments, all three in place."""
-    _update(STORED, weight, exp_avg, exp_avg_sq, [terms], adam, param, decay, rounding)
-
-
-def radazo_window(
-    weight: Tensor, window: list[Terms], adam: AdamConstants, *, param: int, decay: float,
-    rounding: Rounding,
-) -> None:  # fmt: skip
-    """One R-AdaZO update whose moments are recomputed from the last steps, oldest first."""
-    _update(WINDOW, weight, None, None, window, adam, param, decay, rounding)
-
-
-def _update(
-    mode: int, weight: Tensor, exp_avg: Tensor | None, exp_avg_sq: Tensor | None,
-    window: list[Terms], adam: AdamConstants | None, param: int, decay: float, rounding: Rounding,
-) -> None:  # fmt: skip
+    """Move `weight` in place by sums of dense directions, in one sweep; see `reference`."""
     if weight.numel() == 0:
         return
-    plan = _plan(window, weight.device)
-    terms, seed, gaussian = sum(len(t.n) for t in window), window[0].seed, window[0].gaussian
-    adam = adam or AdamConstants(beta1=0.0, beta2=0.0, lr=0.0, correction=1.0, eps=0.0)
-    numbers = (param, decay, *adam.constants(), rounding.seed, rounding.step)
-    moments = (exp_avg, exp_avg_sq)
+    plan, mode, terms = _plan(sums, weight.device), _mode(adam, moments), _terms(sums)
+    gaussian = sums[0].gaussian
+    pairs = pairs_of(mode, gaussian)
     with on(weight.device):
-        if window[0].rank1 and weight.ndim == 2:
-            rows, columns = weight.shape
-            u, v = draw_factors(plan, terms, seed=seed, param=param, rows=rows, columns=columns)
-            aligned, parts = columns % 512 == 0, -(-columns // 512)
-            batch = rows_of(mode, aligned)
-            rank1_kernel[(-(-rows // batch) * parts,)](
-                weight, *moments, plan, terms, len(window), u, v, parts, rows, columns, *numbers,
-                mode, aligned, batch, **SWEEP,
-            )  # fmt: skip
-        else:
-            pairs = pairs_of(mode, gaussian)
-            table = table_on(weight.device) if gaussian else None
-            dense_kernel[(-(-weight.numel() // (512 * pairs)),)](
-                weight, *moments, plan, terms, len(window), table, weight.numel(), seed, *numbers,
-                mode, gaussian, pairs, **SWEEP,
-            )  # fmt: skip
+        table = table_on(weight.device) if gaussian else None
+        dense_kernel[(-(-weight.numel() // (512 * pairs)),)](
+            weight, *(moments or (None, None)), plan, terms, len(sums), table, weight.numel(),
+            sums[0].seed, *_numbers(param, decay, adam, rounding), mode, gaussian, pairs, **SWEEP,
+        )  # fmt: skip
+
+
+def update_rank1(
+    weight: Tensor, sums: Sequence[DirectionSum], *, param: int, decay: float, rounding: Rounding,
+    adam: AdamConstants | None = None, moments: Sequence[Tensor] = (),
+) -> None:  # fmt: skip
+    """Move a matrix by sums of directions u v^T: draws the factors, then one sweep; see `reference`."""
+    if weight.numel() == 0:
+        return
+    plan, mode, terms = _plan(sums, weight.device), _mode(adam, moments), _terms(sums)
+    rows, columns = weight.shape
+    aligned, parts = columns % 512 == 0, -(-columns // 512)
+    batch = rows_of(mode, aligned)
+    with on(weight.device):
+        u, v = draw_factors(plan, terms, seed=sums[0].seed, param=param, rows=rows, columns=columns)
+        rank1_kernel[(-(-rows // batch) * parts,)](
+            weight, *(moments or (None, None)), plan, terms, len(sums), u, v, parts, rows, columns,
+            *_numbers(param, decay, adam, rounding), mode, aligned, batch, **SWEEP,
+        )  # fmt: skip
+
+
+def _mode(adam: AdamConstants | None, moments: Sequence[Tensor]) -> int:
+    return SUM if adam is None else STORED if moments else WINDOW
+
+
+def _terms(sums: Sequence[DirectionSum]) -> int:
+    return sum(len(each.n) for each in sums)
+
+
+def _numbers(
+    param: int, decay: float, adam: AdamConstants | None, rounding: Rounding
+) -> tuple[int | float, ...]:
+    """The kernels' arguments that change from step to step or from parameter to parameter."""
+    adam = adam or AdamConstants(beta1=0.0, beta2=0.0, lr=0.0, correction=1.0, eps=0.0)
+    return (param, decay, *adam.constants(), rounding.seed, rounding.step)
 
 
 def pairs_of(mode: int, gaussian: bool) -> int:
@@ -318,20 +320,20 @@ def rows_of(mode: int, aligned: bool) -> int:
 
 
 # The last update's plan: one copy to the device serves all parameters of a step.
-_last: tuple[list[Terms], Tensor] | None = None
+_last: tuple[list[DirectionSum], Tensor] | None = None
 
 
-def _plan(window: list[Terms], device: torch.device) -> Tensor:
-    """Flat int64: (step, k, n) of every term, then (bits of float32 unit, end) of every sum."""
+def _plan(sums: Sequence[DirectionSum], device: torch.device) -> Tensor:
+    """Flat int64: (step, k, n) of every term, then (bits of float32 grid, end) of every sum."""
     global _last
     if _last is not None and _last[1].device == device:
         known = _last[0]
-        if len(known) == len(window) and all(a is b for a, b in zip(known, window, strict=True)):
+        if len(known) == len(sums) and all(a is b for a, b in zip(known, sums, strict=True)):
             return _last[1]
-    parts = [np.stack([t.steps, t.ks, t.n.astype(np.int64)], axis=1).reshape(-1) for t in window]
-    units = np.array([t.unit for t in window], np.float32).view(np.int32).astype(np.int64)
-    ends = np.cumsum([len(t.n) for t in window])
+    parts = [np.stack([t.steps, t.ks, t.n.astype(np.int64)], axis=1).reshape(-1) for t in sums]
+    units = np.array([t.grid for t in sums], np.float32).view(np.int32).astype(np.int64)
+    ends = np.cumsum([len(t.n) for t in sums])
     parts.append(np.stack([units, ends], axis=1).reshape(-1))
     plan = torch.from_numpy(np.concatenate(parts)).to(device)
-    _last = (list(window), plan)
+    _last = (list(sums), plan)
     return plan

@@ -10,20 +10,21 @@ import torch
 from torch import Tensor
 
 from zoft.engine.kernels.dispatch import kernels_for
+from zoft.engine.probe.leaves import Leaf
 from zoft.system.philox import PURPOSE_U, PURPOSE_V
+
+Group = Sequence[tuple[int, int, int]]
 
 
 class Factors:
     """Signs as int8, (n, length) for each factor, n directions; one kernel call fills them all.
 
-    `groups` lists (param, purpose, length): the factors of a group have one length and stand side by
+    `groups` lists (param, purpose, length): the factors of a group have one length and lie side by
     side, so that they can be multiplied with one input together. A step's factors take n bytes per
     row and column of every matrix: 6 MB for a 135M model and 16 examples.
     """
 
-    def __init__(
-        self, groups: Sequence[Sequence[tuple[int, int, int]]], device: torch.device
-    ) -> None:
+    def __init__(self, groups: Sequence[Group], device: torch.device) -> None:
         self._starts: dict[tuple[int, int], tuple[int, int]] = {}
         self._total = 0
         for group in groups:
@@ -62,7 +63,7 @@ class Factors:
         return self._one(param, PURPOSE_V)
 
     def stand_together(self, params: Sequence[int], purpose: int) -> bool:
-        """Whether these factors, in this order, can be shown side by side."""
+        """Whether these factors lie side by side in this order."""
         places = [self._starts[param, purpose] for param in params]
         return all(after == (at + n, n) for (at, n), after in pairwise(places))
 
@@ -85,3 +86,20 @@ class Factors:
             at, length = self._starts[param, purpose]
             self._views[key] = self._signs[n * at : n * (at + length)].view(n, length)
         return self._views[key]
+
+
+def factor_groups(leaves: Sequence[Leaf]) -> list[Group]:
+    """All factors of tuned matrices; the v of those that share an input together."""
+    groups: list[Group] = []
+    seen: set[tuple[int, int]] = set()
+    for leaf in leaves:
+        matrices: dict[int, list[tuple[int, int, int]]] = {PURPOSE_U: [], PURPOSE_V: []}
+        for ref in (ref for number in leaf.shares_input for ref in leaves[number].refs):
+            if ref.param is None or ref.parameter.ndim != 2:
+                continue
+            for purpose, length in zip((PURPOSE_U, PURPOSE_V), ref.parameter.shape, strict=True):
+                if (ref.param, purpose) not in seen:
+                    seen.add((ref.param, purpose))
+                    matrices[purpose].append((ref.param, purpose, length))
+        groups.extend(group for group in matrices.values() if group)
+    return groups

@@ -1,0 +1,1 @@
+"""The structures of directions: dense, rank-1."""
