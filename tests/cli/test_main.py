@@ -33,7 +33,7 @@ def fake_train(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Calls]:
         module = ModuleType("zoft.training.run")
         module.train = train  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "zoft.training.run", module)
-        monkeypatch.setattr("zoft.cli.tuning.require_valid", lambda *_: None)
+        monkeypatch.setattr("zoft.cli.tuning.require_valid", lambda *_: "read")
         return calls
 
     return install
@@ -44,8 +44,11 @@ def test_train_hands_everything_on(fake_train: Callable[..., Calls]) -> None:
     assert main(["train", "r.yaml", "train.steps=3", "~data.test"]) == 0
     assert main(["train", "r.yaml", "--resume", "auto", "a=b", "--output-dir", "x"]) == 0
     assert calls == [
-        (("r.yaml", ["train.steps=3", "~data.test"]), {"resume": "none", "output_dir": None}),
-        (("r.yaml", ["a=b"]), {"resume": "auto", "output_dir": "x"}),
+        (
+            ("r.yaml", ["train.steps=3", "~data.test"]),
+            {"resume": "none", "output_dir": None, "recipe": "read"},
+        ),
+        (("r.yaml", ["a=b"]), {"resume": "auto", "output_dir": "x", "recipe": "read"}),
     ]
 
 
@@ -66,11 +69,11 @@ def test_push_hands_everything_on(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_eval_hands_everything_on(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     module = ModuleType("zoft.inference.evaluate")
-    module.evaluate = lambda *args: calls.append(args)  # type: ignore[attr-defined]
+    module.evaluate = lambda *args, recipe: calls.append((*args, recipe))  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "zoft.inference.evaluate", module)
-    monkeypatch.setattr("zoft.cli.tuning.require_valid", lambda *_: None)
+    monkeypatch.setattr("zoft.cli.tuning.require_valid", lambda *_: "read")
     assert main(["eval", "runs/a", "quickstart", "data.eval.limit=2"]) == 0
-    assert calls == [("runs/a", "quickstart", ["data.eval.limit=2"])]
+    assert calls == [("runs/a", "quickstart", ["data.eval.limit=2"], "read")]
 
 
 @pytest.mark.parametrize(

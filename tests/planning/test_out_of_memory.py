@@ -7,21 +7,19 @@ from typing import Any
 import pytest
 import torch
 from support import small
+from support.recipes import recipe as minimal
 
 from zoft.errors import OutOfMemory
 from zoft.planning.out_of_memory import memory_explained, requested_bytes
 from zoft.planning.resolve import resolve
 from zoft.recipe.load import load_recipe
 from zoft.recipe.resolved import Resolved
-from zoft.recipe.schema import Recipe
 from zoft.system.device import peak_memory_bytes
 
 
 def recipe(**sections: Any) -> Resolved:
-    data = {"train": {"path": "t.jsonl"}, "format": "text"}
     train = {"batch_size": 8, "micro_batch_size": 8}
-    values = {"model": {"name": "m"}, "data": data, "train": train, **sections}
-    return resolve(Recipe.model_validate(values), absent=True)
+    return resolve(minimal(**{"train": train, **sections}), absent=True)
 
 
 def test_the_peak_is_in_bytes() -> None:

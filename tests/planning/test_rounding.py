@@ -5,21 +5,17 @@ from typing import Any
 
 import pytest
 import torch
+from support.recipes import recipe as minimal
 
 from zoft.planning.resolve import resolve
 from zoft.planning.rounding import diffusion, mean_ulp
 from zoft.recipe.resolved import Resolved
-from zoft.recipe.schema import Recipe
 
 
 def recipe(dtype: str, **optimizer: Any) -> Resolved:
-    values = {
-        "model": {"name": "m", "dtype": dtype},
-        "data": {"train": {"path": "t.jsonl"}, "format": "text"},
-        "optimizer": {"lr": 1e-5, **optimizer},
-        "train": {"steps": 400, "batch_size": 4},
-    }
-    return resolve(Recipe.model_validate(values))
+    settings = {"lr": 1e-5, **optimizer}
+    train = {"steps": 400, "batch_size": 4}
+    return resolve(minimal(model={"dtype": dtype}, optimizer=settings, train=train))
 
 
 def test_float32_has_none() -> None:

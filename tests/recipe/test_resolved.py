@@ -3,15 +3,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from support.recipes import recipe
 
 from zoft.recipe.resolved import with_defaults
 from zoft.recipe.schema import Recipe
 from zoft.recipe.sections.optimizers.radazo import RAdaZO
-
-
-def recipe(**sections: Any) -> Recipe:
-    data = {"train": {"path": "t.jsonl"}, "format": "text"}
-    return Recipe.model_validate({"model": {"name": "m"}, "data": data, **sections})
 
 
 @pytest.mark.parametrize(
@@ -114,7 +110,7 @@ def test_the_rest_follows_from_the_recipe() -> None:
     assert (filled.model.dtype, filled.train.micro_batch_size) == ("float32", 5)
     assert filled.train.group_by_length is True
     assert filled.objective.name == "lm"
-    words = {"template": "{text}", "labels": {0: "a", 1: "b"}, "train": {"path": "t"}}
+    words = {"format": "auto", "template": "{text}", "labels": {0: "a", 1: "b"}}
     assert with_defaults(recipe(data=words)).objective.name == "choice"
 
 

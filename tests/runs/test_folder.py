@@ -191,7 +191,7 @@ def test_a_run_has_a_journal_and_says_how_it_was_set_up(tmp_path: Path) -> None:
 def test_both_recipes_are_kept(tmp_path: Path) -> None:
     folder = a_run(tmp_path / "deep" / "run")
     assert (folder.path / "recipe.yaml").read_text() == "# mine\nmodel: {name: m}\n"
-    assert folder.previous() == chosen()
+    assert folder.previous().model_dump() == chosen().model_dump()
     folder.write_resolved(chosen(seed=9))
     assert folder.previous().seed == 9
     assert {path.name for path in folder.path.iterdir()} == {

@@ -535,7 +535,7 @@ def test_an_interrupted_extension_leaves_no_stale_result(
 ) -> None:
     recipe = small.write(tmp_path)
     train(str(recipe), ["train.steps=5"])
-    monkeypatch.setattr(Trainer, "measure", lambda *_: (_ for _ in ()).throw(Killed()))
+    monkeypatch.setattr(Estimator, "measure", lambda *_: (_ for _ in ()).throw(Killed()))
     with pytest.raises(Killed):
         train(str(recipe), ["train.steps=9"], resume="auto")
     assert not (tmp_path / "run/final").exists()

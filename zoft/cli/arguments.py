@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from zoft.recipe.schema import Recipe
 
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A YAML file, or a packaged recipe's name.")
@@ -20,8 +23,8 @@ Overrides = Annotated[
 ]
 
 
-def require_valid(recipe: str, overrides: Sequence[str] | None) -> None:
-    """Raise RecipeError before the frameworks are imported, which takes seconds."""
+def require_valid(recipe: str, overrides: Sequence[str] | None) -> Recipe:
+    """The recipe, or RecipeError before the frameworks are imported, which takes seconds."""
     from zoft.recipe.load import load_recipe
 
-    load_recipe(recipe, overrides or [])
+    return load_recipe(recipe, overrides or [])

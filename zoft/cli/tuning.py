@@ -30,11 +30,11 @@ def train(
 
     Tune a model by a recipe. A killed run resumes bit for bit with --resume auto.
     """
-    require_valid(recipe, overrides)
+    read = require_valid(recipe, overrides)
     with quiet_imports():
         from zoft.training.run import train as run_train
 
-    run_train(recipe, overrides or [], resume=resume, output_dir=output_dir)
+    run_train(recipe, overrides or [], resume=resume, output_dir=output_dir, recipe=read)
 
 
 def evaluate(
@@ -49,11 +49,11 @@ def evaluate(
 
     Score a run, checkpoint, adapter or base model on the recipe's eval and test sets.
     """
-    require_valid(recipe, overrides)
+    read = require_valid(recipe, overrides)
     with quiet_imports():
         from zoft.inference.evaluate import evaluate as run_evaluate
 
-    run_evaluate(target, recipe, overrides or [])
+    run_evaluate(target, recipe, overrides or [], recipe=read)
 
 
 def plan(
@@ -66,11 +66,11 @@ def plan(
     Say what a recipe needs, from the model's config alone: memory by item, seconds (estimated), what
     other settings would take, and what back-propagation would.
     """
-    require_valid(recipe, overrides)
+    read = require_valid(recipe, overrides)
     with quiet_imports():
         from zoft.planning.tables import plan as run_plan
 
-    run_plan(recipe, overrides or [], as_json=json)
+    run_plan(recipe, overrides or [], as_json=json, recipe=read)
 
 
 def range_test(

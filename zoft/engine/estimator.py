@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,6 +26,7 @@ class Losses:
     weights: Tensor
 
 
+Scales = tuple[float, ...]  # of z, one for each copy of the batch
 Loss = Callable[[], Losses]  # the step's batch, inside the probe that is open
 
 
@@ -50,9 +52,14 @@ class Estimator:
 
     def measure(self, step: int, losses: Loss) -> Measurement:
         """`losses` runs the step's batch forward at whatever weights the open probe shows."""
-        passes = [self._at(None, (0.0,), losses)] if self.sides == 1 else []
+        todo: list[tuple[Direction | None, Scales]] = [(None, (0.0,))] if self.sides == 1 else []
         for k in range(self.count):
-            passes += self._probes(self.direction(step, k), self.perturbation, losses)
+            z = self.direction(step, k)
+            todo += [(z, scales) for scales in self._scales(self.perturbation)]
+        passes = []
+        for direction, scales in todo:
+            with self._probe(direction, scales):
+                passes.append(losses())
         copies, weights = _on_the_host(passes)
         if self.sides == 1:
             minus, plus = [copies[0]] * self.count, copies[1:]
@@ -74,28 +81,33 @@ class Estimator:
     ) -> tuple[list[float], float]:
         """The projected gradients along one direction, by central difference, and the batch's mean
         loss over both signs."""
-        both = replace(self, sides=2)._probes(direction, perturbation, losses)
+        both = []
+        for scales in replace(self, sides=2)._scales(perturbation):
+            with self._probe(direction, scales):
+                both.append(losses())
         (plus, minus), weights = _on_the_host(both)
         slopes = self._slopes(plus, minus, weights, 2 * perturbation)
         return slopes, (_mean(plus, weights) + _mean(minus, weights)) / 2
 
     def example_losses(
-        self, direction: Direction | None, scales: tuple[float, ...], losses: Loss
+        self, direction: Direction | None, scales: Scales, losses: Loss
     ) -> list[float]:
         """Each example's mean loss at theta + scale * z, copy after copy, of one pass."""
-        copies, weights = _on_the_host([self._at(direction, scales, losses)])
+        with self._probe(direction, scales):
+            found = losses()
+        copies, weights = _on_the_host([found])
         return [x / weight for copy in copies for x, weight in zip(copy, weights, strict=True)]
 
-    def _probes(self, direction: Direction, perturbation: float, losses: Loss) -> list[Losses]:
+    def _scales(self, perturbation: float) -> list[Scales]:
+        """The passes that measure one direction: the scales of z in each."""
         if self.sides == 1:
-            return [self._at(direction, (perturbation,), losses)]
+            return [(perturbation,)]
         if self.paired:
-            return [self._at(direction, (perturbation, -perturbation), losses)]
-        return [self._at(direction, (scale,), losses) for scale in (perturbation, -perturbation)]
+            return [(perturbation, -perturbation)]
+        return [(perturbation,), (-perturbation,)]
 
-    def _at(self, direction: Direction | None, scales: tuple[float, ...], losses: Loss) -> Losses:
-        with self.view.probe(direction, *scales, examples=self.examples if direction else None):
-            return losses()
+    def _probe(self, direction: Direction | None, scales: Scales) -> AbstractContextManager[None]:
+        return self.view.probe(direction, *scales, examples=self.examples if direction else None)
 
     def _slopes(
         self, plus: Sequence[float], minus: Sequence[float], weights: Sequence[float], reach: float

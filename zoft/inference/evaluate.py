@@ -16,26 +16,29 @@ from zoft.planning.out_of_memory import memory_explained
 from zoft.planning.resolve import resolve
 from zoft.recipe.load import load_recipe
 from zoft.recipe.resolved import Resolved
+from zoft.recipe.schema import Recipe
 from zoft.runs.metrics import in_words
 from zoft.system.device import make_repeatable, peak_memory_bytes
 from zoft.system.host_memory import gib, hand_back_freed_memory
 from zoft.system.signals import Stop, stop_on_signals
 
 
-def evaluate(target: str, source: str, overrides: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+def evaluate(
+    target: str, source: str, overrides: Sequence[str] = (), *, recipe: Recipe | None = None
+) -> dict[str, dict[str, Any]]:
     """Print, and return by set, what `target` scores on the recipe's eval and test sets.
 
-    Raises ZoftError.
+    `recipe` is what was read from `source`, if it was read already. Raises ZoftError.
     """
-    written = load_recipe(source, overrides)
+    written = recipe or load_recipe(source, overrides)
     if not (written.data.eval or written.data.test):
         raise RecipeError("the recipe has neither data.eval nor data.test: nothing to score")
     with stop_on_signals() as stop:
         found = find(target, written.model)
-        recipe = resolve(written.model_copy(update={"model": found.base}))
-        with memory_explained(recipe):
-            results = _score(recipe, found, stop)
-    print(f"peak memory {gib(peak_memory_bytes(torch.device(recipe.device)))}")
+        resolved = resolve(written.model_copy(update={"model": found.base}))
+        with memory_explained(resolved):
+            results = _score(resolved, found, stop)
+    print(f"peak memory {gib(peak_memory_bytes(torch.device(resolved.device)))}")
     return results
 
 

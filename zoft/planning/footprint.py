@@ -7,7 +7,7 @@ the host, and all of its memory is called the device's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Literal
@@ -26,8 +26,7 @@ ALIGN = 512  # bytes; where a tensor of a block's arena may begin
 # The resident size of a process that has tuned a model of no size, on Linux: torch, transformers, peft,
 # datasets, numba and its compiled kernels. Measured by `python benchmarks/plan.py --libraries`.
 LIBRARIES = 620 * 2**20
-# peft imports torchao and bitsandbytes where they are installed: resident size after the import of
-# zoft.training.run.
+# torchao and bitsandbytes, which peft imports where they are installed: resident size.
 QUANTIZERS = 50 * 2**20
 # Driver, cuBLAS and Triton's modules on a card of the Ampere or Hopper generation: set aside, not
 # measured; the host's side of them as well.
@@ -96,10 +95,7 @@ def footprint(
     kept = set(everything if resident is None and residency == "device" else resident or ())
     streamed = [i for i in everything if i not in kept]
     cpu = recipe.device == "cpu"
-
-    def item(name: str, device: int = 0, host: int = 0, disk: int = 0) -> Item:
-        return Item(name, device + host, 0, disk) if cpu else Item(name, device, host, disk)
-
+    item = _on_host if cpu else Item
     arenas = {i: count.arena(i) for i in streamed}
     largest = max(arenas.values(), default=0)
     slots = min(len(streamed), slots_for(recipe.device, tuned=count.writes_back))
@@ -119,7 +115,7 @@ def footprint(
         item("buffers", shape.buffers),
         item("directions", count.directions()),
         item("scratch", count.scratch()),
-        item("examples", host=TOKEN * _tokens(shape)),
+        item("examples", host=TOKEN * sum(x.tokens for x in (shape.train, shape.evaluation) if x)),
         item("libraries", host=libraries()),
         item("result, checkpoints", disk=count.files()),
     ]
@@ -127,17 +123,7 @@ def footprint(
         items.append(Item("CUDA", CUDA_CONTEXT, CUDA_HOST))
     settled = count.scratch() + count.directions() + sum(count.moments(w) for w in here)
     loading = max(0, max(count.kept(w) for w in shape.weights) - settled)
-    texts, recipe_rows = shape.evaluation, recipe.eval.batch_size
-    phases = [
-        item("loading", loading),
-        item("probe: blocks", count.blocks(shape.train, count.rows, count.copies)),
-        item("probe: head", count.head(shape.train, count.rows, count.copies)),
-    ]
-    if texts is not None:
-        phases.append(item("evaluation: blocks", count.blocks(texts, recipe_rows, 1)))
-        phases.append(item("evaluation: head", count.head(texts, recipe_rows, 1)))
-        if recipe.eval.metric in GENERATED:
-            phases.append(item("evaluation: answers", count.answers(texts)))
+    phases = [item("loading", loading), *_passes(count, recipe, shape, item)]
     return Footprint(
         residency,
         tuple(sorted(kept)),
@@ -147,13 +133,28 @@ def footprint(
     )
 
 
+def _on_host(name: str, device: int = 0, host: int = 0, disk: int = 0) -> Item:
+    """On a CPU the device's memory is the host's."""
+    return Item(name, device + host, 0, disk)
+
+
+def _passes(
+    count: _Count, recipe: Resolved, shape: Shape, item: Callable[..., Item]
+) -> Iterator[Item]:
+    """The forward passes of a probe and of an evaluation, of which one is at work at a time."""
+    yield item("probe: blocks", count.blocks(shape.train, count.rows, count.copies))
+    yield item("probe: head", count.head(shape.train, count.rows, count.copies))
+    texts, rows = shape.evaluation, recipe.eval.batch_size
+    if texts is not None:
+        yield item("evaluation: blocks", count.blocks(texts, rows, 1))
+        yield item("evaluation: head", count.head(texts, rows, 1))
+        if recipe.eval.metric in GENERATED:
+            yield item("evaluation: answers", count.answers(texts))
+
+
 def libraries() -> int:
     """The resident size of a run without a model, with what is installed here."""
     return LIBRARIES + (QUANTIZERS if find_spec("torchao") else 0)
-
-
-def _tokens(shape: Shape) -> int:
-    return shape.train.tokens + (shape.evaluation.tokens if shape.evaluation else 0)
 
 
 def _aligned(size: int) -> int:

@@ -27,6 +27,7 @@ from zoft.planning.step_time import Seconds, bandwidth, calibrate, passes
 from zoft.planning.workload import Shape, shape_of
 from zoft.recipe.load import load_recipe
 from zoft.recipe.resolved import Resolved
+from zoft.recipe.schema import Recipe
 
 UNLIMITED = 2**62  # bytes of a device that is not here and has no budget
 
@@ -72,13 +73,16 @@ class Plan:
     first_order: FirstOrder | None
 
 
-def make_plan(source: str, overrides: Sequence[str] = ()) -> Plan:
-    """Everything about one recipe, in some seconds. Raises ZoftError, but not for want of memory."""
+def make_plan(source: str, overrides: Sequence[str] = (), written: Recipe | None = None) -> Plan:
+    """Everything about one recipe (`written`, if it was read already), in some seconds.
+
+    Raises ZoftError, but not for want of memory.
+    """
 
     def variant(*more: str) -> Resolved:
         return resolve(load_recipe(source, [*overrides, *more]), absent=True)
 
-    recipe = variant()
+    recipe = resolve(written, absent=True) if written else variant()
     data = read_data(recipe)
     sets = data.examples if data else None
     recipe = with_data(recipe, data) if data else recipe

@@ -15,14 +15,21 @@ from rich.table import Table
 from zoft.errors import OutOfMemory
 from zoft.planning.footprint import Footprint, Item
 from zoft.planning.plan import Plan, Streaming, make_plan
+from zoft.recipe.schema import Recipe
 from zoft.system.host_memory import gib
 
 WIDTH = 80
 
 
-def plan(source: str, overrides: Sequence[str] = (), *, as_json: bool = False) -> None:
-    """Print the plan of a recipe. Raises OutOfMemory, after the plan, if nothing fits; ZoftError."""
-    made = make_plan(source, overrides)
+def plan(
+    source: str,
+    overrides: Sequence[str] = (),
+    *,
+    as_json: bool = False,
+    recipe: Recipe | None = None,
+) -> None:
+    """Print the plan of a recipe (of `recipe`, if it was read already). Raises OutOfMemory, after the plan, if nothing fits; ZoftError."""
+    made = make_plan(source, overrides, recipe)
     if as_json:
         print(json.dumps(in_json(made), indent=2))
     else:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -43,13 +43,14 @@ def train(
     *,
     resume: str = "none",
     output_dir: str | None = None,
+    recipe: Recipe | None = None,
 ) -> None:
     """Tune a model by a recipe and leave the result in its run folder.
 
-    `source` is a path or a packaged recipe's name; `resume` is none, auto, a run or a checkpoint.
-    Raises ZoftError.
+    `source` is a path or a packaged recipe's name, `recipe` what was read from it with the overrides,
+    if it was read already; `resume` is none, auto, a run or a checkpoint. Raises ZoftError.
     """
-    recipe = load_recipe(source, overrides)
+    recipe = recipe or load_recipe(source, overrides)
     run, at = _folder(recipe, resume, output_dir)
     previous = run.previous() if resume != "none" and run.exists else None
     recipe = recipe.model_copy(update={"output_dir": str(run.path)})
@@ -86,9 +87,9 @@ def train(
             trainer, journal = _begin(resolved, engine, data, run, header, source, narrator, stop)
         else:
             trainer, journal = _go_on(resolved, engine, data, run, header, saved, narrator, stop)
-        pushed = partial(pusher.at_checkpoint, trainer.recipe)
-        with closing(trainer.engine):
-            _fit(trainer, journal, data, run, narrator, stop, pushed, place.footprint.device)
+        pushed, planned = partial(pusher.at_checkpoint, trainer.recipe), place.footprint.device
+        with _hooks(trainer, journal, data, run, narrator, stop, pushed, planned) as hooks:
+            trainer.fit(journal, hooks)
         print_summary(run)
         pusher.at_end(trainer.recipe, run)
 
@@ -158,17 +159,18 @@ def _go_on(
     return trainer, journal
 
 
-def _fit(
+@contextmanager
+def _hooks(
     trainer: Trainer,
     journal: Journal,
     data: Data,
     run: RunFolder,
     narrator: Narrator,
     stop: Stop,
-    pushed: partial[None],
+    pushed: Callable[[Path], None],
     planned_bytes: int,
-) -> None:
-    """Take the steps that are left, then save and score the result."""
+) -> Iterator[list[Hook]]:
+    """The hooks of the run. When the last step was taken, its result is saved and scored."""
     recipe, engine, metrics = trainer.recipe, trainer.engine, Metrics(run.metrics)
     scores = {e["step"]: e for e in metrics.read() if e["event"] == "eval"}
     sets, tokenizer = data.examples, data.tokenizer
@@ -179,17 +181,12 @@ def _fit(
         recipe, run.path, engine, tokenizer, journal, metrics, evaluations, [pushed]
     )
     with (
+        closing(engine),
         tracked(run, recipe.logging.trackers, narrator.say, stop) as look,
         reported(run.path, narrator.say),
         record_status(run, trainer),
         journal,
     ):
-        hooks: list[Hook] = [
-            Narration(metrics, narrator),
-            evaluations,
-            checkpoints,
-            lambda *_: look(),
-        ]
-        trainer.fit(journal, hooks)
+        yield [Narration(metrics, narrator), evaluations, checkpoints, lambda *_: look()]
         finish(trainer, run, checkpoints, sets.get("test"), planned_bytes)
         narrator.close()

@@ -58,7 +58,9 @@ class Trainer:
             while self.step < self.recipe.train.steps:
                 begun, waited = time.perf_counter(), self.engine.waited
                 batches = self.batches(self.step + 1)
-                entry = self.measure(self.step + 1, batches)
+                losses = self.engine.losses_of(batches)
+                measured = self.engine.estimator.measure(self.step + 1, losses)
+                entry = Entry(measured, self.lr(self.step + 1))
                 journal.append(entry)
                 self.apply(entry)
                 seconds = time.perf_counter() - begun
@@ -72,17 +74,16 @@ class Trainer:
         rows = [self.train_set[row] for row in self.order.rows(step)]
         return self.engine.batches(rows, self.recipe.train.micro_batch_size)
 
-    def measure(self, step: int, batches: Sequence[Batch]) -> Entry:
-        """The forward passes of a step: slopes, and the learning rate that they will be applied with."""
+    def lr(self, step: int) -> float:
+        """The learning rate of a step, by the schedule."""
         settings = self.recipe.optimizer
-        lr = learning_rate(
+        return learning_rate(
             step,
             lr=settings.lr,
             steps=self.recipe.train.steps,
             schedule=settings.schedule,
             warmup_steps=settings.warmup_steps,
         )
-        return Entry(self.engine.estimator.measure(step, self.engine.losses_of(batches)), lr)
 
     def apply(self, entry: Entry) -> None:
         """Move the weights by one line of the journal. Resuming calls this and nothing else."""

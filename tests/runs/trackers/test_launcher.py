@@ -132,7 +132,7 @@ def test_one_that_raises_costs_one_line(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("where", ["start", "log", "finish"])
 def test_one_that_hangs_is_stopped_in_the_end_and_keeps_nothing_from_others(
-    tmp_path, monkeypatch, where
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     monkeypatch.setattr(launcher, "FINISH_SECONDS", 1.0)
     pretend(monkeypatch, tmp_path, where, HANG)

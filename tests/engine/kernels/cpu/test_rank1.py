@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.tensors import assert_same, numbers
 from torch import Tensor
 
 from zoft.engine.kernels import reference
@@ -25,27 +26,9 @@ ADDRESS = {"seed": 2**32 - 3, "step": 17, "param": 0xDEADBEEF}
 SHAPES = [(1, 1), (1, 283), (300, 1), (37, 283), (300, 257)]
 
 
-def numbers(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    # Magnitudes from float16's subnormal range to well above 1.
-    scale = torch.exp2(torch.randint(-30, 6, shape, generator=generator).float())
-    return (torch.randn(shape, generator=generator) * scale).to(dtype)
-
-
 def signs_of(*shape: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return (torch.randint(0, 2, shape, generator=generator) * 2 - 1).to(torch.int8)
-
-
-def bits(tensor: Tensor) -> Tensor:
-    return tensor.contiguous().view(
-        {1: torch.int8, 2: torch.int16, 4: torch.int32}[tensor.itemsize]
-    )
-
-
-def assert_same(fast: Tensor, slow: Tensor) -> None:
-    assert fast.dtype == slow.dtype
-    assert torch.equal(bits(fast), bits(slow))
 
 
 # -- drawing ----------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.tensors import assert_same, numbers
 
 from zoft.engine.kernels import reference
 from zoft.engine.kernels.cpu import sweeps as cpu
@@ -42,19 +43,19 @@ def terms(gaussian: bool, count: int, step: int = 3) -> DirectionSum:
 def test_perturb_equals_reference(
     gaussian: bool, stored: torch.dtype, out: torch.dtype, n: int, offset: int
 ) -> None:
-    weight = weights(n, stored)
+    weight = numbers(n, dtype=stored)
     fast, slow = torch.empty(n, dtype=out), torch.empty(n, dtype=out)
     arguments: dict[str, Any] = {"offset": offset, **ADDRESS, "scale": 3e-3, "gaussian": gaussian}
     cpu.perturb(fast, weight, **arguments)
     reference.perturb(slow, weight, **arguments)
-    assert torch.equal(bits(fast), bits(slow))
+    assert_same(fast, slow)
 
 
 @pytest.mark.parametrize("gaussian", [False, True])
 @settings(max_examples=30, deadline=None)
 @given(columns=st.integers(1, 700), rows=st.lists(st.integers(0, 40), max_size=9))
 def test_perturb_rows_is_a_slice_of_perturb(gaussian: bool, columns: int, rows: list[int]) -> None:
-    weight = weights(41 * columns, torch.float32).view(41, columns)
+    weight = numbers(41, columns)
     whole, some = torch.empty_like(weight), torch.empty(len(rows), columns)
     index = torch.tensor(rows, dtype=torch.int64)
     cpu.perturb(whole, weight, **ADDRESS, scale=1e-2, gaussian=gaussian)
@@ -101,7 +102,7 @@ def test_updates_equal_reference(gaussian: bool, dtype: torch.dtype, n: int) -> 
         kernels.update_dense(c, window, adam=adam, **common)
         results.append([a, b, c, m, v])
     for fast, slow in zip(*results, strict=True):
-        assert torch.equal(bits(fast), bits(slow))
+        assert_same(fast, slow)
 
 
 @pytest.mark.parametrize("gaussian", [False, True])
@@ -126,7 +127,7 @@ def test_stochastic_rounding_is_unbiased_and_leaves_the_representable_alone(
 ) -> None:
     n, target = 400_000, 1.0 + 0.3 * torch.finfo(dtype).eps
     weight = torch.ones(n, dtype=dtype)
-    still = weights(n, dtype)
+    still = numbers(n, dtype=dtype)
     still[:3] = torch.tensor([float("nan"), float("inf"), -float("inf")])
     before = still.clone()
     # One sign for every element: a decay factor moves 1.0 by 0.3 of the distance to its neighbour.
