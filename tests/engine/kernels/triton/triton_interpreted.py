@@ -220,11 +220,13 @@ def replayed(kernels: ModuleType, rule: str, monkeypatch: pytest.MonkeyPatch) ->
     tuned = [
         Tuned(x, torch.nn.Parameter(t), 11 + i, i == 0) for i, (x, t) in enumerate(start.items())
     ]
-    keys = {"weight_decay": 0.1, "distribution": "gaussian" if rule == "mezo" else "rademacher"}
-    section: OptimizerSection = MeZO.model_validate(keys)
-    if rule != "mezo":
-        keys |= {"structure": "rank1", "moments": rule, "window": 2}
-        section = RAdaZO.model_validate(keys)
+    section: OptimizerSection
+    if rule == "mezo":
+        keys: dict[str, Any] = {"distribution": "gaussian", "structure": "dense"}
+        section = MeZO.model_validate({"weight_decay": 0.1, **keys})
+    else:
+        keys = {"structure": "rank1", "moments": rule, "window": 2}
+        section = RAdaZO.model_validate({"weight_decay": 0.1, **keys})
     made = optimizer.optimizer_for(section, 2**32 - 3, Resident(tuned))
     for step in range(1, 5):
         c = (3.5 / step, float("nan") if step == 2 else -0.11149546, 62.5)
