@@ -111,7 +111,7 @@ class Shape:
 
 
 def shape_of(recipe: Resolved, sets: Mapping[str, Sequence[Example]] | None = None) -> Shape:
-    """From the config alone; `sets` are the examples of train, eval and test where they are there.
+    """From the config alone; `sets` are the examples of train, eval and test, those that were read.
 
     `recipe` has no `auto` left in its types. Raises EnvironmentProblem, RecipeError.
     """
@@ -131,7 +131,7 @@ def shape_of(recipe: Resolved, sets: Mapping[str, Sequence[Example]] | None = No
     others = [
         _scored(texts_of(sets[name]), recipe) if sets else guess
         for name, source in (("eval", recipe.data.eval), ("test", recipe.data.test))
-        if source is not None
+        if source is not None and (not sets or name in sets)
     ]
     head: nn.Linear = model.get_output_embeddings()  # type: ignore[operator]
     return Shape(

@@ -26,7 +26,7 @@ from zoft.models.storage.safetensors import stored_tensors
 from zoft.planning.placement import MARGIN
 from zoft.recipe.load import load_recipe
 from zoft.recipe.schema import ModelSection
-from zoft.recipe.sections.optimizer import AnyOptimizer, own_keys
+from zoft.recipe.sections.optimizer import RULES, AnyOptimizer, own_keys
 from zoft.runs.artefact import START
 from zoft.runs.folder import RunFolder
 from zoft.runs.journal import Header, missing_entries
@@ -136,7 +136,8 @@ def _settings(header: Header, journal: Path) -> AnyOptimizer:
     try:
         return _OPTIMIZER.validate_python(own_keys(header["optimizer"]))
     except ValidationError as error:
-        what = ".".join(map(str, error.errors()[0]["loc"]))
+        place = [str(part) for part in error.errors()[0]["loc"] if part not in RULES]
+        what = ".".join(place) or "name"  # a rule that there is not
         raise EnvironmentProblem(
             f"{journal} was written by zoft {header['zoft']}, and its optimizer.{what} is not one that "
             "this zoft knows: upgrade zoft"

@@ -17,7 +17,7 @@ overlap by momentum, or longer by that factor where it is folded), and for mezo 
 gradient estimate, |c| / sqrt(directions in a step).
 
 On a quadratic with T from d / 10 to 10 d steps that is within a factor 3 of the best constant rate
-(tests/test_rate_range.py); docs/range.md has what it gave on real tasks.
+(tests/training/test_range_test.py); docs/range.md has what it gave on real tasks.
 """
 
 from __future__ import annotations

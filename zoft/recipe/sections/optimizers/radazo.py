@@ -172,7 +172,7 @@ class Scalars:
 
 
 def next_scalars(old: Scalars, grads: Sequence[float], betas: tuple[float, float]) -> Scalars:
-    """s_t and V_t after one measurement (docs/methods.md#r-adazo)."""
+    """s_t and V_t after one measurement (docs/methods.md#scalar-moments)."""
     beta1, beta2 = betas
     K = len(grads)
     # Mean of g_t**2 over the weights. fsum: what sum does to floats is not the same in every Python.
