@@ -119,7 +119,7 @@ def test_the_perturbation_stands_out_of_rounding(dtype: DType, perturbation: flo
 def test_what_was_chosen_stays() -> None:
     chosen = recipe(model={"compute_dtype": "bfloat16"}, optimizer={"perturbation": 0.5})
     expected = chosen.model_copy(update={"device": "cpu"})
-    assert resolve(chosen).model_dump() == {**expected.model_dump(), "output_dir": "runs/recipe"}
+    assert resolve(chosen).model_dump() == expected.model_dump()
     adapter = recipe(tune={"method": "lora"}, model={"compute_dtype": "bfloat16"})
     assert resolve(adapter, absent=True).optimizer.perturbation == 1e-2
     once = resolve(recipe())

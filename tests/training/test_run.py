@@ -368,7 +368,9 @@ def test_the_size_of_micro_batches_moves_no_weight(
     """Given c, the update is the same to the byte; c itself agrees up to the forward's rounding."""
     recipe, ends = small.write(tmp_path), {}
     monkeypatch.setattr(
-        run, "finish", lambda trainer, folder: ends.update({folder.path.name: trainer.model})
+        run,
+        "finish",
+        lambda trainer, folder, *_: ends.update({folder.path.name: trainer.engine.model}),
     )
     changes = [f"optimizer.structure={structure}", "train.steps=6", "~eval", "~checkpoint"]
     whole, first = tmp_path / "whole", {}

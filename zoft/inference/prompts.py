@@ -13,7 +13,7 @@ from zoft.errors import DataError, RecipeError
 from zoft.inference.locate import recipe_of
 from zoft.planning.resolve import resolve
 from zoft.recipe.resolved import Resolved
-from zoft.recipe.schema import EvalSection, ModelSection, Recipe, TrainSection
+from zoft.recipe.schema import EvalSection, ModelSection, ObjectiveSection, Recipe, TrainSection
 from zoft.recipe.sections.data import DataSection, DataSource
 
 Turn = dict[str, str]  # {"role": "user", "content": "..."}
@@ -32,6 +32,7 @@ def recipe_for(target: str, *, rows: int, longest: int, max_new_tokens: int) -> 
         "data": DataSection(
             train=source, eval=source, format="prompt-completion", max_length=longest
         ),
+        "objective": ObjectiveSection(name="lm"),
         "train": TrainSection(batch_size=1, micro_batch_size=1),
         "eval": EvalSection(metric="f1", batch_size=rows, max_new_tokens=max_new_tokens),
     }

@@ -5,10 +5,12 @@ planning/resolve.py makes the others, which need the machine, the rows or the mo
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Literal, TypeVar
 
-from pydantic import SerializeAsAny
+from pydantic import SerializeAsAny, ValidationError
 
+from zoft.errors import RecipeError
 from zoft.recipe.schema import (
     ModelSection,
     ObjectiveSection,
@@ -65,18 +67,34 @@ class Resolved(Recipe):
 
 
 def as_resolved(recipe: Recipe) -> Resolved:
-    """`recipe`, in which every choice has been made, by its type. Raises ValidationError if not."""
-    return Resolved.model_validate(
-        {
-            **dict(recipe),
-            "output_dir": recipe.output_dir or "runs/recipe",
-            "model": ResolvedModel.model_validate(dict(recipe.model)),
-            "objective": ResolvedObjective.model_validate(dict(recipe.objective)),
-            "optimizer": resolved_optimizer(recipe.optimizer),
-            "train": ResolvedTrain.model_validate(dict(recipe.train)),
-            "offload": ResolvedOffload.model_validate(dict(recipe.offload)),
-        }
-    )
+    """`recipe`, in which every choice has been made, by its type.
+
+    Raises RecipeError where a choice of before does not go with the recipe (a smaller batch, say).
+    """
+    narrowed = {
+        "model": _valid("model.", lambda: ResolvedModel.model_validate(dict(recipe.model))),
+        "objective": ResolvedObjective.model_validate(dict(recipe.objective)),
+        "optimizer": _valid("optimizer.", lambda: resolved_optimizer(recipe.optimizer)),
+        "train": _valid("train.", lambda: ResolvedTrain.model_validate(dict(recipe.train))),
+        "offload": ResolvedOffload.model_validate(dict(recipe.offload)),
+        "output_dir": recipe.output_dir or "runs/recipe",
+    }
+    return _valid("", lambda: Resolved.model_validate({**dict(recipe), **narrowed}))
+
+
+_Valid = TypeVar("_Valid")
+
+
+def _valid(section: str, make: Callable[[], _Valid]) -> _Valid:
+    """What `make` makes; pydantic's errors as RecipeError, with the names of keys."""
+    try:
+        return make()
+    except ValidationError as error:
+        lines = []
+        for detail in error.errors():
+            key = section + ".".join(map(str, detail["loc"]))
+            lines.append(f"{key}: {detail.get('ctx', {}).get('error', detail['msg'])}")
+        raise RecipeError("\n".join(lines)) from error
 
 
 def what_learns(tune: TuneSection) -> str:
