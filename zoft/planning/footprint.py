@@ -28,8 +28,7 @@ ALIGN = 512  # bytes; where a tensor of a block's arena may begin
 LIBRARIES = 620 * 2**20
 # torchao and bitsandbytes, which peft imports where they are installed: resident size.
 QUANTIZERS = 50 * 2**20
-# Driver, cuBLAS and Triton's modules on a card of the Ampere or Hopper generation: set aside, not
-# measured; the host's side of them as well.
+# Driver, cuBLAS, Triton's modules on an Ampere or Hopper card, and on its host: set aside, not measured.
 CUDA_CONTEXT = 700 * 2**20
 CUDA_HOST = 1500 * 2**20
 # On a CPU a pass takes so many times what lives in it: a heap has gaps where batches of other widths
@@ -74,8 +73,8 @@ class Footprint:
 
 
 def slots_for(device: str, *, tuned: bool) -> int:
-    """One block computes and one is fetched. A third slot is for one that goes home, where that has a
-    road of its own (a GPU's second copy engine); a disk reads and writes in turn anyway."""
+    """One block computes and one is fetched. A third slot is for one that is written back, where that
+    has a queue of its own (a GPU's second copy engine); a disk reads and writes in turn anyway."""
     return 3 if tuned and device != "cpu" else 2
 
 

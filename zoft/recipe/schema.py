@@ -130,7 +130,7 @@ class OffloadSection(Section):
     writeback: Literal["auto", "device", "host"] = Field(
         "auto",
         description="Who applies an update to weights that are streamed: the device, which then "
-        "writes them back, or the host, where they are at home. auto: device.",
+        "writes them back, or the host, where they are stored. auto: device.",
     )
 
 
