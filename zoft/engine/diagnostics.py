@@ -88,7 +88,9 @@ def examples_agree(estimator: Estimator, first: Loss, alone: Loss) -> bool:
 
 
 def _close(found: list[float], expected: list[float], estimator: Estimator) -> bool:
-    tolerance = 1e-4 if estimator.view.compute_dtype == torch.float32 else 3e-2
+    # In bfloat16 a pass over one row and one over two differ by up to 3.1e-2 on some CPUs (the demo
+    # model, LOUD times its perturbation), where no row sees another.
+    tolerance = 1e-4 if estimator.view.compute_dtype == torch.float32 else 6e-2
     return all(
         abs(a - b) <= tolerance * max(1.0, abs(b)) or (math.isnan(a) and math.isnan(b))
         for a, b in zip(found, expected, strict=True)
