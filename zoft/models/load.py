@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -203,14 +203,32 @@ def _require_exact(name: str, report: dict[str, Any]) -> None:
         raise EnvironmentProblem(f"the checkpoint of {name} {' and '.join(problems)}")
 
 
-def require_causal(name: str, model: PreTrainedModel) -> None:
-    """Raise EnvironmentProblem if the model sees later tokens. It takes two small passes.
+def require_causal(
+    name: str, model: PreTrainedModel, tuned: Literal["nothing", "adapter", "full"] = "nothing"
+) -> None:
+    """Raise EnvironmentProblem if the model sees later tokens, fails, or writes its own weights, which
+    are to be `tuned`, as it runs. It takes two small passes.
 
     No config says it reliably (BERT has a CausalLM class): change a token, look before it.
     """
     rows = torch.tensor([[[1, 2, 3]], [[1, 2, 4]]], device=model.device)
-    with torch.inference_mode():  # one by one: equal shapes give equal bits, equal rows may not
-        a, b = (model(input_ids=row, use_cache=False).logits[0].float() for row in rows)
+    versions = {name: p._version for name, p in model.named_parameters()}
+    try:
+        with torch.inference_mode():  # one by one: equal shapes give equal bits, equal rows may not
+            a, b = (model(input_ids=row, use_cache=False).logits[0].float() for row in rows)
+    except Exception as error:  # a model's own code: any class
+        if lacks_memory(error) or isinstance(error, ZoftError):
+            raise
+        adapter = "; other tune.target_modules may help" if tuned == "adapter" else ""
+        raise EnvironmentProblem(
+            f"{name}: its forward pass fails ({type(error).__name__}: {first_line(error)}){adapter}"
+        ) from error
+    written = [name for name, p in model.named_parameters() if p._version != versions[name]]
+    if written and tuned == "full":
+        raise EnvironmentProblem(
+            f"{name} writes its own weights as it runs ({written[0]}, say), so tuned ones would be "
+            "saved wrongly: set tune.method=lora"
+        )
     change = (a - b).abs().amax(dim=1)
     if change[:2].max() > 1e-3 * change[2]:
         raise EnvironmentProblem(f"{name} is not a decoder: it sees the tokens that come later")
