@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -203,6 +204,20 @@ def _require_exact(name: str, report: dict[str, Any]) -> None:
         raise EnvironmentProblem(f"the checkpoint of {name} {' and '.join(problems)}")
 
 
+@contextmanager
+def forward_explained(name: str) -> Iterator[None]:
+    """Turn whatever a model's own code raises in a forward pass into EnvironmentProblem."""
+    try:
+        yield
+    except ZoftError:
+        raise
+    except Exception as error:  # any class
+        if lacks_memory(error):
+            raise
+        cause = f"{type(error).__name__}: {first_line(error)}"
+        raise EnvironmentProblem(f"{name}: a forward pass fails in this model ({cause})") from error
+
+
 def require_causal(
     name: str, model: PreTrainedModel, tuned: Literal["nothing", "adapter", "full"] = "nothing"
 ) -> None:
@@ -213,16 +228,9 @@ def require_causal(
     """
     rows = torch.tensor([[[1, 2, 3]], [[1, 2, 4]]], device=model.device)
     versions = {name: p._version for name, p in model.named_parameters()}
-    try:
-        with torch.inference_mode():  # one by one: equal shapes give equal bits, equal rows may not
-            a, b = (model(input_ids=row, use_cache=False).logits[0].float() for row in rows)
-    except Exception as error:  # a model's own code: any class
-        if lacks_memory(error) or isinstance(error, ZoftError):
-            raise
-        adapter = "; other tune.target_modules may help" if tuned == "adapter" else ""
-        raise EnvironmentProblem(
-            f"{name}: its forward pass fails ({type(error).__name__}: {first_line(error)}){adapter}"
-        ) from error
+    with forward_explained(name), torch.inference_mode():
+        # One by one: equal shapes give equal bits, equal rows may not.
+        a, b = (model(input_ids=row, use_cache=False).logits[0].float() for row in rows)
     written = [name for name, p in model.named_parameters() if p._version != versions[name]]
     if written and tuned == "full":
         raise EnvironmentProblem(

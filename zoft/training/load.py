@@ -141,13 +141,14 @@ def build_engine(
     load.require_causal(recipe.model.name, loaded.base.model, learns)
     if isinstance(model, PeftModel) and recipe.tune.method == "prefix" and loaded.new_adapter:
         begin_with_activations(model, recipe.seed)
-    view = _probed(recipe, model, parameters, ids, data.examples["train"])
-    first = data.examples["train"][: recipe.train.batch_size]
-    view.masked = (
-        run.manifest()["attention_mask"]
-        if loaded.resumed
-        else needs_mask(view, objective, first, device)
-    )
+    with load.forward_explained(recipe.model.name):
+        view = _probed(recipe, model, parameters, ids, data.examples["train"])
+        first = data.examples["train"][: recipe.train.batch_size]
+        view.masked = (
+            run.manifest()["attention_mask"]
+            if loaded.resumed
+            else needs_mask(view, objective, first, device)
+        )
     total = sum(p.numel() for p in parameters.values())
     say(
         f"tuning {total:,} weights in {len(parameters)} tensors, {recipe.optimizer.name}, "

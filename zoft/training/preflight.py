@@ -24,7 +24,8 @@ from zoft.engine.estimator import Losses
 from zoft.engine.moved import MovedModel
 from zoft.engine.objectives.batch import Batch, Forward
 from zoft.engine.objectives.objective import Objective, batch_losses
-from zoft.errors import EnvironmentProblem, RecipeError, ZoftError, first_line, lacks_memory
+from zoft.errors import EnvironmentProblem, RecipeError
+from zoft.models.load import forward_explained
 from zoft.recipe.resolved import Resolved
 from zoft.system.host_memory import gib
 from zoft.training.trainer import Trainer
@@ -66,21 +67,13 @@ def check_probes(trainer: Trainer, spare: int | None, say: Callable[[str], None]
 def _explained(trainer: Trainer) -> Iterator[None]:
     """Say what to do about whatever a model raises in a probe that it does not raise by itself."""
     try:
-        yield
-    except ZoftError:
-        raise
-    except Exception as error:  # a model's own code: any class
-        if lacks_memory(error):
+        with forward_explained(trainer.recipe.model.name):
+            yield
+    except EnvironmentProblem as error:
+        if error.__cause__ is None or trainer.engine.estimator.examples is None:
             raise
-        cause = f"{type(error).__name__}: {first_line(error)}"
-        if trainer.engine.estimator.examples is not None:
-            raise RecipeError(
-                f"probes with a direction for each example fail in this model ({cause}): "
-                "set optimizer.scope=batch"
-            ) from error
-        raise EnvironmentProblem(
-            f"{trainer.recipe.model.name}: a probe fails in this model ({cause}); tune.method=lora "
-            "may work"
+        raise RecipeError(
+            f"{error} at probes of each example: set optimizer.scope=batch"
         ) from error
 
 
