@@ -109,7 +109,7 @@ class ProbedModel:
 
     @contextmanager
     def computing_in(self, dtype: torch.dtype) -> Iterator[None]:
-        """Inside, probes compute in float32, if the weights are stored in that, instead."""
+        """Inside, probes compute in `dtype`, which no weight is stored below, instead."""
         before = self.compute_dtype, self._buffers
         self.compute_dtype = self.parameters.compute_dtype = dtype
         self._buffers = self._buffers if dtype == before[0] else []
