@@ -147,8 +147,10 @@ def _reason(error: Exception) -> str:
 
 @contextmanager
 def _peft_behind_transformers() -> Iterator[None]:
-    """peft 0.21 reads a property that transformers 5.23 renamed; the warning is for its authors."""
+    """Keep back warnings for peft's authors: 0.21 reads a property that transformers 5.23 renamed, and
+    gives experts (in all-linear of some mixtures) a pattern of ranks that it does not find again."""
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys", RuntimeWarning)
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         yield
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+import re
+import warnings
+from collections.abc import Collection, Iterable, Set
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -21,11 +23,13 @@ from zoft.errors import EnvironmentProblem, RecipeError
 from zoft.models.blocks import find_blocks, find_towers
 from zoft.models.mixers import Linears, linear_modules, observe_linears
 from zoft.recipe.sections.tune import TuneSection
+from zoft.system.silence import quiet
 
 FAMILIES = {
     "lora": TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
     "ia3": TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING,
 }
+_FAMILY_CODE = ("transformers.models.", "transformers_modules.")
 USUAL = {"lora": ["q_proj", "v_proj"], "ia3": ["k_proj", "v_proj", "down_proj"]}
 
 
@@ -48,7 +52,7 @@ def find_targets(model: PreTrainedModel, tune: TuneSection) -> Targets:
     unless none of it has the name.
 
     Raises as `target_endings` does, and RecipeError for blocks that the model does not have or in which
-    no such module is.
+    no such module is, and for a module that no adapter fits.
     """
     if tune.target_modules == "all-linear":
         known = _offered(model, tune, observe_linears(model))
@@ -62,6 +66,7 @@ def find_targets(model: PreTrainedModel, tune: TuneSection) -> Targets:
     for ending in endings:
         found |= _matches(decoder, ending) or _matches(known, ending)
     modules = {name: m for name, m in known.items() if name in found and name.startswith(inside)}
+    _require_linear(model, modules)
     if not modules:
         raise RecipeError(f"tune.layers: no block of them has a module {', '.join(endings)}")
     return Targets(endings, modules)
@@ -89,7 +94,7 @@ def target_endings(model: PreTrainedModel, tune: TuneSection) -> list[str]:
     if tune.target_modules == "auto":
         for choice in (FAMILIES[tune.method].get(model.config.model_type), USUAL[tune.method]):
             if isinstance(choice, list) and all(_matches(linear, target) for target in choice):
-                return choice
+                return _without_idle(model, linear.keys(), choice)
     seen = observe_linears(model)
     offered = _offered(model, tune, seen)
     if tune.target_modules == "all-linear":
@@ -129,6 +134,19 @@ def block_prefixes(model: nn.Module, layers: tuple[int, int]) -> tuple[str, ...]
     return tuple(f"{blocks.name}.{i}." for i in range(first, last + 1))
 
 
+def _require_linear(model: PreTrainedModel, modules: dict[str, nn.Module]) -> None:
+    """Raise RecipeError for a module that a family derived from nn.Linear and that computes otherwise:
+    products by group, a router's choice. peft takes it, and the forward pass fails."""
+    own = {name for name, m in modules.items() if type(m).__module__.startswith(_FAMILY_CODE)}
+    called = observe_linears(model).called if own else None
+    wrong = sorted(own - called) if called is not None else []
+    if wrong:
+        raise RecipeError(
+            f"tune.target_modules: {wrong[0]}, a {type(modules[wrong[0]]).__name__}, computes more than "
+            "a linear layer: no adapter fits beside it"
+        )
+
+
 def _offered(model: PreTrainedModel, tune: TuneSection, seen: Linears) -> dict[str, nn.Module]:
     """Return the decoder's linear modules that take an adapter: not the head, none whose weight the
     model reads without running it, none that peft refuses by name."""
@@ -136,22 +154,42 @@ def _offered(model: PreTrainedModel, tune: TuneSection, seen: Linears) -> dict[s
     linear = {n: m for n, m in _of_decoder(model, linear_modules(model)).items() if m is not head}
     if seen.called is not None:
         linear = {name: module for name, module in linear.items() if name in seen.called}
-    refused = {own for own in _last_parts(linear) if not _takes(model, tune, own)}
+    refused = _refused(model, tune, _last_parts(linear))
     return {name: m for name, m in linear.items() if name.rpartition(".")[2] not in refused}
 
 
-def _takes(model: PreTrainedModel, tune: TuneSection, name: str) -> bool:
-    """Whether peft takes a module of that name in a model of this family (it tells Mamba's apart)."""
+def _refused(model: PreTrainedModel, tune: TuneSection, names: list[str]) -> list[str]:
+    """Return the names that peft does not take in a model of this family (it tells Mamba's apart)."""
+    if not names or _takes(model, tune, names):  # some it takes together only: parts of experts
+        return []
+    return [name for name in names if not _takes(model, tune, [name])]
+
+
+def _without_idle(model: PreTrainedModel, linear: Set[str], choice: list[str]) -> list[str]:
+    """Return endings that leave out modules which do not run on text: attention to an encoder or to
+    images, in places of its own."""
+    chosen = {name for name in linear if _ends_with(name, choice)}
+    if len({re.sub(r"\.\d+\.", ".", name) for name in chosen}) == len(choice):
+        return choice  # one place each, hence no need for the pass
+    called = observe_linears(model).called
+    if called is None or chosen <= called:
+        return choice
+    return _shortest_endings(chosen & called, linear - (chosen & called))
+
+
+def _takes(model: PreTrainedModel, tune: TuneSection, names: list[str]) -> bool:
     stand_in: Any = nn.Module()
     stand_in.config = model.config
-    stand_in.add_module(name, nn.Linear(1, 1))
+    for name in names:
+        stand_in.add_module(name, nn.Linear(1, 1))
     config = (
-        LoraConfig(target_modules=[name])
+        LoraConfig(target_modules=names)
         if tune.method == "lora"
-        else IA3Config(target_modules=[name], feedforward_modules=[])
+        else IA3Config(target_modules=names, feedforward_modules=[])
     )
     try:
-        inject_adapter_in_model(config, stand_in)
+        with quiet(), warnings.catch_warnings(action="ignore"):
+            inject_adapter_in_model(config, stand_in)
     except ValueError:
         return False
     return True
