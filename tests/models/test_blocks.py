@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from zoft.errors import EnvironmentProblem
 from zoft.models.adapters import attach_adapter
-from zoft.models.blocks import find_blocks, owned_parameters
+from zoft.models.blocks import find_blocks, find_towers, owned_parameters
 from zoft.recipe.sections.tune import TuneSection
 
 
@@ -38,6 +38,17 @@ def test_the_blocks_of_a_decoder(build: Callable[[], PreTrainedModel], name: str
 def test_blocks_under_an_adapter() -> None:
     adapted = attach_adapter(tiny.llama(), TuneSection(method="lora"), seed=0)
     assert find_blocks(adapted).name == "base_model.model.model.layers"
+
+
+def test_a_tower_of_images_is_no_part_of_the_decoder() -> None:
+    model = tiny.with_vision()
+    assert find_towers(model) == ("model.vision_tower", "model.multi_modal_projector")
+    tower, decoder = model.model.vision_tower, model.model.language_model
+    assert sum(p.numel() for p in tower.parameters()) > sum(p.numel() for p in decoder.parameters())
+    assert find_blocks(model).name == "model.language_model.layers"
+    adapted = attach_adapter(model, TuneSection(method="lora"), seed=0)
+    assert find_blocks(adapted).name == "base_model.model.model.language_model.layers"
+    assert find_towers(tiny.llama()) == ()
 
 
 class Mixture(nn.Module):

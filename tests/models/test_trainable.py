@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from zoft.errors import RecipeError
 from zoft.models.adapters import attach_adapter, of_adapter
-from zoft.models.trainable import decays, parameter_ids, tuned_parameters
+from zoft.models.trainable import decays, idle_towers, parameter_ids, tuned_parameters
 from zoft.recipe.sections.tune import TuneSection
 
 BUILDERS = [tiny.opt, tiny.llama, tiny.gpt2, tiny.qwen2]
@@ -71,6 +71,43 @@ def test_what_a_model_does_not_have_is_said() -> None:
         tuned_parameters(tiny.llama(), TuneSection(only="bias"))
     with pytest.raises(RecipeError, match=r"tune\.layers: \[1, 2\], the model has blocks 0 to 1"):
         tuned_parameters(tiny.llama(), TuneSection(layers=(1, 2)))
+
+
+def test_towers_of_images_are_left_out_unless_named() -> None:
+    def tuned_of(**changes: Any) -> set[str]:
+        return set(tuned_parameters(tiny.with_vision(), TuneSection(**changes)))
+
+    decoder = {n for n, _ in tiny.with_vision().named_parameters() if "language_model" in n}
+    assert tuned_of() == decoder
+    assert tuned_of(only="norm") == {name for name in decoder if "norm" in name}
+    assert tuned_of(exclude=["*vision*"]) == decoder  # as recipes had to say
+    assert tuned_of(include=["*.q_proj.*"]) == {name for name in decoder if ".q_proj." in name}
+    assert all("vision_tower" in name for name in tuned_of(include=["*vision_tower*"]))
+    assert tuned_of(layers=(1, 1)) == {name for name in decoder if ".layers.1." in name}
+    towers = ["model.vision_tower", "model.multi_modal_projector"]
+    assert idle_towers(tiny.with_vision(), TuneSection()) == towers
+    named = TuneSection(include=["*", "*vision_tower*"])
+    assert idle_towers(tiny.with_vision(), named) == ["model.multi_modal_projector"]
+    assert idle_towers(tiny.llama(), TuneSection()) == []
+
+
+@pytest.mark.parametrize("words", ["auto", "all-linear", ["q_proj", "v_proj"]])
+@pytest.mark.parametrize("method", ["lora", "ia3"])
+def test_adapters_stand_in_the_decoder_alone(method: Any, words: Any) -> None:
+    tune = TuneSection(method=method, target_modules=words, exclude=["*vision*"])
+    model = attach_adapter(tiny.with_vision(), tune, seed=0)
+    tuned = tuned_parameters(model, tune)
+    assert tuned
+    assert all(".language_model." in name for name in tuned)
+    assert tuned.keys() == {name for name, _ in model.named_parameters() if of_adapter(name)}
+    assert idle_towers(model, tune) == ["model.vision_tower", "model.multi_modal_projector"]
+
+
+def test_an_adapter_in_a_tower_has_to_be_named() -> None:
+    tune = TuneSection(method="lora", target_modules=["out_proj"])  # the decoder's is called o_proj
+    model = attach_adapter(tiny.with_vision(), tune, seed=0)
+    assert all("vision_tower" in name for name in tuned_parameters(model, tune))
+    assert idle_towers(model, tune) == ["model.multi_modal_projector"]
 
 
 def test_globs_choose() -> None:

@@ -1,8 +1,8 @@
 """Models of two layers and a tokenizer, built in memory: same bits at every call, milliseconds.
 
-`opt() llama() gpt2() qwen2()` return models as `zoft.models.load` hands them over: in eval mode,
-without gradients, without a cache; keywords change entries of their config. The ids of `tokenizer()`
-are below VOCABULARY.
+`opt() llama() gpt2() qwen2() with_vision()` return models as `zoft.models.load` hands them over: in
+eval mode, without gradients, without a cache; keywords change entries of their config. The ids of
+`tokenizer()` are below VOCABULARY.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -94,6 +96,26 @@ def qwen2(
         **_IDS,
     )
     return _build(Qwen2ForCausalLM, config, seed, dtype, changes)
+
+
+def with_vision(seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
+    """Gemma 3 with a tower of images that is larger than its decoder."""
+    common = {"num_attention_heads": 4, "num_hidden_layers": 2}
+    config = Gemma3Config(
+        text_config={
+            "vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 32, "head_dim": 8,
+            "num_key_value_heads": 2, "max_position_embeddings": 128, **common, **_IDS,
+        },
+        vision_config={
+            "hidden_size": 32, "intermediate_size": 64, "image_size": 16, "patch_size": 4, **common,
+        },
+        mm_tokens_per_image=4,
+        image_token_index=VOCABULARY - 1,
+        boi_token_index=VOCABULARY - 2,
+        eoi_token_index=VOCABULARY - 3,
+        **_IDS,
+    )  # fmt: skip
+    return _build(Gemma3ForConditionalGeneration, config, seed, dtype, changes)
 
 
 def tokenizer(*, bos: bool = True, chat_template: str | None = None) -> PreTrainedTokenizerFast:

@@ -50,7 +50,7 @@ def trace_saved(model: nn.Module, learns: Set[str], rows: int, length: int) -> i
     try:
         for parameter in learning:
             parameter.requires_grad_(True)
-        with torch.enable_grad(), _Flash(saved.pack), _Scalars(), hooks, _without_logits(model):
+        with torch.enable_grad(), _Flash(saved.pack), Scalars(), hooks, _without_logits(model):
             _run(model, rows, length)
     finally:
         for parameter in learning:
@@ -82,7 +82,7 @@ def _without_logits(model: nn.Module) -> Iterator[list[Tensor]]:
         del head.forward
 
 
-class _Scalars(TorchDispatchMode):
+class Scalars(TorchDispatchMode):
     """Answers `if (positions == 0).all():` and `.item()`, which a tensor without data cannot: yes, 1.
 
     What decoders ask are checks of their inputs, which ours pass.
@@ -100,7 +100,7 @@ class _Scalars(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-class _Live(_Scalars):  # type: ignore[no-untyped-call]
+class _Live(Scalars):  # type: ignore[no-untyped-call]
     """Adds up the storages that are alive after every operation."""
 
     def __init__(self, kept: set[int]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from zoft.errors import EnvironmentProblem, RecipeError, first_line, lacks_memory
-from zoft.models.targets import feedforward, target_endings, target_names
+from zoft.models.targets import feedforward, find_targets
 from zoft.recipe.sections.tune import TuneSection
 
 _CONFIG = "adapter_config.json"
@@ -42,8 +43,8 @@ def attach_adapter(
     ones) compute what the model did before. A prompt (Lester et al., arXiv 2104.08691) begins with the
     embeddings of random tokens, a prefix (Li and Liang, arXiv 2101.00190) with noise:
     `prefix.begin_with_activations` is to follow.
-    Raises RecipeError for modules or blocks that the model does not have and for a model that cannot
-    have such an adapter, EnvironmentProblem if `auto` finds no modules.
+    Raises RecipeError for modules or blocks that the model does not have, for a model that cannot have
+    such an adapter, and if `auto` finds no modules.
     """
     config = _config(model, tune)
     config.revision = getattr(model.config, "_commit_hash", None)
@@ -54,7 +55,7 @@ def attach_adapter(
             adapted = get_peft_model(model, config)
         except (ValueError, AttributeError, KeyError) as error:  # a config without heads, say
             raise RecipeError(
-                f"tune.method: {type(model).__name__} takes no {tune.method}: {first_line(error)}"
+                f"tune.method: {type(model).__name__} takes no {tune.method}: {_reason(error)}"
             ) from error
     assert isinstance(adapted, PeftModel)
     return _still(adapted, dtype)
@@ -64,23 +65,23 @@ def _config(model: PreTrainedModel, tune: TuneSection) -> PeftConfig:
     """Make peft's config of the adapter that a recipe asks for."""
     match tune.method:
         case "lora":
-            found = target_names(model, tune)
+            targets = find_targets(model, tune)
             return LoraConfig(
                 task_type="CAUSAL_LM",
                 r=tune.r,
                 lora_alpha=tune.alpha,
                 lora_dropout=0.0,
-                target_modules=list(found) if tune.layers else target_endings(model, tune),
-                fan_in_fan_out=any(isinstance(module, Conv1D) for module in found.values()),
+                target_modules=targets.words(model),
+                fan_in_fan_out=any(isinstance(m, Conv1D) for m in targets.modules.values()),
             )
         case "ia3":
-            found = target_names(model, tune)
-            targets = list(found) if tune.layers else target_endings(model, tune)
+            targets = find_targets(model, tune)
+            words = targets.words(model)
             return IA3Config(
                 task_type="CAUSAL_LM",
-                target_modules=targets,
-                feedforward_modules=feedforward(model, targets),
-                fan_in_fan_out=any(isinstance(module, Conv1D) for module in found.values()),
+                target_modules=words,
+                feedforward_modules=feedforward(model, words),
+                fan_in_fan_out=any(isinstance(m, Conv1D) for m in targets.modules.values()),
             )
         case "prefix":
             return PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=tune.virtual_tokens)
@@ -115,7 +116,7 @@ def load_adapter(
     except Exception as error:  # peft, safetensors and torch each have their own for a misfit
         if lacks_memory(error):
             raise
-        problem = f"cannot load the adapter {folder}: {first_line(error)}"
+        problem = f"cannot load the adapter {folder}: {_reason(error)}"
         raise EnvironmentProblem(problem) from error
     return _still(adapted, dtype)
 
@@ -138,10 +139,18 @@ def base_of(folder: Path | str) -> tuple[str, str | None]:
     return name, revision
 
 
+def _reason(error: Exception) -> str:
+    """What peft says in one line; a module that it cannot wrap it prints whole, over many."""
+    module = re.match(r"Target module (\w+)\(.* is not supported", str(error), re.DOTALL)
+    return f"peft cannot wrap a module of class {module[1]}" if module else first_line(error)
+
+
 @contextmanager
 def _peft_behind_transformers() -> Iterator[None]:
-    """peft 0.21 reads a property that transformers 5.23 renamed; the warning is for its authors."""
+    """Keep back warnings for peft's authors: 0.21 reads a property that transformers 5.23 renamed, and
+    gives experts (in all-linear of some mixtures) a pattern of ranks that it does not find again."""
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys", RuntimeWarning)
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         yield
 

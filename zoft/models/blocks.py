@@ -1,13 +1,14 @@
-"""The blocks of a model: what is streamed one after the other."""
+"""The blocks of a decoder: what is streamed one after the other, and what is no part of it."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from zoft.errors import EnvironmentProblem
 
@@ -29,17 +30,36 @@ class Block:
 
 
 def find_blocks(model: nn.Module) -> Blocks:
-    """The outermost list of modules that owns the most parameters; lists inside it are its own.
+    """The decoder's outermost list of modules that owns the most parameters; lists inside it are its
+    own.
 
     Raises EnvironmentProblem if the model has none.
     """
-    found = [(_numel(blocks), name, blocks) for name, blocks in _outermost_lists(model)]
+    towers = tuple(f"{tower}." for tower in find_towers(model))
+    found = [
+        (_numel(blocks), name, blocks)
+        for name, blocks in _outermost_lists(model)
+        if not f"{name}.".startswith(towers)
+    ]
     if not found:
         raise EnvironmentProblem(
             f"{type(model).__name__} has no list of blocks, so it cannot be streamed"
         )
     _, name, blocks = max(found, key=lambda entry: entry[0])
     return Blocks(name, list(blocks))
+
+
+def find_towers(model: nn.Module) -> tuple[str, ...]:
+    """Names of the modules for images and sound: what stands beside the decoder of a model of several
+    modalities, projectors included, and what inside it reads no text. Text alone never enters them."""
+    for name, base in model.named_modules():
+        if isinstance(base, PreTrainedModel):
+            apart = base.config.get_text_config(decoder=True) is not base.config
+            decoder: nn.Module = base.get_decoder() if apart else base  # type: ignore[no-untyped-call]
+            ends = (base.get_input_embeddings(), base.get_output_embeddings())  # type: ignore[no-untyped-call]
+            needed = {decoder, *ends}
+            return tuple(_beside(base, f"{name}." if name else "", decoder, needed))
+    return ()
 
 
 def placeholder(like: Tensor, device: torch.device | str = "cpu") -> Tensor:
@@ -76,6 +96,23 @@ def _outermost_lists(module: nn.Module, prefix: str = "") -> Iterator[tuple[str,
             yield prefix + name, child
         else:
             yield from _outermost_lists(child, f"{prefix}{name}.")
+
+
+def _beside(
+    module: nn.Module, prefix: str, decoder: nn.Module, needed: Set[nn.Module]
+) -> Iterator[str]:
+    """Yield the outermost modules that hold nothing of `needed` and are outside the decoder or for
+    another modality."""
+    inside = module is decoder
+    for name, child in module.named_children():
+        parts = set(child.modules())
+        if needed & parts:
+            yield from _beside(child, f"{prefix}{name}.", child if inside else decoder, needed)
+        elif (not inside and any(True for _ in child.parameters())) or any(
+            isinstance(part, PreTrainedModel) and "text" not in part.input_modalities
+            for part in parts
+        ):
+            yield prefix + name
 
 
 def _numel(module: nn.Module) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from zoft.errors import RecipeError
 from zoft.models.adapters import of_adapter
+from zoft.models.blocks import find_towers
 from zoft.models.targets import block_prefixes
 from zoft.recipe.sections.tune import TuneSection
 
@@ -21,15 +22,17 @@ def tuned_parameters(model: nn.Module, tune: TuneSection) -> dict[str, nn.Parame
     """Name -> parameter in model order, tied ones once, by their first name.
 
     Full tuning: all floating parameters, or those that `only` and `layers` name; else the adapter's.
-    Of these the ones that match a glob of `include` and none of `exclude`. Raises RecipeError for a
-    glob that matches nothing, for blocks that the model does not have, and if nothing is left.
+    Of these the ones that match a glob of `include` and none of `exclude`, without towers of another
+    modality. Raises RecipeError for a glob that matches nothing, for blocks that the model does not
+    have, and if nothing is left.
     """
-    names = _learning(model, tune)
+    towers = _of_towers(model, tune)
+    names = _learning(model, tune, towers)
     problems = [
         f"tune.{key}: {glob!r} matches no parameter{_near(glob, names)}"
         for key, globs in (("include", tune.include), ("exclude", tune.exclude))
         for glob in globs
-        if not any(fnmatchcase(name, glob) for name in names)
+        if not any(fnmatchcase(name, glob) for name in (*names, *towers))
     ]
     if problems:
         raise RecipeError("\n".join(problems))
@@ -44,11 +47,36 @@ def tuned_parameters(model: nn.Module, tune: TuneSection) -> dict[str, nn.Parame
     return tuned
 
 
-def _learning(model: nn.Module, tune: TuneSection) -> dict[str, nn.Parameter]:
+def idle_towers(model: nn.Module, tune: TuneSection) -> list[str]:
+    """The base model's names of the modules for images and sound that `tuned_parameters` leaves out."""
+    tuned = tuned_parameters(model, tune)
+    return [
+        tower.removeprefix("base_model.model.")
+        for tower in find_towers(model)
+        if not any(name.startswith(f"{tower}.") for name in tuned)
+    ]
+
+
+def _of_towers(model: nn.Module, tune: TuneSection) -> set[str]:
+    """Names of the parameters for other modalities; without those that a glob of `include` asks for,
+    and for nothing else."""
+    towers = tuple(f"{tower}." for tower in find_towers(model))
+    names = [name for name, _ in model.named_parameters()]
+    outside = {name for name in names if name.startswith(towers)}
+    asked = [
+        glob
+        for glob in tune.include
+        if not any(fnmatchcase(name, glob) for name in names if name not in outside)
+    ]
+    return {name for name in outside if not any(fnmatchcase(name, glob) for glob in asked)}
+
+
+def _learning(model: nn.Module, tune: TuneSection, towers: Set[str]) -> dict[str, nn.Parameter]:
     """Return the parameters that `method`, `only` and `layers` let learn. Raises RecipeError."""
     floating = {n: p for n, p in model.named_parameters() if p.is_floating_point()}
-    if tune.method != "full":
+    if tune.method != "full":  # an adapter stands in a tower only if the recipe names it
         return {name: p for name, p in floating.items() if of_adapter(name)}
+    floating = {name: p for name, p in floating.items() if name not in towers}
     if tune.layers:
         inside = block_prefixes(model, tune.layers)
         floating = {name: p for name, p in floating.items() if name.startswith(inside)}

@@ -29,7 +29,7 @@ from zoft.models import load
 from zoft.models.adapters import attach_adapter, load_adapter
 from zoft.models.prefix import begin_with_activations
 from zoft.models.storage.fetch import local_safetensors
-from zoft.models.trainable import decays, parameter_ids, tuned_parameters
+from zoft.models.trainable import decays, idle_towers, parameter_ids, tuned_parameters
 from zoft.planning.placement import Choice, budgets, choose
 from zoft.planning.workload import shape_of
 from zoft.recipe.resolved import Resolved
@@ -149,6 +149,8 @@ def build_engine(
             if loaded.resumed
             else needs_mask(view, objective, first, device)
         )
+    if idle := idle_towers(model, recipe.tune):
+        say(f"left as it is, for text does not pass through it: {', '.join(idle)}")
     total = sum(p.numel() for p in parameters.values())
     say(
         f"tuning {total:,} weights in {len(parameters)} tensors, {recipe.optimizer.name}, "

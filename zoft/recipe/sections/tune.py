@@ -37,8 +37,8 @@ class TuneSection(Section):
     target_modules: list[str] | Literal["auto", "all-linear"] = Field(
         "auto",
         description="lora, ia3: name endings of the modules that get an adapter. auto: peft's choice "
-        "for the model family, else (lora) q_proj and v_proj; all-linear: every linear module but the "
-        "head.",
+        "for the model family, else what attention or a state-space layer reads its input with; "
+        "all-linear: every linear module of the decoder that takes an adapter, but the head.",
     )
     virtual_tokens: Counted = Field(
         5, description="prefix, prompt: tokens that stand in front of every example."
