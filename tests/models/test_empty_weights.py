@@ -29,6 +29,7 @@ from zoft.errors import EnvironmentProblem
 from zoft.models.blocks import find_blocks, is_placeholder
 from zoft.models.empty_weights import model_on_meta
 from zoft.models.load import Loaded, load_model
+from zoft.models.storage.gathered import read
 from zoft.models.storage.safetensors import Reader, stored_tensors
 from zoft.recipe.schema import ModelSection
 
@@ -217,13 +218,13 @@ def streamed_in(loaded: Loaded) -> PreTrainedModel:
     with Reader() as reader:
         for name, stored in loaded.sources.items():
             own = torch.empty(named[name].shape, dtype=named[name].dtype)
-            reader.read(stored, own)
+            read(reader, stored, own)
             named[name].data = own
     return loaded.model
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("build", PLAIN)
+@pytest.mark.parametrize("build", [*PLAIN, mixtral])
 def test_blocks_stay_in_the_files_until_they_are_read(
     tmp_path: Path, build: Callable[[], PreTrainedModel], dtype: torch.dtype
 ) -> None:
@@ -256,15 +257,6 @@ def test_the_sources_are_the_files_own(tmp_path: Path) -> None:
     assert loaded.sources == {n: s for n, s in stored.items() if n.startswith("model.layers.")}
     assert load(tmp_path).sources == {}
     assert load(tmp_path).blocks == {}
-
-
-def test_merged_experts_load_but_do_not_stream(tmp_path: Path) -> None:
-    mixtral().save_pretrained(tmp_path)
-    assert load(tmp_path).sources == {}
-    with pytest.raises(EnvironmentProblem, match="cannot be streamed") as caught:
-        load(tmp_path, streamed=lambda _: True)
-    assert "experts" in str(caught.value)
-    assert "model.residency=device" in str(caught.value)
 
 
 def test_a_large_model_on_meta_takes_no_memory() -> None:

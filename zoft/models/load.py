@@ -22,7 +22,8 @@ from zoft.errors import EnvironmentProblem, ZoftError, first_line, lacks_memory
 from zoft.models.blocks import Block, find_blocks, owned_parameters, placeholder
 from zoft.models.empty_weights import build_empty_model
 from zoft.models.quantization import is_quantized, load_quantized, quantized_tensors
-from zoft.models.storage.safetensors import Reader, Stored, stored_tensors
+from zoft.models.storage.gathered import Source, read
+from zoft.models.storage.safetensors import Reader, stored_tensors
 from zoft.recipe.schema import ModelSection
 from zoft.system.silence import quiet
 
@@ -50,7 +51,7 @@ class Loaded:
 
     model: PreTrainedModel
     blocks: dict[int, Block]
-    sources: dict[str, Stored]
+    sources: dict[str, Source]
 
 
 def load_model(
@@ -72,7 +73,7 @@ def load_model(
     the model's weights, and one to be streamed that transformers would rewrite as it loads; what
     `load_quantized` raises.
     """
-    sources: dict[str, Stored] = {}
+    sources: dict[str, Source] = {}
     try:
         if section.quantization != "none":
             model, report = load_quantized(location, section, dtype=dtype, device=device)
@@ -109,7 +110,7 @@ def load_model(
 
 def _load(
     location: Path | str, section: ModelSection, dtype: torch.dtype, *, whole: bool
-) -> tuple[PreTrainedModel, dict[str, Stored]]:
+) -> tuple[PreTrainedModel, dict[str, Source]]:
     """The model without its weights and where these lie; with them only if it has to be `whole`."""
     with quiet():
         found = build_empty_model(
@@ -147,7 +148,7 @@ def _load_by_transformers(
 
 def _fill(
     model: PreTrainedModel,
-    sources: dict[str, Stored],
+    sources: dict[str, Source],
     left: set[str],
     device: torch.device,
     reader: Reader,
@@ -169,7 +170,7 @@ def _fill(
             tensor.data = placeholder(tensor.data, device)
             continue
         own = torch.empty(tensor.shape, dtype=tensor.dtype)
-        reader.read(sources[name], own)
+        read(reader, sources[name], own)
         tensor.data = own.to(device)
 
 

@@ -11,7 +11,13 @@ import torch
 from support import tiny
 from support.streams import streamed_weights
 from torch import Tensor
-from transformers import OPTConfig, OPTForCausalLM, PreTrainedModel
+from transformers import (
+    MixtralConfig,
+    MixtralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    PreTrainedModel,
+)
 
 from zoft.models.blocks import find_blocks, owned_parameters, placeholder
 from zoft.models.load import load_model
@@ -47,7 +53,21 @@ def deep() -> PreTrainedModel:
     return OPTForCausalLM(config)
 
 
-BUILDERS = [tiny.opt, tiny.llama, tied_llama, tiny.gpt2, tiny.qwen2, mixed_llama, deep]
+def mixtral() -> PreTrainedModel:
+    """Experts that lie apart in the files and together in the model."""
+    config = MixtralConfig(
+        vocab_size=31,
+        hidden_size=8,
+        intermediate_size=12,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_local_experts=4,
+    )
+    return MixtralForCausalLM(config)
+
+
+BUILDERS = [mixtral, tiny.opt, tiny.llama, tied_llama, tiny.gpt2, tiny.qwen2, mixed_llama, deep]
 
 
 def emptied(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
