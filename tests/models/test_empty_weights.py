@@ -224,7 +224,7 @@ def streamed_in(loaded: Loaded) -> PreTrainedModel:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("build", [*PLAIN, mixtral])
+@pytest.mark.parametrize("build", PLAIN)
 def test_blocks_stay_in_the_files_until_they_are_read(
     tmp_path: Path, build: Callable[[], PreTrainedModel], dtype: torch.dtype
 ) -> None:

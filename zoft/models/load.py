@@ -70,7 +70,7 @@ def load_model(
     A quantised model is loaded whole even so.
 
     Raises EnvironmentProblem for an unknown architecture, a checkpoint that does not hold exactly
-    the model's weights, and one to be streamed that transformers would rewrite as it loads; what
+    the model's weights, and one to be streamed whose weights are computed as they are loaded; what
     `load_quantized` raises.
     """
     sources: dict[str, Source] = {}
@@ -121,18 +121,22 @@ def _load(
             if not found.unmapped:
                 return found.model, found.sources
         if not whole:
-            why = f": {found.unmapped[0]}" if found else ""
+            computed = f"{found.unmapped[0]} is computed as it is loaded" if found else ""
             raise EnvironmentProblem(
-                f"{section.name} cannot be streamed, its weights are converted as they are "
-                f"loaded{why}; set model.residency=device"
+                cannot_stream(section.name, computed or "its checkpoint is quantised")
             )
         return _load_by_transformers(location, section, dtype), {}
+
+
+def cannot_stream(name: str, why: str) -> str:
+    """The problem in words, and the way out."""
+    return f"{name} cannot be streamed, {why}; set model.residency=device"
 
 
 def _load_by_transformers(
     location: Path | str, section: ModelSection, dtype: torch.dtype
 ) -> PreTrainedModel:
-    """With all weights, for what is more than a copy: merged experts, quantised checkpoints."""
+    """With all weights, for what is more than a copy: computed weights, quantised checkpoints."""
     answer: Any = AutoModelForCausalLM.from_pretrained(
         str(location),
         dtype=dtype,

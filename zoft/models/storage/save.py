@@ -16,7 +16,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from zoft.errors import EnvironmentProblem
 from zoft.models.storage.safetensors import WEIGHTS, WEIGHTS_INDEX, Entry, Writer
 from zoft.models.storage.tracing import Piece, Traced, trace
 from zoft.system.silence import quiet
@@ -34,7 +33,7 @@ def save_tensor_by_tensor(
 
     Types and shapes are the model's own; `weights` gives the numbers by the name in the model, each
     once, in any order. What a file holds as one tensor of several is in memory until it is complete.
-    Raises OSError; EnvironmentProblem if the checkpoint's layout is more than another order.
+    Raises OSError.
     """
     kept = _saved(folder, model)
     split = split_state_dict_into_shards_factory(
@@ -115,13 +114,23 @@ def _saved(folder: Path, model: PreTrainedModel) -> dict[str, Traced]:
                 chosen |= load_file(file).keys()
             else:
                 file.rename(folder / file.name)
-    traced: dict[str, Tensor] = {
+    traced = {
         name: trace(name, tensor.dtype, tensor.shape)
         for name, tensor in state.items()
         if name in chosen
     }
-    reverted: dict[str, Any] = revert_weight_conversion(model, traced)
-    for name, tensor in reverted.items():
-        if tensor.pieces is None:
-            raise EnvironmentProblem(f"cannot save {name} in the checkpoint's layout")
-    return reverted
+    return as_in_checkpoint(model, traced) or traced
+
+
+def as_in_checkpoint(
+    model: PreTrainedModel, traced: Mapping[str, Traced]
+) -> dict[str, Traced] | None:
+    """A model's tensors in the layout of its checkpoint; None if that is more than another order.
+
+    transformers then loads the model's own names as well.
+    """
+    try:
+        reverted: dict[str, Any] = revert_weight_conversion(model, dict(traced))
+    except Exception:  # of a conversion that has to see numbers or cannot be reverted: any class
+        return None
+    return reverted if all(tensor.pieces is not None for tensor in reverted.values()) else None
