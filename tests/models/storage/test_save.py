@@ -12,8 +12,6 @@ from support import tiny
 from support.streams import streamed_weights
 from torch import Tensor
 from transformers import (
-    MixtralConfig,
-    MixtralForCausalLM,
     OPTConfig,
     OPTForCausalLM,
     PreTrainedModel,
@@ -53,21 +51,16 @@ def deep() -> PreTrainedModel:
     return OPTForCausalLM(config)
 
 
-def mixtral() -> PreTrainedModel:
-    """Experts that lie apart in the files and together in the model."""
-    config = MixtralConfig(
-        vocab_size=31,
-        hidden_size=8,
-        intermediate_size=12,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        num_local_experts=4,
-    )
-    return MixtralForCausalLM(config)
-
-
-BUILDERS = [mixtral, tiny.opt, tiny.llama, tied_llama, tiny.gpt2, tiny.qwen2, mixed_llama, deep]
+BUILDERS = [
+    tiny.mixtral,
+    tiny.opt,
+    tiny.llama,
+    tied_llama,
+    tiny.gpt2,
+    tiny.qwen2,
+    mixed_llama,
+    deep,
+]
 
 
 def emptied(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
