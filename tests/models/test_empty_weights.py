@@ -15,20 +15,29 @@ from support import tiny
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
+    CTRLConfig,
+    CTRLLMHeadModel,
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
+    JambaConfig,
+    JambaForCausalLM,
     LlamaConfig,
-    MixtralConfig,
-    MixtralForCausalLM,
+    PhimoeConfig,
+    PhimoeForCausalLM,
     PreTrainedModel,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 from zoft.errors import EnvironmentProblem
 from zoft.models.blocks import find_blocks, is_placeholder
 from zoft.models.empty_weights import model_on_meta
 from zoft.models.load import Loaded, load_model
+from zoft.models.storage.gathered import read
 from zoft.models.storage.safetensors import Reader, stored_tensors
 from zoft.recipe.schema import ModelSection
 
@@ -63,12 +72,71 @@ def neox() -> PreTrainedModel:
     return built(GPTNeoXForCausalLM(GPTNeoXConfig(**SMALL)))
 
 
-def mixtral() -> PreTrainedModel:
-    """Experts that lie apart in the files and together in the model."""
-    config = MixtralConfig(**SMALL, num_key_value_heads=2, num_local_experts=4)
-    return built(MixtralForCausalLM(config))
+def qwen3_moe() -> PreTrainedModel:
+    """Its first block is dense."""
+    config = Qwen3MoeConfig(
+        **SMALL,
+        num_key_value_heads=2,
+        moe_intermediate_size=16,
+        num_experts=4,
+        num_experts_per_tok=2,
+        mlp_only_layers=[0],
+    )
+    return built(Qwen3MoeForCausalLM(config))
 
 
+def deepseek_v3() -> PreTrainedModel:
+    """Latent attention, a shared expert, a buffer that the files hold."""
+    config = DeepseekV3Config(
+        **SMALL,
+        num_key_value_heads=4,
+        moe_intermediate_size=16,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        n_group=1,
+        topk_group=1,
+        first_k_dense_replace=1,
+        q_lora_rank=16,
+        kv_lora_rank=16,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=8,
+        v_head_dim=8,
+    )
+    return built(DeepseekV3ForCausalLM(config))
+
+
+def jamba() -> PreTrainedModel:
+    """Mamba, attention and experts by turns."""
+    sizes = {**SMALL, "num_hidden_layers": 3}
+    config = JambaConfig(
+        **sizes,
+        num_key_value_heads=2,
+        num_experts=4,
+        attn_layer_period=3,
+        attn_layer_offset=1,
+        expert_layer_period=2,
+        expert_layer_offset=1,
+        mamba_d_state=4,
+        mamba_dt_rank=4,
+        use_mamba_kernels=False,
+    )
+    return built(JambaForCausalLM(config))
+
+
+def phimoe() -> PreTrainedModel:
+    """Biases; experts that the files number w1, w2, w3."""
+    return built(
+        PhimoeForCausalLM(PhimoeConfig(**SMALL, num_key_value_heads=2, num_local_experts=4))
+    )
+
+
+def ctrl() -> PreTrainedModel:
+    """A tied head with a bias of its own."""
+    config = CTRLConfig(vocab_size=97, n_positions=64, n_embd=32, dff=48, n_layer=2, n_head=4)
+    return built(CTRLLMHeadModel(config))
+
+
+CONVERTED = [tiny.mixtral, qwen3_moe, deepseek_v3, jamba, phimoe, ctrl]
 PLAIN = [tiny.opt, tiny.llama, tied_llama, tiny.gpt2, tiny.qwen2, gemma2, neox]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -109,7 +177,7 @@ def theirs(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("build", [*PLAIN, mixtral])
+@pytest.mark.parametrize("build", [*PLAIN, *CONVERTED])
 def test_a_model_is_loaded_as_transformers_loads_it(
     tmp_path: Path, build: Callable[[], PreTrainedModel], dtype: torch.dtype
 ) -> None:
@@ -217,7 +285,7 @@ def streamed_in(loaded: Loaded) -> PreTrainedModel:
     with Reader() as reader:
         for name, stored in loaded.sources.items():
             own = torch.empty(named[name].shape, dtype=named[name].dtype)
-            reader.read(stored, own)
+            read(reader, stored, own)
             named[name].data = own
     return loaded.model
 
@@ -258,12 +326,33 @@ def test_the_sources_are_the_files_own(tmp_path: Path) -> None:
     assert load(tmp_path).blocks == {}
 
 
-def test_merged_experts_load_but_do_not_stream(tmp_path: Path) -> None:
-    mixtral().save_pretrained(tmp_path)
-    assert load(tmp_path).sources == {}
-    with pytest.raises(EnvironmentProblem, match="cannot be streamed") as caught:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("build", CONVERTED)
+def test_what_the_files_hold_in_pieces_is_read_from_them_piece_by_piece(
+    tmp_path: Path, build: Callable[[], PreTrainedModel], dtype: torch.dtype
+) -> None:
+    model = build()
+    model.save_pretrained(tmp_path, max_shard_size="50KB")
+    kept = stored_tensors(tmp_path)
+    loaded = load(tmp_path, dtype, streamed=lambda _: True)
+    blocks = find_blocks(loaded.model).name
+    assert set(loaded.sources) == {
+        name for name, p in loaded.model.named_parameters() if name.startswith(f"{blocks}.")
+    }
+    experts = [n for n in loaded.sources if ".experts." in n]
+    assert bool(experts) == (build is not ctrl)
+    assert not any(n in kept for n in experts)
+    assert all(is_placeholder(dict(loaded.model.named_parameters())[n]) for n in loaded.sources)
+    require_same(streamed_in(loaded), theirs(tmp_path, dtype))
+
+
+def test_a_quantised_checkpoint_is_not_streamed(tmp_path: Path) -> None:
+    tiny.llama().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(EnvironmentProblem, match="its checkpoint is quantised") as caught:
         load(tmp_path, streamed=lambda _: True)
-    assert "experts" in str(caught.value)
     assert "model.residency=device" in str(caught.value)
 
 

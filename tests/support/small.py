@@ -26,10 +26,15 @@ logging: {{every: 4}}
 """
 
 
-def write(folder: Path, method: str = "full", **changes: Any) -> Path:
+def write(
+    folder: Path,
+    method: str = "full",
+    build: Any = tiny.llama,
+    **changes: Any,
+) -> Path:
     """Model (`changes`: of its config), data and recipe in `folder`; returns the recipe's path."""
     model = folder / "model"
-    tiny.llama(**changes).save_pretrained(model)
+    build(**changes).save_pretrained(model)
     tiny.tokenizer().save_pretrained(model)
     for name, rows in (("train", 48), ("eval", 20), ("test", 12)):
         with (folder / f"{name}.jsonl").open("w") as file:

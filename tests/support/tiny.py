@@ -18,6 +18,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     OPTConfig,
     OPTForCausalLM,
     PreTrainedConfig,
@@ -116,6 +118,24 @@ def with_vision(seed: int = 0, dtype: torch.dtype = torch.float32, **changes: An
         **_IDS,
     )  # fmt: skip
     return _build(Gemma3ForConditionalGeneration, config, seed, dtype, changes)
+
+
+def mixtral(
+    seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any
+) -> MixtralForCausalLM:
+    """Experts that lie apart in the files and together in the model."""
+    config = MixtralConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=4,
+        max_position_embeddings=256,
+        **_IDS,
+    )
+    return _build(MixtralForCausalLM, config, seed, dtype, changes)
 
 
 def tokenizer(*, bos: bool = True, chat_template: str | None = None) -> PreTrainedTokenizerFast:

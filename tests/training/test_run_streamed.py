@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import kills, small
+from support import kills, small, tiny
 from support.failures import killed_after
 from torch import Tensor
 
+from zoft.cli.main import main
 from zoft.engine.build import streamer_for
 from zoft.engine.offload.homes import Files
 from zoft.engine.offload.streamer import Streamer
 from zoft.errors import EnvironmentProblem
 from zoft.inference.evaluate import evaluate
+from zoft.models.storage.safetensors import stored_tensors
 from zoft.planning import placement as residency
 from zoft.planning.footprint import footprint
 from zoft.planning.workload import Shape
@@ -122,6 +124,45 @@ def test_a_streamed_run_goes_on_where_it_was_stopped(
         train(str(recipe), [*changes, DISK], output_dir=str(tmp_path / "run"))
     train(str(recipe), [*changes, DISK], output_dir=str(tmp_path / "run"), resume="auto")
     assert written(tmp_path / "run") == written(expected)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["optimizer.moments=full"],
+        ["optimizer.name=mezo", "optimizer.lr=1e-4", "optimizer.distribution=gaussian"],
+        ["tune.method=lora", "tune.target_modules=[q_proj, v_proj]", "optimizer.lr=1e-2"],
+    ],
+    ids=["r-adazo", "mezo", "lora"],
+)
+def test_experts_that_the_files_hold_apart_are_streamed(tmp_path: Path, changes: list[str]) -> None:
+    """From disk and host, stopped and resumed; the result has the layout of the checkpoint."""
+    recipe, model = small.write(tmp_path, build=tiny.mixtral), tmp_path / "model"
+    whole, disk, host = (tmp_path / name for name in ("whole", "disk", "host"))
+    train(str(recipe), changes, output_dir=str(whole))
+    with killed_after(8):
+        train(str(recipe), [*changes, DISK], output_dir=str(disk))
+    train(str(recipe), [*changes, DISK], output_dir=str(disk), resume="auto")
+    train(str(recipe), [*changes, HOST], output_dir=str(host))
+    assert written(disk) == written(whole)
+    assert written(host) == written(whole)
+    if "tune.method=lora" not in changes:
+        assert stored_tensors(disk / "final").keys() == stored_tensors(model).keys()
+
+
+@pytest.mark.parametrize("verb", ["train", "plan", "validate", "eval"])
+def test_what_cannot_be_streamed_is_refused_by_every_verb(
+    tmp_path: Path, verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = small.write(tmp_path)
+    config = tmp_path / "model" / "config.json"
+    content = json.loads(config.read_text())
+    content["quantization_config"] = {"quant_method": "fp8"}
+    config.write_text(json.dumps(content))
+    target = [str(tmp_path / "model"), str(recipe)] if verb == "eval" else [str(recipe)]
+    assert main([verb, *target, DISK]) == 4
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "cannot be streamed, its checkpoint is quantised; set model.residency=device" in error
 
 
 def test_a_run_may_go_on_elsewhere(tmp_path: Path) -> None:

@@ -1,13 +1,12 @@
 """A model without its weights: every tensor in its place and of its type, none of it read.
 
-transformers itself does the placing. It is handed placeholders of 4 bytes instead of weights, so
-its rules for names, types, ties and buffers all hold; afterwards each placeholder tells by its
-address which tensor of the files belongs where it ended up.
+transformers itself does the placing. It is handed traced tensors instead of weights, so its rules for
+names, types, ties, buffers and conversions all hold; afterwards each parameter tells which tensors of
+the files it is made of.
 """
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,9 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from zoft.models.blocks import placeholder
+from zoft.models.storage.gathered import Source, source_of
 from zoft.models.storage.safetensors import Reader, Stored
+from zoft.models.storage.tracing import Traced, trace
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,11 @@ class EmptyModel:
     """A model with placeholders for weights, and in `sources` by name where these lie in files.
 
     Buffers that no file holds are as they will be. `unmapped` are weights that transformers computes
-    from several tensors, or by other than copying: where there are any, load the model eagerly.
+    by other than copying: where there are any, load the model eagerly.
     """
 
     model: PreTrainedModel
-    sources: dict[str, Stored]
+    sources: dict[str, Source]
     unmapped: list[str]
     report: dict[str, Any]  # what transformers found missing or unexpected
 
@@ -62,16 +63,10 @@ def build_empty_model(
     plan = model_on_meta(config, dtype, trust_remote_code)
     copies = _copies(plan, stored, dtype)
     stored = {name: entry for name, entry in stored.items() if name not in copies}
-    placeholders = {
-        name: placeholder(
-            torch.empty((), dtype=dtype if s.dtype.is_floating_point else s.dtype).expand(s.shape)
-        )
-        for name, s in stored.items()
-    }
     answer: Any = type(plan).from_pretrained(
         None,
         config=plan.config,
-        state_dict=dict(placeholders),
+        state_dict={name: trace(name, s.dtype, s.shape) for name, s in stored.items()},
         dtype=dtype,
         trust_remote_code=trust_remote_code,
         output_loading_info=True,
@@ -79,25 +74,35 @@ def build_empty_model(
     model, report = answer
     if model.can_generate():
         _set_generation_config(model, location, trust_remote_code)
-    sources, unmapped = {}, []
-    by_address = {_address(held): stored[name] for name, held in placeholders.items()}
-    persistent = model.state_dict().keys()
-    for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
-        found = by_address.get(_address(tensor))
-        if found is None and tensor.dtype != dtype and name in persistent:
-            # Cast, because the model keeps it in another type: that placeholder is gone.
-            cast = _named(stored, name, model)
-            found = cast if cast and cast.shape == tuple(tensor.shape) else None
-        if found is not None:
-            sources[name] = found
-        elif isinstance(tensor, torch.nn.Parameter):
-            unmapped.append(name)
+    sources, unmapped = _without_traces(model, stored)
     return EmptyModel(model, sources, unmapped, report)
 
 
-def _address(tensor: Tensor) -> int:
-    """Return the address of a tensor's storage, which tells placeholders apart."""
-    return tensor.untyped_storage().data_ptr()
+def _without_traces(
+    model: PreTrainedModel, stored: dict[str, Stored]
+) -> tuple[dict[str, Source], list[str]]:
+    """Put placeholders where traced tensors are; returns where these lie, and which lie nowhere."""
+    sources: dict[str, Source] = {}
+    unmapped: list[str] = []
+    seen: dict[Tensor, Tensor] = {}  # what is tied stays tied
+    for path, module in model.named_modules():
+        for entries in (module._parameters, module._buffers):
+            for key, tensor in entries.items():
+                if tensor is None:
+                    continue
+                if tensor not in seen:
+                    name = f"{path}.{key}" if path else key
+                    seen[tensor] = tensor
+                    if isinstance(tensor, Traced):
+                        seen[tensor] = empty = placeholder(tensor.like, "cpu")
+                        if isinstance(tensor, torch.nn.Parameter):
+                            seen[tensor] = torch.nn.Parameter(empty, tensor.requires_grad)
+                        if tensor.pieces is not None:
+                            sources[name] = source_of(tensor.shape, tensor.pieces, stored)
+                    if isinstance(tensor, torch.nn.Parameter) and name not in sources:
+                        unmapped.append(name)
+                entries[key] = seen[tensor]
+    return sources, unmapped
 
 
 def _named(stored: dict[str, Stored], name: str, model: PreTrainedModel) -> Stored | None:

@@ -23,7 +23,8 @@ from zoft.errors import EnvironmentProblem, ZoftError, first_line, lacks_memory
 from zoft.models.blocks import Block, find_blocks, owned_parameters, placeholder
 from zoft.models.empty_weights import build_empty_model
 from zoft.models.quantization import is_quantized, load_quantized, quantized_tensors
-from zoft.models.storage.safetensors import Reader, Stored, stored_tensors
+from zoft.models.storage.gathered import Source, read
+from zoft.models.storage.safetensors import Reader, stored_tensors
 from zoft.recipe.schema import ModelSection
 from zoft.system.silence import quiet
 
@@ -51,7 +52,7 @@ class Loaded:
 
     model: PreTrainedModel
     blocks: dict[int, Block]
-    sources: dict[str, Stored]
+    sources: dict[str, Source]
 
 
 def load_model(
@@ -70,10 +71,10 @@ def load_model(
     A quantised model is loaded whole even so.
 
     Raises EnvironmentProblem for an unknown architecture, a checkpoint that does not hold exactly
-    the model's weights, and one to be streamed that transformers would rewrite as it loads; what
+    the model's weights, and one to be streamed whose weights are computed as they are loaded; what
     `load_quantized` raises.
     """
-    sources: dict[str, Stored] = {}
+    sources: dict[str, Source] = {}
     try:
         if section.quantization != "none":
             model, report = load_quantized(location, section, dtype=dtype, device=device)
@@ -110,7 +111,7 @@ def load_model(
 
 def _load(
     location: Path | str, section: ModelSection, dtype: torch.dtype, *, whole: bool
-) -> tuple[PreTrainedModel, dict[str, Stored]]:
+) -> tuple[PreTrainedModel, dict[str, Source]]:
     """The model without its weights and where these lie; with them only if it has to be `whole`."""
     with quiet():
         found = build_empty_model(
@@ -121,18 +122,22 @@ def _load(
             if not found.unmapped:
                 return found.model, found.sources
         if not whole:
-            why = f": {found.unmapped[0]}" if found else ""
+            computed = f"{found.unmapped[0]} is computed as it is loaded" if found else ""
             raise EnvironmentProblem(
-                f"{section.name} cannot be streamed, its weights are converted as they are "
-                f"loaded{why}; set model.residency=device"
+                cannot_stream(section.name, computed or "its checkpoint is quantised")
             )
         return _load_by_transformers(location, section, dtype), {}
+
+
+def cannot_stream(name: str, why: str) -> str:
+    """The problem in words, and the way out."""
+    return f"{name} cannot be streamed, {why}; set model.residency=device"
 
 
 def _load_by_transformers(
     location: Path | str, section: ModelSection, dtype: torch.dtype
 ) -> PreTrainedModel:
-    """With all weights, for what is more than a copy: merged experts, quantised checkpoints."""
+    """With all weights, for what is more than a copy: computed weights, quantised checkpoints."""
     answer: Any = AutoModelForCausalLM.from_pretrained(
         str(location),
         dtype=dtype,
@@ -148,7 +153,7 @@ def _load_by_transformers(
 
 def _fill(
     model: PreTrainedModel,
-    sources: dict[str, Stored],
+    sources: dict[str, Source],
     left: set[str],
     device: torch.device,
     reader: Reader,
@@ -170,7 +175,7 @@ def _fill(
             tensor.data = placeholder(tensor.data, device)
             continue
         own = torch.empty(tensor.shape, dtype=tensor.dtype)
-        reader.read(sources[name], own)
+        read(reader, sources[name], own)
         tensor.data = own.to(device)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import torch
@@ -14,6 +15,8 @@ from zoft.errors import EnvironmentProblem, first_line
 from zoft.models.adapters import attach_adapter
 from zoft.models.empty_weights import model_on_meta
 from zoft.models.storage.fetch import local_folder
+from zoft.models.storage.save import as_in_checkpoint
+from zoft.models.storage.tracing import trace
 from zoft.recipe.schema import ModelSection
 from zoft.recipe.sections.tune import TuneSection
 from zoft.system.silence import quiet
@@ -107,3 +110,23 @@ def build_like(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     with torch.device("meta"):
         outline: PreTrainedModel = type(model)._from_config(model.config, dtype=dtype)  # type: ignore[no-untyped-call]
     return outline
+
+
+def why_not_streamed(config: PreTrainedConfig, trust_remote_code: bool = False) -> str:
+    """What keeps a model's blocks from being read straight from its files; empty if nothing does.
+
+    Raises whatever transformers raises for a config of no decoder.
+    """
+    if getattr(config, "quantization_config", None) is not None:
+        return "its checkpoint is quantised"
+    with quiet():
+        model = model_on_meta(config, torch.float32, trust_remote_code)
+    one_block = {re.sub(r"\d+", "*", name): name for name in model.state_dict()}
+    traced = {
+        name: trace(name, tensor.dtype, tensor.shape)
+        for name, tensor in model.state_dict().items()
+        if name in one_block.values()
+    }
+    if as_in_checkpoint(model, traced) is None:
+        return "its weights are computed as they are loaded"
+    return ""

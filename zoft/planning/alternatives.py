@@ -94,7 +94,7 @@ def _shortened(texts: Texts, length: int) -> Texts:
 
 def places(recipe: Resolved, shape: Shape) -> list[Residency]:
     """Where this model's blocks could wait, the fastest first."""
-    if not shape.blocks:
+    if shape.fixed or not shape.blocks:
         return ["device"]
     return ["device", "disk"] if recipe.device == "cpu" else ["device", "host", "disk"]
 

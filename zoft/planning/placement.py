@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from zoft.errors import OutOfMemory
+from zoft.errors import EnvironmentProblem, OutOfMemory
+from zoft.models.load import cannot_stream
 from zoft.planning.footprint import CUDA_CONTEXT, Footprint, Residency, footprint
 from zoft.planning.workload import Shape
 from zoft.recipe.resolved import Resolved
@@ -54,9 +55,11 @@ def choose(
 
     The device if all fits there, else the host's memory (no place of its own on a CPU), else the disk.
     With a `model.residency` that is no `auto` all blocks are there. Raises OutOfMemory that says what
-    is needed and what is there.
+    is needed and what is there, EnvironmentProblem for a model that cannot be streamed but has to.
     """
     wanted = recipe.model.residency
+    if shape.fixed and wanted not in ("auto", "device"):
+        raise EnvironmentProblem(cannot_stream(recipe.model.name, shape.fixed))
     cpu = recipe.device == "cpu"
 
     def at(residency: Residency, number: int) -> Footprint:
@@ -68,6 +71,8 @@ def choose(
 
     refused = ""
     places: list[Residency] = ["device", "disk"] if cpu else ["device", "host", "disk"]
+    if shape.fixed:
+        places = ["device"]
     for residency in places if wanted == "auto" else [wanted]:
         if residency == "device" or not shape.blocks:
             found = at("device", shape.blocks)
@@ -91,6 +96,8 @@ def choose(
     there = f"{gib(device_bytes)} may be used"
     if not cpu:
         there = f"{gib(device_bytes)} of the device and {gib(host_bytes)} of the host may be used"
+    if shape.fixed:
+        there += f"; it cannot be streamed, {shape.fixed}"
     raise OutOfMemory(f"{refused}; {there}")
 
 

@@ -17,7 +17,7 @@ from zoft.errors import EnvironmentProblem
 from zoft.models.activations import Pass, trace_pass
 from zoft.models.adapters import of_adapter
 from zoft.models.blocks import find_blocks, owned_parameters
-from zoft.models.meta import build_outline, load_config
+from zoft.models.meta import build_outline, load_config, why_not_streamed
 from zoft.models.trainable import tuned_parameters
 from zoft.recipe.resolved import Resolved
 from zoft.system.device import DTYPES
@@ -69,7 +69,8 @@ class Shape:
     """A model (weights in order, the head's weight by name, bytes of buffers) and its examples.
 
     `known` is False where the data could not be read, so that `data.max_length` had to stand in.
-    `cache` is bytes of keys and values of one token, while an evaluation writes.
+    `cache` is bytes of keys and values of one token, while an evaluation writes. `fixed` says why its
+    blocks cannot be streamed, if they cannot.
     """
 
     weights: tuple[Weight, ...]
@@ -81,6 +82,7 @@ class Shape:
     evaluation: Texts | None
     known: bool = True
     cache: int = 0
+    fixed: str = ""
     outline: nn.Module | None = field(default=None, repr=False, compare=False)
 
     @cached_property
@@ -144,8 +146,16 @@ def shape_of(recipe: Resolved, sets: Mapping[str, Sequence[Example]] | None = No
         evaluation=_joined(others) if others else None,
         known=bool(sets),
         cache=_cache(text, DTYPES[recipe.model.compute_dtype].itemsize),
+        fixed=_fixed(recipe, config),
         outline=model,
     )
+
+
+def _fixed(recipe: Resolved, config: PreTrainedConfig) -> str:
+    """Of a quantised base the codes are made in memory, and travel from there."""
+    if recipe.model.quantization != "none":
+        return ""
+    return why_not_streamed(config, recipe.model.trust_remote_code)
 
 
 def texts_of(examples: Sequence[Example]) -> Texts:

@@ -11,7 +11,11 @@ import torch
 from support import tiny
 from support.streams import streamed_weights
 from torch import Tensor
-from transformers import OPTConfig, OPTForCausalLM, PreTrainedModel
+from transformers import (
+    OPTConfig,
+    OPTForCausalLM,
+    PreTrainedModel,
+)
 
 from zoft.models.blocks import find_blocks, owned_parameters, placeholder
 from zoft.models.load import load_model
@@ -47,7 +51,16 @@ def deep() -> PreTrainedModel:
     return OPTForCausalLM(config)
 
 
-BUILDERS = [tiny.opt, tiny.llama, tied_llama, tiny.gpt2, tiny.qwen2, mixed_llama, deep]
+BUILDERS = [
+    tiny.mixtral,
+    tiny.opt,
+    tiny.llama,
+    tied_llama,
+    tiny.gpt2,
+    tiny.qwen2,
+    mixed_llama,
+    deep,
+]
 
 
 def emptied(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from zoft.engine.offload.arenas import Layout, new_arena
 from zoft.errors import EnvironmentProblem
-from zoft.models.storage.safetensors import Reader, Stored, memory_of
+from zoft.models.storage.gathered import Source, read
+from zoft.models.storage.safetensors import Reader, memory_of
 
 _PIECE = 32 << 20  # bytes that one call to the kernel moves
 
@@ -28,7 +29,7 @@ class Files:
     """
 
     def __init__(
-        self, layouts: Mapping[int, Layout], sources: Mapping[str, Stored], working: Path | None
+        self, layouts: Mapping[int, Layout], sources: Mapping[str, Source], working: Path | None
     ) -> None:
         self.layouts, self.sources, self.working = layouts, sources, working
         starts = accumulate((layout.changed for layout in layouts.values()), initial=0)
@@ -47,7 +48,7 @@ class Files:
             views = {name: views[name] for name in layout.frozen}
         for name, view in views.items():
             if name in self.sources:
-                self._reader.read(self.sources[name], view)
+                read(self._reader, self.sources[name], view)
             else:
                 view.zero_()
 

@@ -17,14 +17,14 @@ from zoft.engine.offload.schedule import Transfer
 from zoft.engine.offload.streamer import Streamer
 from zoft.engine.optimizers.update import Tuned
 from zoft.models.blocks import Block
-from zoft.models.storage.safetensors import Stored
+from zoft.models.storage.gathered import Source
 
 
 def stream(
     blocks: Mapping[int, Block],
     tuned: Sequence[Tuned],
     kept: Sequence[str],
-    sources: Mapping[str, Stored],
+    sources: Mapping[str, Source],
     *,
     residency: Literal["host", "disk"],
     device: torch.device,
@@ -85,7 +85,7 @@ def layouts_of(
     blocks: Mapping[int, Block],
     tuned: Mapping[str, Tuned],
     kept: Sequence[str],
-    sources: Mapping[str, Stored],
+    sources: Mapping[str, Source],
 ) -> dict[int, Layout]:
     """Lay out every block: its parameters, and for each tuned one what the update rule keeps of it
     (`kept`, float32, named `weight/name`). What is in no file counts as changing."""
