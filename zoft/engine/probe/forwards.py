@@ -14,12 +14,13 @@ from zoft.engine.probe.linear import EmbeddingForward, LinearForward, plain_embe
 from zoft.engine.probe.norms import NormForward, find_norms
 from zoft.engine.probe.perturbed import PerturbedParameters
 from zoft.engine.probe.rows import MixedRows, RowAssignment
+from zoft.engine.probe.structures.experts import ExpertsForward, is_experts
 
 Forward = Callable[..., Any]
 
 
 class PerturbedForwards:
-    """Chooses a forward by the kind of the module: linear, embedding, norm, anything else."""
+    """Chooses a forward by the kind of the module: linear, embedding, experts, norm, anything else."""
 
     def __init__(self, leaves: Sequence[Leaf], parameters: PerturbedParameters) -> None:
         self.parameters, self.norms = parameters, find_norms(leaves)
@@ -32,6 +33,8 @@ class PerturbedForwards:
             return EmbeddingForward(table, self.parameters)
         forward = leaf.module.forward
         generic = GenericForward(leaf, self.parameters, forward)
+        if is_experts(leaf):
+            return ExpertsForward(leaf, self.parameters, generic)
         if leaf.module in self.norms:
             return NormForward(leaf, self.norms[leaf.module], self.parameters, forward, generic)
         return generic
