@@ -13,12 +13,11 @@ from support.twins import moved, row_by_row, view_of
 from transformers import (
     GptOssConfig,
     GptOssForCausalLM,
-    NemotronHConfig,
-    NemotronHForCausalLM,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
 )
 
+from zoft.engine.probe.rows import assign_rows
 from zoft.engine.probe.structures.experts import ExpertsForward
 from zoft.engine.probe.structures.table import layout_of, structure_of, values_of
 
@@ -39,17 +38,19 @@ def qwen3_moe(experts: int = 4, width: int = 24) -> Any:
         **SMALL, intermediate_size=48, moe_intermediate_size=width, num_experts=experts,
         decoder_sparse_step=1, norm_topk_prob=True,
     )  # fmt: skip
-    return Qwen3MoeForCausalLM(config).eval()
+    model: Any = Qwen3MoeForCausalLM(config)
+    return model.eval()
 
 
 def gpt_oss() -> Any:
     """Transposed tensors, a gate of its own between interleaved columns, a bias for each expert."""
     torch.manual_seed(0)
     config = GptOssConfig(
-        **SMALL, intermediate_size=24, num_local_experts=4, layer_types=["full_attention"] * 2,
-        attn_implementation="eager",
-    )  # fmt: skip
-    model = GptOssForCausalLM(config).eval()
+        **SMALL, intermediate_size=24, num_local_experts=4, layer_types=["full_attention"] * 2
+    )
+    config._attn_implementation = "eager"
+    model: Any = GptOssForCausalLM(config)
+    model.eval()
     for name, parameter in model.named_parameters():
         if name.endswith(("_proj_bias", "sinks")):
             parameter.data.normal_(0, 0.3)
@@ -86,12 +87,12 @@ def test_a_pass_is_that_of_weights_which_were_moved(
 def test_low_precision_rounds_products_and_not_the_perturbation(
     name: str, compute: torch.dtype
 ) -> None:
-    """The mean difference of both signs, far below the rounding of one weight, is what it is in float32."""
+    """What both signs differ by, on the average, is what it is in float32."""
     model = MODELS[name]()
     layer = model.model.layers[0].mlp.experts
     for parameter in model.parameters():
         parameter.data = parameter.data.to(compute).float()
-    view, tuned = view_of(model, None, compute)
+    view, _ = view_of(model, None, compute)
     [leaf] = [leaf for leaf in view.leaves if leaf.module is layer]
     x = torch.randn(2 * 40, 32, generator=torch.Generator().manual_seed(1)).to(compute)
     x[40:] = x[:40]
@@ -99,12 +100,11 @@ def test_low_precision_rounds_products_and_not_the_perturbation(
     index[40:] = index[:40]
     weights = torch.full((80, 2), 0.5).to(compute)
     scale = 1e-3
-    twins = [moved(model, None, Z, s).model.layers[0].mlp.experts for s in (scale, -scale)]
+    both: list[Any] = [moved(model, None, Z, sign * scale) for sign in (1, -1)]
+    twins = [twin.model.layers[0].mlp.experts for twin in both]
     with torch.no_grad():
         exact = [t(x[:40].float(), index[:40], weights[:40].float()) for t in twins]
         with view.probe(Z, scale, -scale):
-            from zoft.engine.probe.rows import assign_rows
-
             rows = assign_rows(2, (0, 0), (scale, -scale), torch.device("cpu"))
             with view.parameters.narrowed(rows):
                 plus, minus = leaf.module(x, index, weights).float().chunk(2)
@@ -124,9 +124,9 @@ def test_a_probe_copies_no_experts() -> None:
 def test_dense_directions_take_the_modules_own_forward() -> None:
     z, model = direction(5, 3, 2, "signs"), qwen3_moe()
     view, _ = view_of(model)
-    with view.probe(z, EPSILON), torch.no_grad():
+    with view.probe(z, EPSILON):
         found = view.logits(INPUT, POSITIONS)
-        wanted = moved(model, None, z, EPSILON)(input_ids=INPUT).logits.view(ROWS * WIDTH, -1)
+    wanted = row_by_row(model, None, z, [EPSILON], INPUT)
     torch.testing.assert_close(found, wanted[POSITIONS], atol=1e-5, rtol=1e-5)
 
 
@@ -134,10 +134,13 @@ def test_every_expert_has_one_pair_of_vectors() -> None:
     z = values_of(Z, torch.empty(5, 18, 24), 9)
     for expert in z:
         assert torch.equal(expert, expert[:, :1] * expert[:1] * expert[0, 0])
-    assert not torch.equal(z[0, 0].abs() * z[0, 0] * z[0, 0, 0], z[1, 0] * z[1, 0, 0])
-    assert structure_of(torch.empty(5, 1, 4), Z.directions.structure).covers(
-        (3,)
-    )  # a convolution's
+    assert len({tuple((expert[0] * expert[0, 0]).tolist()) for expert in z}) == 5
+
+
+def test_a_convolution_has_dense_directions() -> None:
+    rank1 = Z.directions.structure
+    assert structure_of(torch.empty(64, 1, 4), rank1) is not rank1
+    assert structure_of(torch.empty(4, 24, 32), rank1) is rank1
 
 
 def test_a_journal_says_that_experts_have_rank_1_directions() -> None:
