@@ -107,7 +107,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         f"a has number 1, by its name it is {zlib.crc32(b'a')}",
     ),
     "no list": ({"parameters": [7]}, "are not [name, number, shape, decays]"),
-    "a newer layout": ({"layout": 2}, "layout 2 of directions is not known here"),
+    "a newer layout": ({"layout": 3}, "layout 3 of directions is not known here"),
     "more steps": ({"result": {"step": 12, "files": {}}}, "it holds 9 steps, and the header says 12"),
     "another result": (
         {"result": {"step": 9, "files": {"model.safetensors": "00"}}},

@@ -210,7 +210,11 @@ def test_skipped_steps_move_nothing(finished: Callable[..., Path], tmp_path: Pat
 
 
 REFUSED: dict[str, tuple[dict[str, Any] | None, str]] = {
-    "another layout": ({"layout": 2}, "layout 2, this zoft draws layout 1"),
+    "another layout": ({"layout": 3}, "layout 3, which this zoft does not draw"),
+    "experts along dense directions": (
+        {"parameters": [["model.experts.down_proj", 1, [4, 32, 48], True]]},
+        "moved the weights of experts along dense directions",
+    ),
     "an unknown type": ({"dtype": "float4"}, "float4 weights: upgrade zoft"),
     "an entry less": ({"seed": None}, "its header lacks seed"),
     "no sha256": ({"base": {"name": "x", "revision": None}}, "its header lacks base.sha256"),

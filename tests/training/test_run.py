@@ -508,7 +508,7 @@ def test_a_journal_of_another_layout_is_refused(finished: Finished, tmp_path: Pa
     target = tmp_path / "run"
     train(str(recipe), ["train.steps=3"], output_dir=str(target))
     text = (target / "journal.jsonl").read_text()
-    (target / "journal.jsonl").write_text(text.replace('"layout":1', '"layout":2', 1))
+    (target / "journal.jsonl").write_text(text.replace('"layout":1', '"layout":3', 1))
     with pytest.raises(EnvironmentProblem, match="layout"):
         train(str(recipe), output_dir=str(target), resume="auto")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from math import prod
 from typing import Literal
 
 from zoft.engine.probe.directions import MatrixBytes
@@ -121,8 +122,8 @@ def footprint(
     if not cpu:
         items.append(Item("CUDA", CUDA_CONTEXT, CUDA_HOST))
     settled = count.scratch() + count.directions() + sum(count.moments(w) for w in here)
-    loading = max(0, max(count.kept(w) for w in shape.weights) - settled)
-    phases = [item("loading", loading), *_passes(count, recipe, shape, item)]
+    loading = item("loading", max(0, max(map(count.kept, here)) - settled))
+    phases = [loading, *_passes(count, recipe, shape, item)]
     return Footprint(
         residency,
         tuple(sorted(kept)),
@@ -212,8 +213,9 @@ class _Count:
     def directions(self) -> int:
         """What is drawn of every tuned matrix for every direction of a pass."""
         each = self.recipe.train.batch_size if self.recipe.optimizer.scope == "example" else 1
-        matrices = [w.shape for w in self.shape.weights if w.tuned and len(w.shape) == 2]
-        return each * sum(self._bytes(*shape).factors for shape in matrices)
+        tuned = [w.shape for w in self.shape.weights if w.tuned and len(w.shape) > 1]
+        covered = filter(self.structure.covers, tuned)
+        return each * sum(prod(s[:-2]) * self._bytes(*s[-2:]).factors for s in covered)
 
     def _bytes(self, rows: int, columns: int) -> MatrixBytes:
         """What the structure needs for a matrix, or for a chunk of its rows."""

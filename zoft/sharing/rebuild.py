@@ -18,6 +18,7 @@ from zoft.engine.offload.stream import stream
 from zoft.engine.offload.weights import Streamed
 from zoft.engine.optimizers.optimizer import Optimizer, optimizer_for
 from zoft.engine.optimizers.update import Resident, Tuned, Weights
+from zoft.engine.probe.structures.table import layout_of
 from zoft.errors import EnvironmentProblem
 from zoft.models.adapters import load_adapter
 from zoft.models.load import fingerprint, load_model
@@ -32,7 +33,7 @@ from zoft.runs.folder import RunFolder
 from zoft.runs.journal import Header, missing_entries
 from zoft.system.device import DTYPES
 from zoft.system.host_memory import free_host_bytes, gib
-from zoft.system.philox import LAYOUT
+from zoft.system.philox import LAYOUT, LAYOUTS
 
 _OPTIMIZER: TypeAdapter[AnyOptimizer] = TypeAdapter(AnyOptimizer)
 
@@ -57,9 +58,15 @@ def require_known(header: Header, journal: Path) -> None:
     """Raises EnvironmentProblem for a header with something missing, or that this zoft does not know."""
     if missing := missing_entries(header):
         raise EnvironmentProblem(f"{journal}: its header lacks {', '.join(missing)}")
-    if header["layout"] != LAYOUT:
+    layout, shapes = header["layout"], [shape for _, _, shape, _ in header["parameters"]]
+    if layout not in LAYOUTS:
         raise EnvironmentProblem(
-            f"{journal} has directions of layout {header['layout']}, this zoft draws layout {LAYOUT}"
+            f"{journal} has directions of layout {layout}, which this zoft does not draw: upgrade zoft"
+        )
+    if layout == LAYOUT and layout_of(header["optimizer"].get("structure"), shapes) != LAYOUT:
+        raise EnvironmentProblem(
+            f"{journal} moved the weights of experts along dense directions, which zoft no longer draws "
+            f"for them: replay it with zoft {header['zoft']}, which wrote it"
         )
     if header["dtype"] not in DTYPES:
         raise EnvironmentProblem(f"{journal} is of {header['dtype']} weights: upgrade zoft")

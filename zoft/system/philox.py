@@ -17,8 +17,10 @@ import numpy.typing as npt
 
 Words = npt.NDArray[np.uint32]
 
-# How blocks map to elements (engine/kernels/cpu/probe.py); stands in every journal's header.
-LAYOUT = 1
+# How random words map to directions (1: engine/kernels/cpu/probe.py); stands in every journal's header.
+# 2 is written where a tensor of experts has rank-1 z, a pair of vectors for each: in 1, it was dense.
+LAYOUT, LAYOUT_OF_EXPERTS = 1, 2
+LAYOUTS = (LAYOUT, LAYOUT_OF_EXPERTS)
 
 PURPOSE_DENSE = 0
 PURPOSE_U = 1

@@ -23,6 +23,7 @@ from zoft.engine.offload.weights import Streamed
 from zoft.engine.optimizers.optimizer import optimizer_for
 from zoft.engine.optimizers.update import Resident, Weights, tuned_weights
 from zoft.engine.probe.leaves import UnreadParameters
+from zoft.engine.probe.structures.table import layout_of
 from zoft.engine.probe.view import ProbedModel
 from zoft.inference.scoring import needs_mask, require_fits
 from zoft.models import load
@@ -38,7 +39,6 @@ from zoft.runs.folder import RunFolder
 from zoft.runs.journal import Header
 from zoft.system.device import DTYPES, make_repeatable
 from zoft.system.host_memory import hand_back_freed_memory, keep_freed_memory
-from zoft.system.philox import LAYOUT
 from zoft.training.warm_start import adapter_folder
 
 LOOK_TOKENS = 256  # in the rows that show what reads what, at most
@@ -194,7 +194,9 @@ def header_of(recipe: Resolved, engine: Engine, data: Data, loaded: Model) -> He
     """The journal's first line, but for what the preflight finds."""
     examples = data.examples["train"]
     return {
-        "layout": LAYOUT,
+        "layout": layout_of(
+            recipe.optimizer.structure, (w.parameter.shape for w in engine.weights)
+        ),
         "zoft": __version__,
         "seed": recipe.seed,
         "base": {

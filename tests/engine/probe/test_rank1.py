@@ -24,7 +24,7 @@ from transformers import (
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from zoft.engine.probe.norms import find_norms
+from zoft.engine.probe.forwards.norms import find_norms
 from zoft.engine.probe.rows import GROUP_DIRECTIONS, MixedRows, assign_rows
 from zoft.engine.probe.view import ProbedModel
 from zoft.models.adapters import attach_adapter

@@ -215,12 +215,15 @@ def update_rank1(
     weight: Tensor, sums: Sequence[DirectionSum], *, param: int, decay: float, rounding: Rounding,
     adam: AdamConstants | None = None, moments: Sequence[Tensor] = (),
 ) -> None:  # fmt: skip
-    """Move a matrix by sums of directions u v^T, u and v signs; see `update_dense`."""
-    columns = weight.shape[1]
+    """Move a matrix (R, C), or each of E matrices (E, R, C), by sums of directions u v^T, u and v signs;
+    see `update_dense`. Matrix e has the elements from e R of u on, and from e C of v."""
+    rows, columns = weight.shape[-2:]
 
     def z(elements: Tensor, terms: DirectionSum, step: int, k: int) -> Tensor:
-        u = _signs(elements // columns, terms.seed, step, param, last_word(PURPOSE_U, k))
-        return u * _signs(elements % columns, terms.seed, step, param, last_word(PURPOSE_V, k))
+        row, matrix = elements // columns, elements // (rows * columns)
+        column = matrix * columns + elements % columns
+        u = _signs(row, terms.seed, step, param, last_word(PURPOSE_U, k))
+        return u * _signs(column, terms.seed, step, param, last_word(PURPOSE_V, k))
 
     _update(weight, sums, z, param, decay, rounding, adam, moments)
 

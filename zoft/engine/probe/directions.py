@@ -34,8 +34,9 @@ class MatrixBytes:
 class Structure(Protocol):
     """What directions look like: immutable, and the same for all models."""
 
-    def covers(self, parameter: Tensor) -> bool:
-        """Whether z of the parameter has this structure. Else, and for every vector, it is dense."""
+    def covers(self, shape: Sequence[int]) -> bool:
+        """Whether z of a parameter of that shape has this structure. Else, and for every vector, it is
+        dense."""
 
     def values(self, z: Direction, weight: Tensor, param: int) -> Tensor:
         """z of a whole parameter that it covers, float32 of the weight's shape."""

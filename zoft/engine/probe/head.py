@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from zoft.engine.probe.forwards import Forward, PerturbedForwards
+from zoft.engine.probe.forwards.choose import PerturbedForwards
+from zoft.engine.probe.forwards.generic import Forward
+from zoft.engine.probe.forwards.linear import LinearForward
 from zoft.engine.probe.leaves import Leaf
-from zoft.engine.probe.linear import LinearForward
 from zoft.engine.probe.perturbed import PerturbedParameters
 from zoft.engine.probe.rows import RowAssignment, assign_rows
 

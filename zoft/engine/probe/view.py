@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from zoft.engine.probe.attention import bounded_attention
 from zoft.engine.probe.directions import Direction
-from zoft.engine.probe.forwards import PerturbedForwards
+from zoft.engine.probe.forwards.choose import PerturbedForwards
 from zoft.engine.probe.head import HeadForward, HeadRequest
 from zoft.engine.probe.leaves import find_leaves
 from zoft.engine.probe.perturbed import PerturbedParameters

@@ -229,7 +229,7 @@ def terms(count: int, step: int = 3) -> DirectionSum:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [*SHAPES, (3, 37, 283), (5, 1, 300), (2, 300, 257)])
 def test_updates_equal_reference(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     adam = AdamConstants(beta1=0.9, beta2=0.99, lr=1e-3, correction=0.0297, eps=1e-8)
     common = {"param": 11, "decay": 1 - 1e-4, "rounding": Rounding(7, 3)}
@@ -260,6 +260,34 @@ def test_a_sum_is_that_of_the_outer_products(count: int) -> None:
         u, v = out[:19].double(), out[19:].double()
         exact += n * made.grid * torch.outer(u, v)
     assert torch.equal(weight.double(), exact)  # not a bit is lost in 2048 terms
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    experts=st.integers(1, 6), rows=st.integers(1, 40), columns=st.integers(1, 300),
+    count=st.integers(1, 20), threads=st.sampled_from([1, 3]), dtype=st.sampled_from(DTYPES),
+)  # fmt: skip
+def test_every_expert_moves_along_its_own_pairs_of_vectors(
+    experts: int, rows: int, columns: int, count: int, threads: int, dtype: torch.dtype
+) -> None:
+    """As a matrix of all rows does whose columns are read where its own expert has them."""
+    sums, before = terms(count), torch.get_num_threads()
+    common: dict[str, Any] = {"param": 11, "decay": 0.99, "rounding": Rounding(7, 3)}
+    weight, twin = (numbers(experts, rows, columns, dtype=dtype) for _ in range(2))
+    table = [[11, PURPOSE_U, experts * rows, 0], [11, PURPOSE_V, experts * columns, experts * rows]]
+    try:
+        torch.set_num_threads(threads)
+        cpu.update_rank1(weight, [sums], **common)
+    finally:
+        torch.set_num_threads(before)
+    g = torch.zeros(experts, rows, columns, dtype=torch.float64)
+    for k, n in enumerate(sums.n.tolist()):
+        out = torch.empty(experts * (rows + columns), dtype=torch.int8)
+        reference.signs(out, torch.tensor(table), seed=7, step=3, ks=torch.tensor([k]))
+        u, v = (x.view(experts, -1).double() for x in (out[: table[0][2]], out[table[0][2] :]))
+        g += n * torch.einsum("er,ec->erc", u, v)
+    reference.add_scaled(twin, g.float() * sums.grid, 1.0, **common)
+    assert_same(weight, twin)
 
 
 @settings(max_examples=20, deadline=None)

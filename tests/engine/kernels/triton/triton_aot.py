@@ -79,8 +79,9 @@ def dense(mode: int, weight: str, *, gaussian: bool = False) -> Case:
 def rank1(mode: int, weight: str, *, aligned: bool = True) -> Case:
     rows = triton_update.rows_of(mode, aligned)
     arguments = {
-        **update(mode, weight), "u": "*i8", "v_factors": "*i8", "parts": "i32", "rows": "i64",
-        "columns": "i64", "ALIGNED": aligned, "ROWS": rows,
+        **update(mode, weight), "u": "*i8", "v_factors": "*i8", "parts": "i32",
+        "batches": "i32", "stride": "i64:16", "rows": "i64", "columns": "i64", "ALIGNED": aligned,
+        "ROWS": rows,
     }  # fmt: skip
     return Case(triton_update.rank1_kernel, arguments, 8 * rows, (90,))
 

@@ -171,6 +171,8 @@ def test_what_surrounds_a_product(dtype: torch.dtype, runs: int, count: int, col
         *itertools.product(DTYPES, ["rank1"], [(9, 512), (1, 255)]),
         (torch.float32, "rank1", (5, 577)),
         (torch.float16, "rank1", (3, 513)),
+        (torch.float32, "rank1", (3, 5, 512)),  # matrices, of which none ends with a program
+        (torch.bfloat16, "rank1", (2, 9, 77)),
         (torch.float32, "signs", (4099,)),
         (torch.bfloat16, "signs", (8193,)),
     ],

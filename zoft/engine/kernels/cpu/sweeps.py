@@ -5,6 +5,7 @@ Updates run on Python threads (the loops hold no GIL), sweeps inside a forward p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -263,7 +264,7 @@ def update_dense(
     rounding: Rounding, adam: AdamConstants | None = None, moments: Sequence[torch.Tensor] = (),
 ) -> None:  # fmt: skip
     """Move `weight` in place by sums of dense directions, in one sweep; see `reference`."""
-    factors = (np.empty((0, 0), np.float32), np.empty((0, 0), np.int8))
+    factors = (np.empty((0, 0), np.float32), np.empty((0, 0), np.int8), 0, 0)
     _update(weight, sums, factors, param, decay, rounding, adam, moments)
 
 
@@ -271,17 +272,18 @@ def update_rank1(
     weight: torch.Tensor, sums: Sequence[DirectionSum], *, param: int, decay: float,
     rounding: Rounding, adam: AdamConstants | None = None, moments: Sequence[torch.Tensor] = (),
 ) -> None:  # fmt: skip
-    """Move a matrix by sums of directions u v^T, in one sweep; see `reference`."""
-    u, v = _both_factors(sums, weight.shape, param)
+    """Move matrices by sums of directions u v^T, in one sweep; see `reference`."""
+    rows, columns = weight.shape[-2:]
+    matrices = math.prod(weight.shape[:-2])
+    u, v = _both_factors(sums, (matrices * rows, matrices * columns), param)
     if adam is not None or weight.dtype != torch.float32:
-        _update(weight, sums, (u, v), param, decay, rounding, adam, moments)
+        _update(weight, sums, (u, v, rows, columns), param, decay, rounding, adam, moments)
         return
-    arguments = (u.T.copy(), v, np.float32(sums[0].grid), np.float32(decay))
-    rows, columns = weight.shape
+    arguments = (rows, columns, u.T.copy(), v, np.float32(sums[0].grid), np.float32(decay))
     flat = weight.view(-1).numpy()
     _spread(
-        lambda a, b: add_outer_rows(flat, columns, *arguments, a, b),
-        rows,
+        lambda a, b: add_outer_rows(flat, *arguments, a, b),
+        matrices * rows,
         2,
         max(2, MIN_PER_THREAD // columns),
     )
@@ -289,8 +291,8 @@ def update_rank1(
 
 def _update(
     weight: torch.Tensor, sums: Sequence[DirectionSum],
-    factors: tuple[npt.NDArray[np.float32], npt.NDArray[np.int8]], param: int, decay: float,
-    rounding: Rounding, adam: AdamConstants | None, moments: Sequence[torch.Tensor],
+    factors: tuple[npt.NDArray[np.float32], npt.NDArray[np.int8], int, int], param: int,
+    decay: float, rounding: Rounding, adam: AdamConstants | None, moments: Sequence[torch.Tensor],
 ) -> None:  # fmt: skip
     w, kind = _stored(weight)
     mode = SUM if adam is None else STORED if moments else WINDOW
@@ -316,11 +318,11 @@ def _update(
 
 
 def _both_factors(
-    sums: Sequence[DirectionSum], shape: Sequence[int], param: int
+    sums: Sequence[DirectionSum], lengths: Sequence[int], param: int
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int8]]:
-    """The factors of a matrix's rank-1 terms: n * u, (terms, R) float32, and v, (terms, C) int8."""
+    """The factors of a parameter's rank-1 terms: n * u, float32, and v, int8, (terms, length) each."""
     steps, ks, n = _concatenated(sums)
-    u, v = (np.empty((len(n), length), np.int8) for length in shape)
+    u, v = (np.empty((len(n), length), np.int8) for length in lengths)
     for out, purpose in ((u, PURPOSE_U), (v, PURPOSE_V)):
         if out.size:
             signs_of_terms(out, sums[0].seed, steps, ks, param, purpose)

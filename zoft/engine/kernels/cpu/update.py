@@ -115,19 +115,24 @@ def _class_sum(total, factors, terms, n, v, column, count):  # type: ignore[no-u
 
 
 @_jit
-def add_outer_rows(weight, columns, u, v, unit, decay, begin, end):  # type: ignore[no-untyped-def]
-    """weight = weight * decay + unit * u v, float32, for the rows [begin, end) of the matrix.
+def add_outer_rows(  # type: ignore[no-untyped-def]
+    weight, rows, columns, u, v, unit, decay, begin, end
+):
+    """weight = weight * decay + unit * u v, float32, for the rows [begin, end) of one matrix after the
+    other, each of `rows` rows.
 
-    u (R, terms) float32, integers n_t times signs; v (terms, C) int8. Two rows at a time: their terms
-    have equal or opposite signs, and with E and D the sums of these, one row adds E + D and the other
-    E - D: half the products, exact as every sum of them.
+    u (all rows, terms) float32, integers n_t times signs; v (terms, matrices * C) int8. Two rows of a
+    matrix at a time: their terms have equal or opposite signs, and with E and D the sums of these, one
+    row adds E + D and the other E - D: half the products, exact as every sum of them.
     """
     count_terms = u.shape[1]
     equal, differ = np.empty(CHUNK, np.float32), np.empty(CHUNK, np.float32)
     a, b = np.empty(count_terms, np.float32), np.empty(count_terms, np.float32)
     ta, tb = np.empty(count_terms, np.uint64), np.empty(count_terms, np.uint64)
-    for r in range(begin, end, 2):
-        alone = r + 1 == end
+    r = begin
+    while r < end:
+        alone = r + 1 == end or (r + 1) % rows == 0
+        own = r // rows * columns
         na = nb = 0
         for t in range(count_terms):
             if alone or u[r, t] == u[r + 1, t]:
@@ -138,8 +143,8 @@ def add_outer_rows(weight, columns, u, v, unit, decay, begin, end):  # type: ign
                 nb += 1
         for c in range(0, columns, CHUNK):
             count = _u64(min(CHUNK, columns - c))
-            _class_sum(equal, a, ta, na, v, _u64(c), count)
-            _class_sum(differ, b, tb, nb, v, _u64(c), count)
+            _class_sum(equal, a, ta, na, v, _u64(own + c), count)
+            _class_sum(differ, b, tb, nb, v, _u64(own + c), count)
             at = _u64(r * columns + c)
             below = at + _u64(columns)
             for i in range(count):
@@ -149,6 +154,7 @@ def add_outer_rows(weight, columns, u, v, unit, decay, begin, end):  # type: ign
                 for i in range(count):
                     g = (equal[i] - differ[i]) * unit
                     weight[below + i] = weight[below + i] * decay + g
+        r += 1 if alone else 2
 
 
 SUM, STORED, WINDOW = 0, 1, 2
@@ -159,13 +165,13 @@ def update_span(  # type: ignore[no-untyped-def]
     mode, weight, kind, exp_avg, exp_avg_sq, begin, end, seed, param,
     steps, ks, n, starts, units, gaussian, table,
     decay, beta1, beta2, rest1, rest2, lr, correction, eps, rounding_seed, rounding_step, u, v_signs,
+    rows, columns,
 ):  # fmt: skip
     """Update the flat elements [begin, end) in place; `starts` and `units` cut the terms by step.
 
-    u (terms, R) float32 and v_signs (terms, C) int8 are the factors of a matrix's rank-1 terms (u times
-    n); with dense terms they are empty.
+    u (terms, E * rows) float32 and v_signs (terms, E * columns) int8 are the factors of the rank-1 terms
+    of E matrices (u times n); with dense terms they are empty, and `columns` is 0.
     """
-    columns = np.int64(v_signs.shape[1])
     words = np.empty((1 if columns else max(len(n), 1), ROW), np.uint32)
     noise = np.empty(ROW, np.uint32)
     x, g, total = np.empty(ROW, np.float32), np.empty(ROW, np.float32), np.empty(ROW, np.float64)
@@ -180,6 +186,7 @@ def update_span(  # type: ignore[no-untyped-def]
         if columns:
             r, c = element // columns, element % columns
             size = min(size, columns - c)
+            c += r // rows * columns
         count, at = _u64(size), _u64(element)
         tile, part = row // tile_rows, row % tile_rows
         if tile != last_tile and not columns:

@@ -78,10 +78,10 @@ def signs(out: Tensor, table: Tensor, *, seed: int, step: int, ks: Tensor) -> No
 def draw_factors(
     plan: Tensor, terms: int, *, seed: int, param: int, rows: int, columns: int
 ) -> tuple[Tensor, Tensor]:
-    """u (>= rows, terms) and v (terms, >= columns), int8: see `triton_update._plan`."""
-    # Whole blocks of 8 rows and 512 columns: their readers need no masks, and drop the rest.
-    width = -(-columns // 512) * 512
-    u = torch.empty((-(-rows // 8) * 8, terms), dtype=torch.int8, device=plan.device)
+    """u (> rows, terms) and v (terms, > columns), int8: see `triton_update._plan`."""
+    # Wherever a matrix begins, 8 rows and 512 columns: readers need no masks, and drop what is beyond.
+    width = (columns // 512 + 1) * 512
+    u = torch.empty(((rows // 8 + 1) * 8, terms), dtype=torch.int8, device=plan.device)
     v = torch.empty((terms, width), dtype=torch.int8, device=plan.device)
     if terms:
         factors_kernel[(2 * terms, SPLIT)](

@@ -10,6 +10,7 @@ every sum is exact in any order, so the result has the reference's bits.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -218,23 +219,28 @@ def dense_kernel(weight, exp_avg, exp_avg_sq, plan, terms, sums, table, n: tl.in
            rest2, lr, correction, eps, rounding_seed, rounding_step, param, MODE, True)  # fmt: skip
 
 
-@triton.jit(do_not_specialize=[*_PER_STEP, "parts"], do_not_specialize_on_alignment=_WEIGHTS)
-def rank1_kernel(weight, exp_avg, exp_avg_sq, plan, terms, sums, u, v_factors, parts,
-                 rows: tl.int64, columns: tl.int64, param: tl.int64, decay: tl.float32,
+@triton.jit(
+    do_not_specialize=[*_PER_STEP, "parts", "batches"], do_not_specialize_on_alignment=_WEIGHTS
+)
+def rank1_kernel(weight, exp_avg, exp_avg_sq, plan, terms, sums, u, v_factors, parts, batches,
+                 stride: tl.int64, rows: tl.int64, columns: tl.int64, param: tl.int64, decay: tl.float32,
                  beta1: tl.float32, beta2: tl.float32, rest1: tl.float32, rest2: tl.float32,
                  lr: tl.float32, correction: tl.float32, eps: tl.float32, rounding_seed: tl.int64,
                  rounding_step: tl.int64, MODE: tl.constexpr, ALIGNED: tl.constexpr,
                  ROWS: tl.constexpr):  # fmt: skip
-    """ROWS rows and 512 columns of a matrix, `parts` programs to its width.
+    """ROWS rows and 512 columns of a matrix, `parts` programs to its width and `batches` to its height;
+    one matrix after the other.
 
-    u (rows, terms) and v_factors (terms, parts * 512) hold +-1 in int8. ALIGNED: columns % 512 == 0.
+    u (all rows, terms) and v_factors (terms, stride) hold +-1 in int8. ALIGNED: columns % 512 == 0.
     """
     lane, pair = tl.arange(0, LANES), tl.arange(0, ROWS)[:, None]
     rows, columns = tl.cast(rows, tl.int64), tl.cast(columns, tl.int64)
-    first = (tl.program_id(0) // parts).to(tl.int64) * ROWS
+    batch = tl.program_id(0) // parts
+    matrix, inside = (batch // batches).to(tl.int64), (batch % batches).to(tl.int64) * ROWS
+    first = matrix * rows + inside
     column = (tl.program_id(0) % parts).to(tl.int64) * 512
-    stride = tl.cast(parts, tl.int64) * 512
-    height = tl.minimum(rows - first, ROWS).to(tl.int32)
+    across = v_factors + matrix * columns + column
+    height = tl.minimum(rows - inside, ROWS).to(tl.int32)
     width = tl.minimum(columns - column, 512).to(tl.int32)
     m, v = _zeros(ROWS, tl.float32), _zeros(ROWS, tl.float32)
     g, begin = m, 0
@@ -243,7 +249,7 @@ def rank1_kernel(weight, exp_avg, exp_avg_sq, plan, terms, sums, u, v_factors, p
         total = _zeros(ROWS, tl.float32)
         for t in range(begin, end):
             _, _, coefficient = _term(plan, t)
-            total = _factors_added(total, u + first * terms + t, v_factors + t * stride + column,
+            total = _factors_added(total, u + first * terms + t, across + t * stride,
                                    coefficient, terms, pair, lane)  # fmt: skip
         begin, g = end, _gradients(total, unit)
         if MODE == _WINDOW:
@@ -277,18 +283,24 @@ def update_rank1(
     weight: Tensor, sums: Sequence[DirectionSum], *, param: int, decay: float, rounding: Rounding,
     adam: AdamConstants | None = None, moments: Sequence[Tensor] = (),
 ) -> None:  # fmt: skip
-    """Move a matrix by sums of directions u v^T: draws the factors, then one sweep; see `reference`."""
+    """Move matrices by sums of directions u v^T: draws the factors, then one sweep; see `reference`."""
     if weight.numel() == 0:
         return
     plan, mode, terms = _plan(sums, weight.device), _mode(adam, moments), _terms(sums)
-    rows, columns = weight.shape
+    rows, columns = weight.shape[-2:]
+    matrices = math.prod(weight.shape[:-2])
     aligned, parts = columns % 512 == 0, -(-columns // 512)
     batch = rows_of(mode, aligned)
+    batches = -(-rows // batch)
     with on(weight.device):
-        u, v = draw_factors(plan, terms, seed=sums[0].seed, param=param, rows=rows, columns=columns)
-        rank1_kernel[(-(-rows // batch) * parts,)](
-            weight, *(moments or (None, None)), plan, terms, len(sums), u, v, parts, rows, columns,
-            *_numbers(param, decay, adam, rounding), mode, aligned, batch, **SWEEP,
+        u, v = draw_factors(
+            plan, terms, seed=sums[0].seed, param=param, rows=matrices * rows,
+            columns=matrices * columns,
+        )  # fmt: skip
+        rank1_kernel[(matrices * batches * parts,)](
+            weight, *(moments or (None, None)), plan, terms, len(sums), u, v, parts, batches,
+            v.shape[1], rows, columns, *_numbers(param, decay, adam, rounding), mode, aligned, batch,
+            **SWEEP,
         )  # fmt: skip
 
 

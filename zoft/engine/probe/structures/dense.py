@@ -19,8 +19,8 @@ from zoft.recipe.sections.optimizers.rule import AdamConstants
 class Dense:
     """Covers every parameter."""
 
-    def covers(self, parameter: Tensor) -> bool:
-        del parameter
+    def covers(self, shape: Sequence[int]) -> bool:
+        del shape
         return True
 
     def values(self, z: Direction, weight: Tensor, param: int) -> Tensor:

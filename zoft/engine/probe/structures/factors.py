@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -13,7 +14,8 @@ from zoft.engine.kernels.dispatch import kernels_for
 from zoft.engine.probe.leaves import Leaf
 from zoft.system.philox import PURPOSE_U, PURPOSE_V
 
-Group = Sequence[tuple[int, int, int]]
+Factor = tuple[int, int, int]  # parameter's id, purpose, length
+Group = Sequence[Factor]
 
 
 class Factors:
@@ -88,18 +90,26 @@ class Factors:
         return self._views[key]
 
 
-def factor_groups(leaves: Sequence[Leaf]) -> list[Group]:
-    """All factors of tuned matrices; the v of those that share an input together."""
+def factors_of(param: int, shape: Sequence[int]) -> list[Factor]:
+    """u and v of a matrix (R, C), or of each of E matrices (E, R, C) one after the other."""
+    *matrices, rows, columns = shape
+    count = math.prod(matrices)
+    return [(param, PURPOSE_U, count * rows), (param, PURPOSE_V, count * columns)]
+
+
+def factor_groups(leaves: Sequence[Leaf], covers: Callable[[Sequence[int]], bool]) -> list[Group]:
+    """All factors of tuned parameters of shapes that `covers` accepts; the v of those that share an
+    input together."""
     groups: list[Group] = []
     seen: set[tuple[int, int]] = set()
     for leaf in leaves:
-        matrices: dict[int, list[tuple[int, int, int]]] = {PURPOSE_U: [], PURPOSE_V: []}
+        matrices: dict[int, list[Factor]] = {PURPOSE_U: [], PURPOSE_V: []}
         for ref in (ref for number in leaf.shares_input for ref in leaves[number].refs):
-            if ref.param is None or ref.parameter.ndim != 2:
+            if ref.param is None or not covers(ref.parameter.shape):
                 continue
-            for purpose, length in zip((PURPOSE_U, PURPOSE_V), ref.parameter.shape, strict=True):
-                if (ref.param, purpose) not in seen:
-                    seen.add((ref.param, purpose))
-                    matrices[purpose].append((ref.param, purpose, length))
+            for factor in factors_of(ref.param, ref.parameter.shape):
+                if factor[:2] not in seen:
+                    seen.add(factor[:2])
+                    matrices[factor[1]].append(factor)
         groups.extend(group for group in matrices.values() if group)
     return groups

@@ -1,4 +1,5 @@
-"""Rank-1 directions: z of a matrix is u v^T, u and v signs, so that no perturbed copy is built.
+"""Rank-1 directions: z of a matrix is u v^T, u and v signs, so that no perturbed copy is built. A tensor
+of experts' matrices has a pair of vectors for each.
 
 A product is x W^T + scale (x v) u^T. In float32, (x v) u^T is written first and the product accumulated
 upon it. In a lower type the result would be rounded twice; there, [x, scale (x v)] is multiplied with
@@ -9,7 +10,8 @@ column for each of at most GROUP_DIRECTIONS of them, and x v stands in its own, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,28 +25,32 @@ from zoft.engine.probe.leaves import Leaf, ParameterRef
 from zoft.engine.probe.rows import GROUP_DIRECTIONS, RowAssignment
 from zoft.engine.probe.scratch import Scratch
 from zoft.engine.probe.structures.dense import add_bias
-from zoft.engine.probe.structures.factors import Factors, factor_groups
+from zoft.engine.probe.structures.factors import Factors, factor_groups, factors_of
 from zoft.recipe.sections.optimizers.rule import AdamConstants
 from zoft.system.philox import PURPOSE_U, PURPOSE_V
+
+LEAST_OF_THREE = 16  # rows and columns of an expert's matrix; convolutions are 2 to 7 wide
 
 
 @dataclass(frozen=True, slots=True)
 class Rank1:
-    """Covers matrices."""
+    """Covers matrices, and tensors (E, O, C) of E matrices."""
 
-    def covers(self, parameter: Tensor) -> bool:
-        return parameter.ndim == 2
+    def covers(self, shape: Sequence[int]) -> bool:
+        # The kernel of a convolution has three dimensions as well, one of them its short width: there
+        # a pair of vectors for each channel would be no less than z itself.
+        return len(shape) == 2 or (len(shape) == 3 and min(shape[1:]) >= LEAST_OF_THREE)
 
     def values(self, z: Direction, weight: Tensor, param: int) -> Tensor:
-        rows, columns = weight.shape
-        factors = Factors(
-            [[(param, PURPOSE_U, rows)], [(param, PURPOSE_V, columns)]], weight.device
-        )
+        groups = [[factor] for factor in factors_of(param, weight.shape)]
+        factors = Factors(groups, weight.device)
         factors.draw(z.directions.seed, z.step, (z.k,))
-        return torch.outer(factors.u(param)[0].float(), factors.v(param)[0].float())
+        matrices = math.prod(weight.shape[:-2])
+        u, v = (x[0].view(matrices, -1).float() for x in (factors.u(param), factors.v(param)))
+        return (u[:, :, None] * v[:, None]).view(weight.shape)
 
     def perturbation(self, probe: OpenProbe, leaves: Sequence[Leaf]) -> Rank1Perturbation:
-        return Rank1Perturbation(probe, leaves)
+        return Rank1Perturbation(probe, leaves, self.covers)
 
     def update(
         self,
@@ -79,9 +85,14 @@ class Rank1Perturbation:
     """Matrices with corrections inside their products; the work on an input is shared between the
     matrices that read it one after the other."""
 
-    def __init__(self, probe: OpenProbe, leaves: Sequence[Leaf]) -> None:
+    def __init__(
+        self,
+        probe: OpenProbe,
+        leaves: Sequence[Leaf],
+        covers: Callable[[Sequence[int]], bool],
+    ) -> None:
         device = probe.rows.which_tensor.device
-        self.probe, self.factors = probe, Factors(factor_groups(leaves), device)
+        self.probe, self.factors = probe, Factors(factor_groups(leaves, covers), device)
         self._shares_input = {leaf.module: self._sharing(leaf, leaves) for leaf in leaves}
         self._scratch = Scratch(device)
         self._input: Tensor | None = None
@@ -104,15 +115,21 @@ class Rank1Perturbation:
     def materialise(
         self, ref: ParameterRef, dtype: torch.dtype, run: int, part: slice | None
     ) -> Tensor:
-        """W + scale * u v^T for a module that is no linear layer."""
-        weight = ref.parameter.detach() if part is None else ref.parameter.detach()[part]
+        """W + scale * u v^T, matrix by matrix, for a module that is no linear layer."""
+        whole = ref.parameter.detach()
+        weight = whole if part is None else whole[part]
         rows, scale = self.probe.rows, self.probe.rows.scales[run]
         if scale == 0.0:
             return self.probe.cast(weight, dtype)
-        u, v = (factor[rows.which[run]] for factor in self._factors(ref))
-        u = u if part is None else u[part]
+        matrices = math.prod(whole.shape[:-2])
+        u, v = (factor[rows.which[run]].view(matrices, -1) for factor in self._factors(ref))
+        if part is not None:
+            u, v = (u[:, part], v) if whole.ndim == 2 else (u[part], v[part])
         out = self.probe.scratch.take(weight.shape, dtype)
-        return out.copy_(torch.addr(weight.float(), u.float(), v.float(), alpha=scale))
+        each = (x.view(-1, *whole.shape[-2:]) for x in (out, weight))
+        for made, matrix, rows_, columns in zip(*each, u.float(), v.float(), strict=True):
+            made.copy_(torch.addr(matrix.float(), rows_, columns, alpha=scale))
+        return out
 
     def lookup(self, ref: ParameterRef, ids: Tensor, dtype: torch.dtype) -> Tensor:
         """W[ids] + scale * u[ids] v^T."""

@@ -1,4 +1,4 @@
-"""The forward that stands in for a module's own while a probe is open."""
+"""The forward of any module: copies of its parameters while its own forward runs."""
 
 from __future__ import annotations
 
@@ -9,32 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from zoft.engine.probe.leaves import NO_TENSOR, Leaf, ParameterRef
-from zoft.engine.probe.linear import EmbeddingForward, LinearForward, plain_embedding
-from zoft.engine.probe.norms import NormForward, find_norms
+from zoft.engine.probe.leaves import Leaf, ParameterRef
 from zoft.engine.probe.perturbed import PerturbedParameters
 from zoft.engine.probe.rows import MixedRows, RowAssignment
+from zoft.engine.probe.watched_pass import NO_TENSOR
 
 Forward = Callable[..., Any]
-
-
-class PerturbedForwards:
-    """Chooses a forward by the kind of the module: linear, embedding, norm, anything else."""
-
-    def __init__(self, leaves: Sequence[Leaf], parameters: PerturbedParameters) -> None:
-        self.parameters, self.norms = parameters, find_norms(leaves)
-
-    def of(self, leaf: Leaf) -> Forward:
-        """What computes the module at the point of the open probe."""
-        if leaf.only_own and leaf.is_linear:
-            return LinearForward(leaf, self.parameters)
-        if leaf.only_own and (table := plain_embedding(leaf)) is not None:
-            return EmbeddingForward(table, self.parameters)
-        forward = leaf.module.forward
-        generic = GenericForward(leaf, self.parameters, forward)
-        if leaf.module in self.norms:
-            return NormForward(leaf, self.norms[leaf.module], self.parameters, forward, generic)
-        return generic
 
 
 class GenericForward:
