@@ -73,7 +73,8 @@ _REST = {
     "attention_chunk_size": 8, "vocab_size_per_layer_input": VOCABULARY,
     "hidden_size_per_layer_input": 8, "pad_token_id": 2, "bos_token_id": 0, "eos_token_id": 1,
     "eod_token_id": 1, "use_cache": False, "layerdrop": 0.0, "encoder_layerdrop": 0.0,
-    "decoder_layerdrop": 0.0, "image_size": 32, "patch_size": 16, "index_topk": 64, "rotary_dim": 8, "is_decoder": True,
+    "decoder_layerdrop": 0.0, "image_size": 32, "patch_size": 16, "index_topk": 64,
+    "rotary_dim": 8, "is_decoder": True,
 }  # fmt: skip
 SIZES: dict[str, Any] = {
     **_WIDTH, **_BLOCKS, **_HEADS, **_FEW_HEADS, **_HEAD_WIDTH, **_FEED_FORWARD, **_EXPERT_WIDTH,
@@ -156,7 +157,7 @@ def tiny_config(name: str) -> PreTrainedConfig:
 
 def shrunk(kind: type[PreTrainedConfig], special: dict[str, Any]) -> PreTrainedConfig:
     """A config of that class with SIZES for the keys that it has, its parts shrunk alike."""
-    known: Any = kind.__dataclass_fields__  # type: ignore[attr-defined]
+    known: Any = kind.__dataclass_fields__
     aliases = {new: SIZES[old] for old, new in kind.attribute_map.items() if old in SIZES}
     values = {key: value for key, value in {**SIZES, **aliases}.items() if key in known}
     for key, part in kind.sub_configs.items():

@@ -10,11 +10,15 @@ from typing import Literal
 
 from zoft.errors import ZoftError, first_line
 
-Status = Literal["ok", "refused", "crash", "wrong"]  # the later, the worse
+Status = Literal["ok", "refused", "unsaid", "crash", "wrong"]  # the later, the worse
 
 
 class Wrong(Exception):
     """A result that differs from the reference's, and nobody said so."""
+
+
+class Unsaid(Exception):
+    """A refusal of `zoft train` of which `zoft validate` says nothing, or the other way round."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,8 @@ class Findings:
             yield
         except Wrong as error:
             self.all.append(Finding(name, "wrong", str(error)))
+        except Unsaid as error:
+            self.all.append(Finding(name, "unsaid", str(error)))
         except ZoftError as error:
             text = " / ".join(str(error).splitlines())
             self.all.append(Finding(name, "refused", text, error.exit_code))

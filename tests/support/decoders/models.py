@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from support.decoders.configs import tiny_config
 
+_AUTO: Any = AutoModelForCausalLM  # its methods carry no types
 MOST_WEIGHTS = 8_000_000
 # Decays, time steps and gates that are kept as logarithms: random numbers of any size overflow.
 _DELICATE = ("A_log", "dt_bias", "recurrent_param", "time_decay", "time_first", "decay", "sinks")
@@ -21,7 +22,7 @@ def build(name: str, seed: int = 0) -> PreTrainedModel:
     _require_tiny(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model: Any = _AUTO.from_config(config, dtype=torch.float32)
     generator = torch.Generator().manual_seed(seed)
     parameters = dict(model.named_parameters())
     tensors = {**parameters, **_kept_buffers(model, parameters)}
@@ -36,7 +37,7 @@ def build(name: str, seed: int = 0) -> PreTrainedModel:
 def _require_tiny(config: PreTrainedConfig) -> None:
     """Raise ValueError for a config that was not shrunk, before it takes all memory."""
     with torch.device("meta"):
-        size = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+        size = sum(p.numel() for p in _AUTO.from_config(config).parameters())
     if size > MOST_WEIGHTS:
         raise ValueError(f"the config does not shrink: {size:,} weights")
 

@@ -16,13 +16,20 @@ from torch import nn
 from support.decoders.findings import Findings, Wrong
 from support.decoders.reference import Reference, weight
 from zoft.data.examples import Choice, Example, TextExample
-from zoft.engine.estimator import Estimator
-from zoft.engine.objectives.objective import batch_losses, micro_batches, objective_for
+from zoft.engine.diagnostics import examples_agree, pairs_agree
+from zoft.engine.estimator import Estimator, Loss
+from zoft.engine.objectives.objective import (
+    Objective,
+    batch_losses,
+    micro_batches,
+    objective_for,
+)
 from zoft.engine.optimizers.optimizer import optimizer_for
 from zoft.engine.optimizers.update import Resident, tuned_weights
 from zoft.engine.probe.directions import Directions
 from zoft.engine.probe.structures.table import STRUCTURES, values_of
 from zoft.engine.probe.view import ProbedModel
+from zoft.errors import RecipeError
 from zoft.inference.scoring import needs_mask
 from zoft.models.trainable import decays, parameter_ids, tuned_parameters
 from zoft.recipe.sections.optimizers.mezo import MeZO
@@ -170,7 +177,9 @@ def _slopes(
     estimator = _estimator(view, structure, len(examples) if scope == "example" else None, paired)
     view.masked = needs_mask(view, objective, examples, CPU)
     batches = micro_batches(objective, examples, rows or len(examples), CPU)
-    found = estimator.measure(STEP, partial(batch_losses, objective, view, batches))
+    losses = partial(batch_losses, objective, view, batches)
+    _as_a_run_would(estimator, losses, objective, examples)
+    found = estimator.measure(STEP, losses)
     epsilon = estimator.perturbation
     plus, minus = _expected(subject.reference, structure, scope, epsilon, examples)
     weights = [weight(x) for x in examples]
@@ -186,6 +195,23 @@ def _slopes(
             raise Wrong(f"slope {ours:.6g}, by hand {theirs:.6g}")
 
 
+def _as_a_run_would(
+    estimator: Estimator, losses: Loss, objective: Objective, examples: Sequence[Example]
+) -> None:
+    """Refuse what the preflight of a run refuses. Raises MixedRows or RecipeError."""
+    view = estimator.view
+    if estimator.paired and not pairs_agree(estimator, losses):
+        raise RecipeError("not both signs at once")
+    if estimator.examples is not None:
+        width = objective.width(examples[:2])
+        both, alone = (
+            partial(batch_losses, objective, view, [objective.collate(some, width)])
+            for some in (examples[:2], examples[:1])
+        )
+        if not examples_agree(estimator, both, alone):
+            raise RecipeError("no directions for each example")
+
+
 def _low(subject: Subject, plain: Reference, structure: str, scope: str) -> None:
     """Losses in bfloat16 beside those in float32, allowing what plain bfloat16 is off by."""
     view, examples, objective = subject.view(torch.bfloat16), EXAMPLES["lm"], objective_for("lm")
@@ -193,6 +219,7 @@ def _low(subject: Subject, plain: Reference, structure: str, scope: str) -> None
     estimator = _estimator(view, structure, count, paired=False)
     view.masked = needs_mask(view, objective, examples, CPU)
     losses = partial(batch_losses, objective, view, micro_batches(objective, examples, 3, CPU))
+    _as_a_run_would(estimator, losses, objective, examples)
     epsilon = estimator.perturbation
     exact = _expected(subject.reference, structure, scope, epsilon, examples)
     low = _expected(plain, structure, scope, epsilon, examples)
@@ -254,7 +281,7 @@ def _moved(
     for k, c in enumerate(slopes):
         z = values_of(_directions(structure).at(STEP, k), before, param)
         expected -= LR * c / len(slopes) * z
-        reach += LR * abs(c) / len(slopes)
+        reach = max(reach, LR * abs(c))
     error = float((parameter.detach() - expected).abs().max())
     # The coefficients of an update are rounded to 2**-13 of the largest.
     if not error <= 2e-7 * float(before.abs().max()) + 1.3e-4 * reach:
