@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -215,7 +216,9 @@ def _final(recipe: Path, changes: Sequence[str], run: Path) -> None:
     if resolved.tune.method == "full":
         model = _plain(run / "final")
     else:
-        model = PeftModel.from_pretrained(_plain(recipe.parent / "model"), str(run / "final"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft 0.21 with transformers 5.23
+            model = PeftModel.from_pretrained(_plain(recipe.parent / "model"), str(run / "final"))
     found = losses(model.eval(), sets["eval"])
     theirs = sum(found) / len(found)
     if not abs(ours - theirs) <= SCORE * max(abs(theirs), 0.1):
