@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedModel
 
 from support.decoders import probes, runs
 from support.decoders.findings import Findings
 from support.decoders.models import build
 from support.decoders.probes import Subject
+from support.decoders.reference import Reference
 from zoft.errors import ZoftError
 from zoft.models.adapters import attach_adapter, of_adapter
 from zoft.recipe.sections.tune import TuneSection
@@ -74,7 +74,7 @@ def _write(file: Path, result: Result) -> None:
 
 
 def examine(name: str) -> Result:
-    """Build the model, make its runs, and compare its probes unless it turned out to be no decoder."""
+    """Build the model, make its runs, and compare its probes if it can be loaded."""
     begun, found, kind = time.monotonic(), Findings(), ""
     torch.set_num_threads(1)
     with found.check("build"):
@@ -87,10 +87,7 @@ def examine(name: str) -> Result:
     if found.passed("build"):
         with tempfile.TemporaryDirectory() as folder:
             runs.check(found, Path(folder), model)
-        if not any("is not a decoder" in finding.detail for finding in found.all):
-            subject = Subject.of(build(name), TuneSection())
-            probes.check(found, "full", subject)
-            examine_adapted(found, build(name))
+            check_probes(found, Path(folder) / "model", name)
     seconds = round(time.monotonic() - begun, 1)
     findings = [asdict(finding) for finding in found.all]
     return {"architecture": name, "model": kind, "seconds": seconds, "findings": findings}
@@ -100,16 +97,22 @@ class NotBuilt(ZoftError):
     """A model that transformers itself does not build, or run, from a shrunk config."""
 
 
-def examine_adapted(found: Findings, model: PreTrainedModel) -> None:
-    """LoRA with matrices that are not zero; on every linear module where `auto` has no answer."""
+def check_probes(found: Findings, folder: Path, name: str) -> None:
+    """Full tuning, then LoRA with matrices that are not zero: on every linear module where `auto` has
+    no answer. `folder` holds the checkpoint of `build(name)`."""
+    with found.check("load"):
+        full = Subject.loaded(folder, build(name))
+    if not found.passed("load"):
+        return
+    probes.check(found, "full", full)
     for targets in ("auto", "all-linear"):
         tune = TuneSection.model_validate({"method": "lora", "target_modules": targets})
+        both: Any = (Subject.loaded(folder, build(name)).model, build(name))
         try:
-            adapted = attach_adapter(model, tune, seed=0)
+            model, plain = (_trained(attach_adapter(x, tune, seed=0)) for x in both)
         except Exception:  # the run has said it
             continue
-        subject = Subject.of(_trained(adapted), tune)
-        probes.check(found, "lora", subject)
+        probes.check(found, "lora", Subject(model, tune, Reference(plain, tune)))
         return
 
 

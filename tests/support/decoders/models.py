@@ -6,7 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from support.decoders.configs import tiny_config
 
@@ -31,6 +37,16 @@ def build(name: str, seed: int = 0) -> PreTrainedModel:
             _randomise(key, tensor.data, generator)
     model.config.use_cache = False
     built: PreTrainedModel = model.eval().requires_grad_(False)
+    return built
+
+
+def wide_mamba() -> MambaForCausalLM:
+    """Two blocks as wide as mamba-130m's: enough for torch's threads to share a product."""
+    config = MambaConfig(hidden_size=768, num_hidden_layers=2, vocab_size=288, use_cache=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model: Any = MambaForCausalLM(config)
+    built: MambaForCausalLM = model.eval().requires_grad_(False)
     return built
 
 

@@ -9,9 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
+from pathlib import Path
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from support.decoders.findings import Findings, Wrong
 from support.decoders.reference import Reference, weight
@@ -31,7 +33,9 @@ from zoft.engine.probe.structures.table import STRUCTURES, values_of
 from zoft.engine.probe.view import ProbedModel
 from zoft.errors import RecipeError
 from zoft.inference.scoring import needs_mask
+from zoft.models.load import load_model, require_causal
 from zoft.models.trainable import decays, parameter_ids, tuned_parameters
+from zoft.recipe.schema import ModelSection
 from zoft.recipe.sections.optimizers.mezo import MeZO
 from zoft.recipe.sections.optimizers.rule import resolved_optimizer
 from zoft.recipe.sections.tune import TuneSection
@@ -84,6 +88,14 @@ class Subject:
     @classmethod
     def of(cls, model: nn.Module, tune: TuneSection) -> Subject:
         return cls(model, tune, Reference(copy.deepcopy(model), tune))
+
+    @classmethod
+    def loaded(cls, folder: Path, plain: PreTrainedModel) -> Subject:
+        """All weights tuned, loaded as a run loads them from `folder`. Raises as a run does."""
+        section = ModelSection(name=str(folder))
+        found = load_model(folder, section, dtype=torch.float32, device=CPU)
+        require_causal(section.name, found.model)
+        return cls(found.model, TuneSection(), Reference(plain, TuneSection()))
 
     def view(self, compute: torch.dtype = torch.float32) -> ProbedModel:
         tuned = tuned_parameters(self.model, self.tune)
