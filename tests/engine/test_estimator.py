@@ -204,19 +204,23 @@ def test_a_model_that_mixes_rows_is_seen(
     view = ProbedModel(model, tuned, parameter_ids(tuned), compute, INPUT[:1])
     estimator = Estimator(view, directions(3, kind), perturbation=0.05 / LOUD, examples=examples)
 
-    def losses(rows: int, width: int) -> Losses:
-        """What `rows` rows of `width` tokens lose."""
-        ids = INPUT[:rows, :width]
+    def losses(rows: list[int], width: int) -> Losses:
+        """What these rows of `width` tokens lose."""
+        ids = INPUT[rows, :width]
         positions = torch.arange(ids.numel())
         found = view.token_losses(ids, positions, ids.flatten()).double()
-        return Losses(found.view(-1, rows, width).sum(-1), torch.full((rows,), float(width)))
+        return Losses(
+            found.view(-1, len(rows), width).sum(-1), torch.full((len(rows),), float(width))
+        )
 
     for width in (8, 9):  # a multiple of the rows, and not
-        assert pairs_agree(estimator, partial(losses, 2, width)) == (wrapper is None)
+        assert pairs_agree(estimator, partial(losses, [0, 1], width)) == (wrapper is None)
         if estimator.examples is None:
             continue
         try:
-            alike = examples_agree(estimator, partial(losses, 2, width), partial(losses, 1, width))
+            alike = examples_agree(
+                estimator, partial(losses, [0, 1], width), partial(losses, [0, 0], width)
+            )
         except MixedRows:
             assert (wrapper, width) == (TimeFirst, 9)
         else:

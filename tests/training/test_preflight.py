@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 from support import small
 from support.mixing import BatchMean, TimeFirst
-from torch import nn
+from torch import Tensor, nn
 
-from zoft.errors import RecipeError
+from zoft.engine.moved import MovedModel
+from zoft.engine.probe.structures.rank1 import Rank1Perturbation
+from zoft.errors import EnvironmentProblem, RecipeError, ZoftError
 from zoft.models import load
 from zoft.models.load import Loaded, load_model
 from zoft.recipe.load import load_recipe
@@ -128,3 +130,78 @@ def test_padding_is_what_no_token_fills(tmp_path: Path, unfinished: list[Trainer
         ]
         assert tokens == sum(lengths)
         assert padding == pytest.approx(1 - tokens / (max(lengths) * len(lengths)), abs=1e-4)
+
+
+class Writes(nn.Module):
+    """Halves a weight of its own at every run."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight: Any = next(self.inner.parameters())
+        weight.mul_(0.5)
+        return self.inner(x)  # type: ignore[no-any-return]
+
+
+class NotFour(nn.Module):
+    """Fails on four rows, of which the first look at a model has none, but a paired probe of two."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) == 4:
+            raise IndexError("four rows\nand more")
+        return self.inner(x)  # type: ignore[no-any-return]
+
+
+def test_a_probe_that_is_not_what_moved_weights_give_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = Rank1Perturbation._project
+    monkeypatch.setattr(Rank1Perturbation, "_project", lambda *args: 2 * right(*args))
+    with pytest.raises(EnvironmentProblem, match=r"moved weights.*would tune it wrongly"):
+        train(str(small.write(tmp_path)), ["train.steps=2"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_where_memory_forbids_the_comparison_it_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(MovedModel, "extra_bytes", 1 << 50)
+    train(str(small.write(tmp_path)), ["train.steps=2", "~eval", "~checkpoint"])
+    assert "not compared with moved weights" in "".join(capsys.readouterr())
+
+
+def test_a_model_that_writes_its_weights_is_refused_for_full_tuning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrapped(monkeypatch, Writes)
+    with pytest.raises(EnvironmentProblem, match=r"writes its own weights.*tune\.method=lora"):
+        train(str(small.write(tmp_path)), ["train.steps=2"])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("scope", "code"), [("example", 2), ("batch", 4)])
+def test_what_a_model_raises_in_a_probe_becomes_a_refusal(
+    scope: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrapped(monkeypatch, NotFour)
+    change = ["train.steps=2", "train.batch_size=4", f"optimizer.scope={scope}"]
+    with pytest.raises(ZoftError, match=r"fails in this model \(IndexError: four rows\)") as caught:
+        train(str(small.write(tmp_path)), change)
+    assert caught.value.exit_code == code
+    assert ("optimizer.scope=batch" in str(caught.value)) == (scope == "example")
+
+
+@pytest.mark.parametrize("wrapper", [BatchMean, TimeFirst])
+def test_both_signs_in_one_pass_are_refused_where_rows_mix(
+    wrapper: type[nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrapped(monkeypatch, wrapper)
+    change = ["train.steps=2", "optimizer.scope=batch", "optimizer.paired=true"]
+    with pytest.raises(RecipeError, match=r"optimizer\.paired.*set it to auto"):
+        train(str(small.write(tmp_path)), change)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
-from zoft.engine.estimator import Estimator, Loss
+from zoft.engine.estimator import Estimator, Loss, Losses
+from zoft.engine.moved import MovedModel
+from zoft.engine.objectives.batch import Forward
 from zoft.engine.optimizers.update import Weights
 from zoft.engine.probe.directions import Direction
 from zoft.engine.probe.rows import MixedRows
@@ -16,6 +20,7 @@ from zoft.engine.probe.view import ProbedModel
 from zoft.models.blocks import is_placeholder
 
 LOUD = 10  # perturbations at which a wrong row's loss stands out of a low precision's rounding
+RowLoss = Callable[[Forward], Losses]  # one example's, in a model
 SAMPLE = 1 << 16  # elements of a parameter that are looked at
 
 
@@ -76,21 +81,47 @@ def pairs_agree(estimator: Estimator, losses: Loss) -> bool:
         for scale in (epsilon, -epsilon)
         for loss in estimator.example_losses(z, (scale,), losses)
     ]
-    return _close(together, alone, estimator)
+    return _close(together, alone, _tolerance(estimator))
 
 
-def examples_agree(estimator: Estimator, first: Loss, alone: Loss) -> bool:
-    """Whether the first example loses, in a pass with others that have directions of their own
-    (`first` runs some examples, its own first), what it loses alone. Raises MixedRows."""
+def examples_agree(estimator: Estimator, beside_another: Loss, beside_itself: Loss) -> bool:
+    """Whether an example loses the same, first in a batch of two, whatever the second is and whichever
+    direction that has. Passes of equal shape round alike. Raises MixedRows."""
     z, scales = estimator.direction(0, 0), (LOUD * estimator.perturbation,)
-    together = estimator.example_losses(z, scales, first)
-    return _close(together[:1], estimator.example_losses(z, scales, alone), estimator)
+    one_direction = replace(estimator, examples=None)
+    first, *others = (
+        each.example_losses(z, scales, losses)[:1]
+        for each, losses in (
+            (estimator, beside_another),
+            (estimator, beside_itself),
+            (one_direction, beside_another),
+        )
+    )
+    return all(_close(first, other, _tolerance(estimator)) for other in others)
 
 
-def _close(found: list[float], expected: list[float], estimator: Estimator) -> bool:
-    # In bfloat16 a pass over one row and one over two differ by up to 3.1e-2 on some CPUs (the demo
-    # model, LOUD times its perturbation), where no row sees another.
-    tolerance = 1e-4 if estimator.view.compute_dtype == torch.float32 else 6e-2
+def agrees_with_moved_weights(estimator: Estimator, moved: MovedModel, losses: RowLoss) -> bool:
+    """Whether one example loses in a probe what it loses where the weights are really moved.
+
+    `losses` runs that example in a model that shows it. In float32 where the weights are stored so
+    (both sides agree to 1e-4 there, which no low precision can show), else in the type of a run's
+    passes, where a pass over logits in another order differs by up to 6e-2.
+    """
+    z, scale = estimator.direction(0, 0), LOUD * estimator.perturbation
+    with estimator.view.computing_in(moved.compute_dtype):
+        found = estimator.example_losses(z, (scale,), partial(losses, estimator.view))
+    with moved.at(z, scale):
+        expected = losses(moved)
+    low = moved.compute_dtype != torch.float32
+    mean = (expected.sums[0] / expected.weights).tolist()
+    return _close(found, mean, 6e-2 if low else 1e-4)
+
+
+def _tolerance(estimator: Estimator) -> float:
+    return 1e-4 if estimator.view.compute_dtype == torch.float32 else 3e-2
+
+
+def _close(found: list[float], expected: list[float], tolerance: float) -> bool:
     return all(
         abs(a - b) <= tolerance * max(1.0, abs(b)) or (math.isnan(a) and math.isnan(b))
         for a, b in zip(found, expected, strict=True)

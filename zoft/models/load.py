@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -203,14 +204,39 @@ def _require_exact(name: str, report: dict[str, Any]) -> None:
         raise EnvironmentProblem(f"the checkpoint of {name} {' and '.join(problems)}")
 
 
-def require_causal(name: str, model: PreTrainedModel) -> None:
-    """Raise EnvironmentProblem if the model sees later tokens. It takes two small passes.
+@contextmanager
+def forward_explained(name: str) -> Iterator[None]:
+    """Turn whatever a model's own code raises in a forward pass into EnvironmentProblem."""
+    try:
+        yield
+    except ZoftError:
+        raise
+    except Exception as error:  # any class
+        if lacks_memory(error):
+            raise
+        cause = f"{type(error).__name__}: {first_line(error)}"
+        raise EnvironmentProblem(f"{name}: a forward pass fails in this model ({cause})") from error
+
+
+def require_causal(
+    name: str, model: PreTrainedModel, tuned: Literal["nothing", "adapter", "full"] = "nothing"
+) -> None:
+    """Raise EnvironmentProblem if the model sees later tokens, fails, or writes its own weights, which
+    are to be `tuned`, as it runs. It takes two small passes.
 
     No config says it reliably (BERT has a CausalLM class): change a token, look before it.
     """
     rows = torch.tensor([[[1, 2, 3]], [[1, 2, 4]]], device=model.device)
-    with torch.inference_mode():  # one by one: equal shapes give equal bits, equal rows may not
+    versions = {name: p._version for name, p in model.named_parameters()}
+    with forward_explained(name), torch.inference_mode():
+        # One by one: equal shapes give equal bits, equal rows may not.
         a, b = (model(input_ids=row, use_cache=False).logits[0].float() for row in rows)
+    written = [name for name, p in model.named_parameters() if p._version != versions[name]]
+    if written and tuned == "full":
+        raise EnvironmentProblem(
+            f"{name} writes its own weights as it runs ({written[0]}, say), so tuned ones would be "
+            "saved wrongly: set tune.method=lora"
+        )
     change = (a - b).abs().amax(dim=1)
     if change[:2].max() > 1e-3 * change[2]:
         raise EnvironmentProblem(f"{name} is not a decoder: it sees the tokens that come later")

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 from torch import nn
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.core_model_loading import build_glob_alternation
 
 from zoft.errors import EnvironmentProblem, first_line
 from zoft.models.adapters import attach_adapter
@@ -66,4 +68,42 @@ def build_outline(
     if tune.method != "full":
         with torch.device("meta"):
             outline = attach_adapter(model, tune, 0, adapter)
+    return outline
+
+
+def kept_in_float32(model: nn.Module, compute_dtype: torch.dtype) -> set[nn.Parameter]:
+    """The parameters that transformers keeps in float32 in a model of `compute_dtype`, as their modules
+    expect (a router's weights, say)."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    plan = base._get_dtype_plan(compute_dtype) if isinstance(base, PreTrainedModel) else {}
+    if not plan:
+        return set()
+    matches, _, _ = build_glob_alternation(list(plan))
+    return {p for name, p in base.named_parameters() if matches.search(name)}
+
+
+def computed_buffers(model: nn.Module, compute_dtype: torch.dtype) -> list[tuple[nn.Module, str]]:
+    """(module, name) of the floating buffers that a model loaded in `compute_dtype` has in that type,
+    and this one in another: what is computed with them would not fit (decays, a mask of ones)."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    there = {
+        name: (base.get_submodule(name.rpartition(".")[0]), buffer)
+        for name, buffer in base.named_buffers()
+        if buffer.is_floating_point() and buffer.dtype != compute_dtype
+    }
+    if not there or not isinstance(base, PreTrainedModel):
+        return []
+    with quiet():
+        like = dict(build_like(base, compute_dtype).named_buffers())
+    return [
+        (module, name.rpartition(".")[2])
+        for name, (module, _) in there.items()
+        if name in like and like[name].dtype == compute_dtype
+    ]
+
+
+def build_like(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """The outline of a model of the same class and config, in another type."""
+    with torch.device("meta"):
+        outline: PreTrainedModel = type(model)._from_config(model.config, dtype=dtype)  # type: ignore[no-untyped-call]
     return outline

@@ -19,10 +19,12 @@ MARGIN = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A footprint that fits, and in one sentence why it was chosen."""
+    """A footprint that fits, and in one sentence why it was chosen. `spare` bytes of the device's budget
+    are not in it; None if that is not known."""
 
     footprint: Footprint
     why: str
+    spare: int | None = None
 
     @property
     def residency(self) -> Residency:
@@ -70,7 +72,8 @@ def choose(
         if residency == "device" or not shape.blocks:
             found = at("device", shape.blocks)
             if fits(found):
-                return Choice(found, f"all of it fits on the device ({_sizes(found, cpu)})")
+                why = f"all of it fits on the device ({_sizes(found, cpu)})"
+                return Choice(found, why, device_bytes - found.device)
             refused = f"on the device it needs {_sizes(found, cpu)}"
             continue
         most = 1
@@ -82,7 +85,8 @@ def choose(
         if fits(found):
             stay = f"{len(found.resident)} of {shape.blocks} blocks stay on the device"
             reason = f"{refused}; " if refused else ""
-            return Choice(found, f"{reason}streamed from the {residency}, {stay}")
+            why = f"{reason}streamed from the {residency}, {stay}"
+            return Choice(found, why, device_bytes - found.device)
         refused = f"even streamed from the {residency} it needs {_sizes(found, cpu)}"
     there = f"{gib(device_bytes)} may be used"
     if not cpu:

@@ -7,19 +7,22 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from peft import PeftModel
+from torch import nn
 from transformers import PreTrainedModel
 
 from zoft import __version__
-from zoft.data.examples import Example
+from zoft.data.examples import Example, length
 from zoft.data.sets import Data
 from zoft.engine.build import Engine, estimator_for, streamer_for
 from zoft.engine.objectives.objective import objective_for
 from zoft.engine.offload.weights import Streamed
 from zoft.engine.optimizers.optimizer import optimizer_for
 from zoft.engine.optimizers.update import Resident, Weights, tuned_weights
+from zoft.engine.probe.leaves import UnreadParameters
 from zoft.engine.probe.view import ProbedModel
 from zoft.inference.scoring import needs_mask, require_fits
 from zoft.models import load
@@ -37,6 +40,8 @@ from zoft.system.device import DTYPES, make_repeatable
 from zoft.system.host_memory import hand_back_freed_memory, keep_freed_memory
 from zoft.system.philox import LAYOUT
 from zoft.training.warm_start import adapter_folder
+
+LOOK_TOKENS = 256  # in the rows that show what reads what, at most
 
 Say = Callable[[str], None]
 
@@ -132,17 +137,18 @@ def build_engine(
         say=say,
     )
     weights: Weights = Streamed(tuned, streamer) if streamer else Resident(tuned)
-    load.require_causal(recipe.model.name, loaded.base.model)
+    learns: Literal["adapter", "full"] = "full" if recipe.tune.method == "full" else "adapter"
+    load.require_causal(recipe.model.name, loaded.base.model, learns)
     if isinstance(model, PeftModel) and recipe.tune.method == "prefix" and loaded.new_adapter:
         begin_with_activations(model, recipe.seed)
-    compute = DTYPES[recipe.model.compute_dtype]
-    view = ProbedModel(model, parameters, ids, compute, torch.tensor([[1, 2, 3, 4]], device=device))
-    first = data.examples["train"][: recipe.train.batch_size]
-    view.masked = (
-        run.manifest()["attention_mask"]
-        if loaded.resumed
-        else needs_mask(view, objective, first, device)
-    )
+    with load.forward_explained(recipe.model.name):
+        view = _probed(recipe, model, parameters, ids, data.examples["train"])
+        first = data.examples["train"][: recipe.train.batch_size]
+        view.masked = (
+            run.manifest()["attention_mask"]
+            if loaded.resumed
+            else needs_mask(view, objective, first, device)
+        )
     total = sum(p.numel() for p in parameters.values())
     say(
         f"tuning {total:,} weights in {len(parameters)} tensors, {recipe.optimizer.name}, "
@@ -159,6 +165,27 @@ def build_engine(
         weights=weights,
         streamer=streamer,
     )
+
+
+def _probed(
+    recipe: Resolved,
+    model: PreTrainedModel | PeftModel,
+    parameters: dict[str, nn.Parameter],
+    ids: dict[str, int],
+    examples: Sequence[Example],
+) -> ProbedModel:
+    """The model as probes see it. Raises RecipeError for parameters that no row of the data reads."""
+    device, compute = torch.device(recipe.device), DTYPES[recipe.model.compute_dtype]
+    few = torch.tensor([[1, 2, 3, 4]], device=device)
+    try:
+        return ProbedModel(model, parameters, ids, compute, few)
+    except UnreadParameters:  # some are read every so many tokens only (DeepSeek-V4's compressors)
+        tokens = min(max(map(length, examples)), LOOK_TOKENS)
+        if tokens <= few.numel():
+            raise
+        return ProbedModel(
+            model, parameters, ids, compute, few.repeat(1, -(-tokens // 4))[:, :tokens]
+        )
 
 
 def header_of(recipe: Resolved, engine: Engine, data: Data, loaded: Model) -> Header:

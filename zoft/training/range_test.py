@@ -45,7 +45,7 @@ from zoft.runs.folder import RunFolder
 from zoft.runs.report.range_plot import plot_range
 from zoft.system.signals import stop_on_signals
 from zoft.training.load import base_files, build_engine, choose_placement, load_model
-from zoft.training.preflight import choose_pairing
+from zoft.training.preflight import check_probes
 from zoft.training.trainer import Trainer
 from zoft.training.warm_start import warm_start
 
@@ -98,7 +98,7 @@ def range_test(source: str, overrides: Sequence[str] = (), *, plot: str | None =
             order = order_for(recipe, examples)
             trainer = Trainer(recipe, engine, examples, order, stop.check)
             with closing(engine):
-                paired = choose_pairing(trainer)
+                paired = check_probes(trainer, place.spare, print)
                 trainer = replace(trainer, engine=engine.with_pairing(paired))
                 rungs, at_rest = _climb(trainer)
     advice = advise(recipe, rungs, at_rest)

@@ -84,7 +84,9 @@ def train(
         engine = build_engine(resolved, run, model, data, place, saved, say)
         header = header_of(resolved, engine, data, model)
         if previous is None:
-            trainer, journal = _begin(resolved, engine, data, run, header, source, narrator, stop)
+            trainer, journal = _begin(
+                resolved, engine, data, run, header, source, narrator, stop, place.spare
+            )
         else:
             trainer, journal = _go_on(resolved, engine, data, run, header, saved, narrator, stop)
         pushed, planned = partial(pusher.at_checkpoint, trainer.recipe), place.footprint.device
@@ -117,11 +119,12 @@ def _begin(
     source: str,
     narrator: Narrator,
     stop: Stop,
+    spare: int | None,
 ) -> tuple[Trainer, Journal]:
     """Look at the first step, then make the folder: a run that can't start leaves nothing behind."""
     examples = data.examples["train"]
     trainer = Trainer(recipe, engine, examples, order_for(recipe, examples), stop.check)
-    found = preflight(trainer, narrator.say)
+    found = preflight(trainer, spare, narrator.say)
     optimizer = recipe.optimizer.model_copy(update={"paired": found.paired})
     trainer = Trainer(
         recipe.model_copy(update={"optimizer": optimizer}),

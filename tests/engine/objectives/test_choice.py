@@ -166,7 +166,7 @@ def test_parts_add_up_in_float64(
         part = outputs[begin * lines : end * lines]
         fixed = SimpleNamespace(logits=lambda *_: part, token_losses=lambda *_: part, masked=False)
         batch = CHOICE.collate(items[begin:end], CHOICE.width(items))
-        return batch_score(CHOICE, fixed, batch)  # type: ignore[arg-type]
+        return batch_score(CHOICE, fixed, batch)
 
     total = Score(0.0, 0.0, 0)
     for begin, end in pairwise([0, *sorted(cuts), len(items)]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -54,6 +55,31 @@ class Batch:
             if isinstance(value := getattr(self, name), Tensor)
         }
         return replace(self, **moved)  # type: ignore[arg-type]
+
+
+class Forward(Protocol):
+    """A model as an objective sees it: see `ProbedModel` for shapes and meanings."""
+
+    @property
+    def masked(self) -> bool: ...
+
+    def logits(
+        self,
+        input_ids: Tensor,
+        positions: Tensor,
+        vocab: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        examples: Sequence[int] | None = None,
+    ) -> Tensor: ...
+
+    def token_losses(
+        self,
+        input_ids: Tensor,
+        positions: Tensor,
+        targets: Tensor,
+        attention_mask: Tensor | None = None,
+        examples: Sequence[int] | None = None,
+    ) -> Tensor: ...
 
 
 def pad(

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from zoft.data.examples import Choice, Example
 from zoft.engine.estimator import Losses
-from zoft.engine.objectives.batch import Batch, pad
-from zoft.engine.probe.view import ProbedModel
+from zoft.engine.objectives.batch import Batch, Forward, pad
 
 
 class ChoiceObjective:
@@ -59,7 +58,7 @@ class ChoiceObjective:
             options=None if len(set(numbers)) == 1 else torch.tensor(numbers),
         )
 
-    def losses(self, view: ProbedModel, batch: Batch, mask: Tensor | None) -> tuple[Losses, Tensor]:
+    def losses(self, view: Forward, batch: Batch, mask: Tensor | None) -> tuple[Losses, Tensor]:
         assert batch.labels is not None
         rows = batch.example_of_row
         if batch.vocab is not None:

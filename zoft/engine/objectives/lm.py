@@ -9,8 +9,7 @@ from torch import Tensor
 
 from zoft.data.examples import Example, gold
 from zoft.engine.estimator import Losses
-from zoft.engine.objectives.batch import Batch, pad
-from zoft.engine.probe.view import ProbedModel
+from zoft.engine.objectives.batch import Batch, Forward, pad
 
 
 class LMObjective:
@@ -25,7 +24,7 @@ class LMObjective:
             [x.ids for x in texts], [x.supervised for x in texts], width, examples=len(texts)
         )
 
-    def losses(self, view: ProbedModel, batch: Batch, mask: Tensor | None) -> tuple[Losses, None]:
+    def losses(self, view: Forward, batch: Batch, mask: Tensor | None) -> tuple[Losses, None]:
         lost = view.token_losses(
             batch.input_ids, batch.positions, batch.targets, mask, batch.example_of_row
         )

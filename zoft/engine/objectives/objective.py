@@ -11,11 +11,10 @@ from torch import Tensor
 
 from zoft.data.examples import Example
 from zoft.engine.estimator import Losses
-from zoft.engine.objectives.batch import Batch
+from zoft.engine.objectives.batch import Batch, Forward
 from zoft.engine.objectives.choice import ChoiceObjective
 from zoft.engine.objectives.lm import LMObjective
 from zoft.engine.objectives.score import Score
-from zoft.engine.probe.view import ProbedModel
 
 # Each has three methods. `width(examples)`: tokens of the longest row. `collate(examples, width)`: a
 # Batch on the CPU, its rows padded to `width`. `losses(view, batch, mask)`: the Losses of each example
@@ -40,7 +39,7 @@ def micro_batches(
     ]
 
 
-def batch_losses(objective: Objective, view: ProbedModel, batches: Sequence[Batch]) -> Losses:
+def batch_losses(objective: Objective, view: Forward, batches: Sequence[Batch]) -> Losses:
     """The losses of a batch given as micro-batches, by one forward pass for each of them.
 
     They run inside the probe that is open.
@@ -55,7 +54,7 @@ def batch_losses(objective: Objective, view: ProbedModel, batches: Sequence[Batc
     )
 
 
-def batch_score(objective: Objective, view: ProbedModel, batch: Batch) -> Score:
+def batch_score(objective: Objective, view: Forward, batch: Batch) -> Score:
     """The score of `batch` at the weights that the open probe shows."""
     found, hits = objective.losses(view, batch, _mask(view, batch))
     [sums], weights = found.sums.tolist(), found.weights.tolist()
@@ -63,6 +62,6 @@ def batch_score(objective: Objective, view: ProbedModel, batch: Batch) -> Score:
     return Score(total, math.fsum(weights), None if hits is None else int(hits.sum()))
 
 
-def _mask(view: ProbedModel, batch: Batch) -> Tensor | None:
+def _mask(view: Forward, batch: Batch) -> Tensor | None:
     """The attention mask of a batch, if the model needs one."""
     return batch.attention_mask() if view.masked else None

@@ -8,30 +8,43 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers.pytorch_utils import Conv1D
 
 from zoft.errors import RecipeError
 from zoft.models.blocks import is_placeholder
+from zoft.models.meta import kept_in_float32
+
+ROWS = 5  # of the pass that is watched: few sizes in a model are 5, or 5 times its tokens
+NO_TENSOR = -1
+
+RowAxes = tuple[int | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class ParameterRef:
     """A parameter and where its reader finds it: attribute `name` of `owner`. `param` is its id in the
-    directions' address, None if it is frozen."""
+    directions' address, None if it is frozen. `in_float32`: the model computes with it in float32,
+    whatever it computes with otherwise."""
 
     owner: nn.Module
     name: str
     parameter: nn.Parameter
     param: int | None
+    in_float32: bool = False
+
+    @property
+    def replaced(self) -> Tensor | None:
+        """The tensor that a module around the reader has put in the parameter's place."""
+        there: Tensor | None = self.owner._parameters[self.name]
+        return None if there is self.parameter else there
 
 
 @dataclass(frozen=True)
@@ -39,12 +52,14 @@ class Leaf:
     """A module that reads parameters, with references to those that it reads.
 
     `shares_input` are the leaves, itself among them, that read the same input one after the other (the
-    projections of an attention block): numbers in the list of leaves.
+    projections of an attention block): numbers in the list of leaves. `row_axes` says of each argument
+    of its forward which axis has the rows of the batch (see `_row_axis`).
     """
 
     module: nn.Module
     refs: tuple[ParameterRef, ...]
     shares_input: tuple[int, ...]
+    row_axes: RowAxes
 
     @cached_property
     def weight(self) -> ParameterRef | None:
@@ -99,13 +114,14 @@ class Leaf:
         torch.func.functional_call does the same at 40 us a call, more than a norm takes, and only for
         parameters inside the module.
         """
+        before = [ref.owner._parameters[ref.name] for ref in self.refs]
         try:
             for ref, tensor in zip(self.refs, tensors, strict=True):
                 ref.owner._parameters[ref.name] = tensor  # type: ignore[assignment]
             return forward(*args, **kwargs)
         finally:
-            for ref in self.refs:
-                ref.owner._parameters[ref.name] = ref.parameter
+            for ref, parameter in zip(self.refs, before, strict=True):
+                ref.owner._parameters[ref.name] = parameter
 
 
 def find_leaves(
@@ -115,39 +131,51 @@ def find_leaves(
     compute_dtype: torch.dtype,
     example: Tensor,
 ) -> list[Leaf]:
-    """Every module that reads a tuned weight, or a frozen one that is stored in another dtype, in the
-    order of their first run.
+    """Every module that reads a tuned weight, or a frozen one that is stored in another dtype than the
+    model computes with it in, in the order of their first run.
 
     Raises RecipeError if a tuned parameter is never read.
     """
     number = {parameter: ids[name] for name, parameter in tuned.items()}
+    in_float32 = kept_in_float32(model, compute_dtype)
     needed = [
         p
         for p in model.parameters()
-        if p in number or (p.is_floating_point() and p.dtype != compute_dtype)
+        if p in number
+        or (p.is_floating_point() and p.dtype != compute_dtype and p not in in_float32)
     ]
-    readers, inputs = _find_readers(needed, lambda: model(input_ids=example, use_cache=False))
-    lost = [name for name, parameter in tuned.items() if parameter not in readers]
+    watch = _watch(model, needed, example)
+    lost = [name for name, parameter in tuned.items() if parameter not in watch.readers]
     if lost:
-        raise RecipeError(
-            f"no forward pass reads {', '.join(lost[:3])}{' …' if len(lost) > 3 else ''} "
-            f"({len(lost)} tuned parameters): name them in tune.exclude"
-        )
+        raise UnreadParameters(lost, example.shape[1])
     owners: dict[nn.Parameter, ParameterRef] = {}
     for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            owner = ParameterRef(module, name, parameter, number.get(parameter))
-            owners.setdefault(parameter, owner)
+        for name, p in module.named_parameters(recurse=False):
+            owners.setdefault(p, ParameterRef(module, name, p, number.get(p), p in in_float32))
     refs: dict[nn.Module, list[ParameterRef]] = {}
     for parameter in needed:
-        for reader in readers.get(parameter, []):
+        for reader in watch.readers.get(parameter, []):
             own = next(
                 (n for n, p in reader.named_parameters(recurse=False) if p is parameter), None
             )
-            ref = ParameterRef(reader, own, parameter, number.get(parameter)) if own else None
-            refs.setdefault(reader, []).append(ref or owners[parameter])
+            ref = owners[parameter]
+            ref = replace(ref, owner=reader, name=own) if own else ref
+            refs.setdefault(reader, []).append(ref)
     modules = list(refs)
-    return [Leaf(m, tuple(refs[m]), _sharing(i, modules, inputs)) for i, m in enumerate(modules)]
+    return [
+        Leaf(m, tuple(refs[m]), _sharing(i, modules, watch.inputs), watch.row_axes.get(m, ()))
+        for i, m in enumerate(modules)
+    ]
+
+
+class UnreadParameters(RecipeError):
+    """Tuned parameters that a pass over rows of so many tokens does not read."""
+
+    def __init__(self, names: Sequence[str], tokens: int) -> None:
+        super().__init__(
+            f"no forward pass reads {', '.join(names[:3])}{' …' if len(names) > 3 else ''} "
+            f"({len(names)} tuned parameters, rows of {tokens} tokens): name them in tune.exclude"
+        )
 
 
 def _sharing(
@@ -160,28 +188,72 @@ def _sharing(
     return tuple(j for j, other in enumerate(modules) if inputs.get(other) is mine)
 
 
-class _ReadRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    def __init__(self, parameters: Iterable[Tensor]) -> None:
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """What one forward pass shows: the innermost modules that read each parameter, in order; the first
+    input of every module (None for one that ran twice: it has no input of its own); and which axis of
+    its arguments has the rows.
+
+    A parameter that comes and goes with its block is looked for anew in every module. One that a module
+    was handed as an argument is read by the module that took it from its place.
+    """
+
+    def __init__(self, model: nn.Module, parameters: Iterable[Tensor], example: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.parameters = list(parameters)
-        self.running: list[nn.Module] = []
+        self.buffers = {buffer.data_ptr() for buffer in model.buffers()}
+        self.rows, self.tokens = example.shape
+        self.running: list[tuple[nn.Module, list[Tensor]]] = []
         self.readers: dict[Tensor, list[nn.Module]] = {}
+        self.inputs: dict[nn.Module, Tensor | None] = {}
+        self.row_axes: dict[nn.Module, RowAxes] = {}
         self.moved = True  # parameters may lie elsewhere than when they were last looked for
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if self.moved:
-            self.moved = False
-            self._find()
         for leaf in tree_leaves((args, kwargs)):
             if isinstance(leaf, Tensor) and self.running and leaf.numel():
                 parameter = self._at(leaf.data_ptr())
                 if parameter is not None:
                     found = self.readers.setdefault(parameter, [])
-                    if self.running[-1] not in found:
-                        found.append(self.running[-1])
+                    reader = self._reader(parameter)
+                    if reader not in found:
+                        found.append(reader)
         return func(*args, **(kwargs or {}))
+
+    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Note what the module was handed."""
+        self.moved = True
+        first = args[0] if args and isinstance(args[0], Tensor) else None
+        self.inputs[module] = None if module in self.inputs else first
+        handed, axes = [], []
+        for x in tree_leaves((args, kwargs)):
+            parameter = self._at(x.data_ptr()) if isinstance(x, Tensor) and x.numel() else None
+            if parameter is not None:
+                handed.append(parameter)
+            axes.append(None if self._is_weight(x) else _row_axis(x, self.rows, self.tokens))
+        self.running.append((module, handed))
+        if self.row_axes.setdefault(module, tuple(axes)) != tuple(axes):
+            self.row_axes[module] = ()  # it is called in several ways
+
+    def leave(self, _module: nn.Module, _inputs: Any, _output: Any) -> None:
+        """Note that the module has run."""
+        self.running.pop()
+        self.moved = True
+
+    def _is_weight(self, x: object) -> bool:
+        """Whether it is a parameter or a buffer: those have no rows, whatever their size."""
+        if not isinstance(x, Tensor) or not x.numel():
+            return False
+        return x.data_ptr() in self.buffers or self._at(x.data_ptr()) is not None
+
+    def _reader(self, parameter: Tensor) -> nn.Module:
+        """The innermost running module that was not handed the parameter."""
+        return next(
+            module
+            for module, handed in reversed(self.running)
+            if not any(p is parameter for p in handed)
+        )
 
     def _find(self) -> None:
         """Note where the parameters lie that are there; a streamed block's are while it runs."""
@@ -191,6 +263,9 @@ class _ReadRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _at(self, address: int) -> Tensor | None:
         """The parameter that has the address in it: a view (a transpose, a slice) begins there."""
+        if self.moved:
+            self.moved = False
+            self._find()
         i = bisect_right(self.begins, address) - 1
         if i < 0:
             return None
@@ -198,36 +273,30 @@ class _ReadRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return parameter if address < begin + parameter.nbytes else None
 
 
-def _find_readers(
-    parameters: Iterable[Tensor], forward: Callable[[], object]
-) -> tuple[dict[Tensor, list[nn.Module]], dict[nn.Module, Tensor | None]]:
-    """Run `forward` and return the innermost modules that read each parameter, in order, and the
-    first input of every module (None for one that ran twice: it has no input of its own).
-
-    A parameter that nothing reads is missing from the result. One that comes and goes with its block
-    is looked for anew in every module.
-    """
-    watch = _ReadRecorder(parameters)
-    inputs: dict[nn.Module, Tensor | None] = {}
-
-    def enter(module: nn.Module, given: Any) -> None:
-        watch.running.append(module)
-        watch.moved = True
-        first = given[0] if given and isinstance(given[0], Tensor) else None
-        inputs[module] = None if module in inputs else first
-
-    def leave(_module: nn.Module, _inputs: Any, _output: Any) -> None:
-        watch.running.pop()
-        watch.moved = True
-
-    handles = [
-        hooks.register_module_forward_pre_hook(enter),
-        hooks.register_module_forward_hook(leave, always_call=True),
-    ]
+def _watch(model: nn.Module, parameters: Iterable[Tensor], example: Tensor) -> _Watch:
+    """Run the model on ROWS rows of `example`, and return what was seen."""
+    rows = example[:1].expand(ROWS, -1).contiguous()
+    watch = _Watch(model, parameters, rows)
+    handles = []
+    for module in model.modules():
+        handles += [
+            module.register_forward_pre_hook(watch.enter, with_kwargs=True),
+            module.register_forward_hook(watch.leave, always_call=True),
+        ]
     try:
         with torch.no_grad(), watch:
-            forward()
+            model(input_ids=rows, use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
-    return watch.readers, inputs
+    return watch
+
+
+def _row_axis(x: object, rows: int, tokens: int) -> int | None:
+    """Which axis of an argument has the batch's rows (or its rows times tokens, in the first place);
+    NO_TENSOR for what is no tensor, None for one without rows."""
+    if not isinstance(x, Tensor):
+        return NO_TENSOR
+    if x.ndim and x.shape[0] and x.shape[0] % (rows * tokens) == 0:
+        return 0
+    return next((axis for axis, size in enumerate(x.shape) if size == rows), None)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from zoft.engine.probe.leaves import Leaf
 from zoft.engine.probe.perturbed import PerturbedParameters
+from zoft.errors import lacks_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +41,11 @@ class NormForward:
         self.leaf, self.norm, self.parameters = leaf, norm, parameters
         self.forward, self.otherwise = forward, otherwise
 
-    def __call__(self, x: Tensor) -> Any:
+    def __call__(self, x: Tensor, *more: Any, **named: Any) -> Any:
+        """`more`: a gate, say, of which the norm was not known to take one."""
         rows, probe = self.parameters.rows, self.parameters.probe
-        if len(rows) == 1 or not any(map(probe.is_tuned, self.leaf.refs)):
-            return self.otherwise(x)
+        if more or named or len(rows) == 1 or not any(map(probe.is_tuned, self.leaf.refs)):
+            return self.otherwise(x, *more, **named)
         mark = probe.scratch.mark()
         try:
             whole = self.norm.broadcasts and x.shape[0] == rows.size
@@ -109,8 +111,10 @@ def _as_norm(leaf: Leaf) -> Norm | None:
         x_hat = _output(leaf, x, zero + neutral, zero)
         if not _is_affine(leaf, neutral, x, x_hat, w[0], b[0]):
             return None
-    except (TypeError, RuntimeError, ValueError):
-        return None  # not a function of one tensor of vectors
+    except Exception as error:  # a norm that needs more than vectors, a gate say: any class
+        if lacks_memory(error):
+            raise
+        return None
     try:
         return Norm(neutral, _is_affine(leaf, neutral, x, x_hat, w, b))
     except RuntimeError:  # layer_norm takes vectors only

@@ -54,10 +54,12 @@ class RowAssignment:
         return len(self.which)
 
     def vectors(self, x: Tensor) -> Tensor:
-        """x (rows or rows * tokens, ..., C) as (N, C). Raises MixedRows if rows are not whole."""
+        """x (rows or rows * tokens, ..., C) as (N, C), contiguous. Raises MixedRows if rows are not
+        whole."""
         if len(self) > 1 and x.shape[0] % self.size:
             raise MixedRows(x.shape[0], self.size)
-        return x.reshape(-1, x.shape[-1])
+        # Of one transposed row, reshape alone would give a view that kernels cannot read.
+        return x.reshape(-1, x.shape[-1]).contiguous()
 
     def one(self, i: int) -> RowAssignment:
         """The rows of run i alone."""

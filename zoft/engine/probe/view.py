@@ -24,6 +24,7 @@ from zoft.engine.probe.head import HeadForward, HeadRequest
 from zoft.engine.probe.leaves import find_leaves
 from zoft.engine.probe.perturbed import PerturbedParameters
 from zoft.engine.probe.rows import assign_rows
+from zoft.models.meta import computed_buffers
 
 
 class ProbedModel:
@@ -52,6 +53,10 @@ class ProbedModel:
         module: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
         leaf = next((x for x in self.leaves if x.module is module), None)
         self._head = HeadForward(module, leaf, self.parameters, self._forwards)
+        self._buffers = [
+            (module, name, module._buffers[name].to(compute_dtype))  # type: ignore[union-attr]
+            for module, name in computed_buffers(model, compute_dtype)
+        ]
         self._scales: tuple[float, ...] = ()
         self._examples: int | None = None
         self._head_ends_the_model = self._check_head_ends_the_model(example)
@@ -78,7 +83,10 @@ class ProbedModel:
         self._scales, self._examples = scales, examples
         head = self._head.module
         before = {m: m.__dict__.get("forward") for m in [*(x.module for x in self.leaves), head]}
+        buffers = [(module, name, module._buffers[name]) for module, name, _ in self._buffers]
         try:
+            for module, name, computed in self._buffers:
+                module._buffers[name] = computed
             self.parameters.open(direction, examples)
             for leaf in self.leaves:
                 if leaf.module is not head:
@@ -93,9 +101,23 @@ class ProbedModel:
                     module.__dict__.pop("forward", None)
                 else:
                     module.forward = forward
+            for module, name, buffer in buffers:
+                module._buffers[name] = buffer
             self.parameters.close()
             self._head.request = None
             self._scales, self._examples = (), None
+
+    @contextmanager
+    def computing_in(self, dtype: torch.dtype) -> Iterator[None]:
+        """Inside, probes compute in float32, if the weights are stored in that, instead."""
+        before = self.compute_dtype, self._buffers
+        self.compute_dtype = self.parameters.compute_dtype = dtype
+        self._buffers = self._buffers if dtype == before[0] else []
+        try:
+            yield
+        finally:
+            self.compute_dtype, self._buffers = before
+            self.parameters.compute_dtype = before[0]
 
     def plain(self) -> Any:
         """The model at theta itself, with the same requests to its head."""

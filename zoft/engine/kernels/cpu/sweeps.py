@@ -91,6 +91,12 @@ def _at(array: npt.NDArray[Any]) -> int:
     return array.ctypes.data if array.size else 0
 
 
+def _pointer(tensor: torch.Tensor) -> int:
+    """The address of the elements: a loop that is handed nothing else takes them in memory's order."""
+    assert tensor.is_contiguous(), "a kernel reads contiguous tensors only"
+    return tensor.data_ptr()
+
+
 def _float_bits(x: float) -> int:
     return int(np.float64(x).view(np.int64))
 
@@ -130,7 +136,7 @@ def perturb(
     address, n = (offset, seed, step, param, k), out.numel()
     if _on_torch_threads(
         perturb_task, (out, weight), n, 32 * ROW, MIN_PER_TORCH_THREAD,
-        n, out.data_ptr(), _kind(out), weight.data_ptr(), _kind(weight), *address,
+        n, _pointer(out), _kind(out), _pointer(weight), _kind(weight), *address,
         _float_bits(scale), _at(table),
     ):  # fmt: skip
         return
@@ -192,12 +198,12 @@ def project(
 ) -> None:  # fmt: skip
     """s[j, t] = scales[row] * x[t] . v[j, which[row]]; see `reference.project`."""
     vectors, columns = x.shape
-    to, stride = (0, 0) if padded is None else (padded.data_ptr(), padded.shape[1])
+    to, stride = (0, 0) if padded is None else (_pointer(padded), padded.shape[1])
     runs, least = len(which), max(1, MIN_PER_TORCH_THREAD // columns)
     if _on_torch_threads(
         project_task, (x,), vectors, 1, least,
-        s.data_ptr(), len(v), x.data_ptr(), _kind(x), vectors, columns, v.data_ptr(), v.shape[1],
-        which.data_ptr(), scales.data_ptr(), runs, to, stride,
+        _pointer(s), len(v), _pointer(x), _kind(x), vectors, columns, _pointer(v), v.shape[1],
+        _pointer(which), _pointer(scales), runs, to, stride,
     ):  # fmt: skip
         return
     bits, kind = _stored(x)
@@ -222,8 +228,8 @@ def widen(out: torch.Tensor, weight: torch.Tensor, u: torch.Tensor) -> None:
     stride = out.shape[1]
     if _on_torch_threads(
         widen_task, (out, weight), rows, 1, max(1, MIN_PER_TORCH_THREAD // columns),
-        rows, out.data_ptr(), _kind(out), weight.data_ptr(), _kind(weight), columns, stride,
-        u.data_ptr(), len(u),
+        rows, _pointer(out), _kind(out), _pointer(weight), _kind(weight), columns, stride,
+        _pointer(u), len(u),
     ):  # fmt: skip
         return
     o, out_kind = _stored(out)
@@ -242,7 +248,7 @@ def prefill(
     runs, least = len(which), max(1, MIN_PER_TORCH_THREAD // columns)
     if _on_torch_threads(
         prefill_task, (), vectors, 1, least,
-        y.data_ptr(), vectors, columns, s.data_ptr(), u.data_ptr(), len(u), which.data_ptr(), runs,
+        _pointer(y), vectors, columns, _pointer(s), _pointer(u), len(u), _pointer(which), runs,
         _at(b), bias_stride, b.size,
     ):  # fmt: skip
         return

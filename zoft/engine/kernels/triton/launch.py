@@ -20,6 +20,12 @@ def on(device: torch.device) -> AbstractContextManager[object]:
     return nullcontext() if device.type == "cpu" else torch.cuda.device(device)
 
 
+def require_contiguous(*tensors: Tensor | None) -> None:
+    """Assert what every kernel here takes for granted: elements in memory's order, without gaps."""
+    for tensor in tensors:
+        assert tensor is None or tensor.is_contiguous(), "a kernel reads contiguous tensors only"
+
+
 @cache
 def table_on(device: torch.device) -> Tensor:
     """The 65,536 Gaussian values as float32."""

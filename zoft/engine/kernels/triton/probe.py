@@ -20,7 +20,7 @@ from zoft.engine.kernels.triton.device import (
     store_nearest,
     tile_words,
 )
-from zoft.engine.kernels.triton.launch import SWEEP, on, table_on
+from zoft.engine.kernels.triton.launch import SWEEP, on, require_contiguous, table_on
 from zoft.system.philox import last_word
 
 _PER_STEP = ["pieces", "seed", "step", "param", "k", "scale"]  # their values make no new kernel
@@ -114,6 +114,7 @@ def _launch(
     k: int = 0,
     scale: float = 0.0,
 ) -> None:
+    require_contiguous(out, minus, weight, rows, ks, scales)
     tile = 512 if gaussian else 8192
     if rows is None:
         pieces = -(-(offset % tile + count) // tile)

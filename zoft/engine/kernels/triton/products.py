@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from zoft.engine.kernels.triton.device import load_float, store_nearest, widened
-from zoft.engine.kernels.triton.launch import PRODUCT, on
+from zoft.engine.kernels.triton.launch import PRODUCT, on, require_contiguous
 
 _VECTORS = tl.constexpr(4)  # vectors to a program of `project`
 _COLUMNS = tl.constexpr(512)
@@ -101,6 +101,7 @@ def project(
     """
     if x.shape[0] == 0:
         return
+    require_contiguous(s, x, v, which, scales, padded)
     with on(x.device):
         project_kernel[(-(-x.shape[0] // _VECTORS.value),)](
             s, x, v, which, scales, padded, x.shape[0], x.shape[1], v.shape[1],
@@ -118,6 +119,7 @@ def spread(padded: Tensor, s: Tensor, which: Tensor, columns: int) -> None:
     vectors, width = padded.shape
     if vectors * (width - columns) == 0:
         return
+    require_contiguous(padded, s, which)
     block = triton.next_power_of_2(width - columns)
     with on(padded.device):
         spread_kernel[(-(-vectors // 16),)](
@@ -130,6 +132,7 @@ def widen(out: Tensor, weight: Tensor, u: Tensor) -> None:
     rows, width = out.shape
     if rows * width == 0:
         return
+    require_contiguous(out, weight, u)
     parts = -(-width // 512)
     with on(out.device):
         widen_kernel[(-(-rows // 8) * parts,)](
@@ -146,6 +149,7 @@ def prefill(y: Tensor, s: Tensor, u: Tensor, which: Tensor, bias: Tensor | None 
     vectors, columns = y.shape
     if vectors * columns == 0:
         return
+    require_contiguous(y, s, u, which, bias)
     parts = -(-columns // 512)
     with on(y.device):
         prefill_kernel[(-(-vectors // 8) * parts,)](

@@ -79,8 +79,7 @@ class DensePerturbation:
         assert ref.param is not None
         out = self.probe.scratch.take(weight.shape, dtype)
         self.delivered[ref.parameter] = dtype
-        columns = weight.numel() // max(1, weight.shape[0])
-        offset = part.start * columns if part else 0
+        offset = part.start * weight[0].numel() if part else 0
         self.probe.direction_of(run).perturb(out, weight, ref.param, scale, offset)
         return out
 
