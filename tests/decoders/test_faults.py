@@ -14,7 +14,7 @@ from support.decoders.probes import LONG, Subject
 from torch import Tensor
 
 from zoft.engine.kernels.cpu import sweeps
-from zoft.engine.probe import forwards
+from zoft.engine.probe.forwards import generic
 from zoft.engine.probe.leaves import Leaf
 from zoft.engine.probe.rows import RowAssignment
 from zoft.recipe.sections.tune import TuneSection
@@ -51,7 +51,7 @@ def test_rows_cut_from_what_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
         whole = not isinstance(x, Tensor) or x.ndim == 0 or x.shape[0] == 1
         return x if whole else torch.chunk(x, len(rows))[i]
 
-    monkeypatch.setattr(forwards, "_rows_of_run", cut)
+    monkeypatch.setattr(generic, "_rows_of_run", cut)
     monkeypatch.setattr(probes, "_as_a_run_would", lambda *_: None)
     _expect_wrong("llama4_text", "dense", paired=True)
 
