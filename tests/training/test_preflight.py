@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support import small
+from support.decoders.models import build
 from support.mixing import BatchMean, TimeFirst
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from zoft.engine.moved import MovedModel
 from zoft.engine.probe.structures.rank1 import Rank1Perturbation
@@ -205,3 +208,21 @@ def test_both_signs_in_one_pass_are_refused_where_rows_mix(
     change = ["train.steps=2", "optimizer.scope=batch", "optimizer.paired=true"]
     with pytest.raises(RecipeError, match=r"optimizer\.paired.*set it to auto"):
         train(str(small.write(tmp_path)), change)
+
+
+def test_what_no_pass_reads_is_named_by_an_override_that_leaves_it_out(
+    tmp_path: Path, unfinished: list[Trainer]
+) -> None:
+    """BART's decoder has attention to an encoder, which text alone never enters."""
+    recipe, changes = small.write(tmp_path, build=bart), ["train.steps=1", "~eval", "~checkpoint"]
+    with pytest.raises(RecipeError, match="no forward pass reads") as refused:
+        train(str(recipe), changes)
+    [advice] = re.findall("set '(tune.exclude=.*)'", str(refused.value))
+    train(str(recipe), [*changes, advice])
+    names = [weight.name for weight in unfinished[0].engine.weights]
+    assert names
+    assert not any("encoder_attn" in name for name in names)
+
+
+def bart() -> PreTrainedModel:
+    return build("bart")

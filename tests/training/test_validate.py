@@ -6,7 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from support import small
+from support import small, tiny
+from support.decoders.models import build
 
 from zoft.cli.main import main
 from zoft.training import validate
@@ -39,11 +40,28 @@ def test_a_recipe_that_would_run(made: Path, capsys: pytest.CaptureFixture[str])
     assert (code, problems) == (0, [])
     assert list(lines) == [
         "recipe", "run folder", "device", "model", "tokenizer", "data.train", "data.eval", "memory",
-        "disk",
+        "disk", "probes",
     ]  # fmt: skip
     assert all(line.startswith("ok") for line in lines.values())
     assert lines["data.train"] == "ok, 48 of 48 rows, up to 19 tokens"
     assert "llama" in lines["model"]
+
+
+def test_what_only_the_weights_show_is_said_as_a_run_says_it(
+    made: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(made.parent, tmp_path / "copy")
+    shutil.rmtree(folder / "model")
+    rwkv = build("rwkv")
+    rwkv.save_pretrained(folder / "model")
+    tiny.tokenizer().save_pretrained(folder / "model")
+    capsys.readouterr()
+    changes = (f"model.name={folder}/model", f"output_dir={tmp_path}/run")
+    code, lines, problems = checked(made, capsys, *changes)
+    assert (code, lines["probes"]) == (4, "not ok")
+    assert main(["train", str(made), *changes]) == 4
+    assert capsys.readouterr().err.splitlines()[-1] == f"error: {problems[0]}"
+    assert not (tmp_path / "run").exists()
 
 
 def test_all_problems_are_said_and_the_first_kind_is_the_exit_code(

@@ -24,28 +24,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from zoft.data.sets import load_data
-from zoft.engine.build import order_for
 from zoft.engine.diagnostics import measure_delivery
 from zoft.engine.optimizers.lr_schedule import learning_rate
 from zoft.engine.range_probes import Rung, best_perturbation, losses_at_rest, measure_rung, radius
 from zoft.errors import EnvironmentProblem, RecipeError
 from zoft.models.load import load_tokenizer
-from zoft.models.storage.fetch import cache_folder
 from zoft.planning.out_of_memory import memory_explained
 from zoft.planning.resolve import resolve, with_data
 from zoft.recipe.load import load_recipe
 from zoft.recipe.resolved import Resolved
-from zoft.runs.folder import RunFolder
 from zoft.runs.report.range_plot import plot_range
 from zoft.system.signals import stop_on_signals
-from zoft.training.load import base_files, build_engine, choose_placement, load_model
-from zoft.training.preflight import check_probes
+from zoft.training.dry_run import dry_run
+from zoft.training.load import base_files
 from zoft.training.trainer import Trainer
 from zoft.training.warm_start import warm_start
 
@@ -88,19 +83,8 @@ def range_test(source: str, overrides: Sequence[str] = (), *, plot: str | None =
         )
         explained.sets = {**data.examples}
         recipe = with_data(recipe, data)
-        place = choose_placement(recipe, data, print)
-        cache_folder().mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=cache_folder()) as folder:
-            run = RunFolder(Path(folder))  # streamed blocks lie there, nothing else
-            model = load_model(recipe, run, files, place, None, resumed=False)
-            engine = build_engine(recipe, run, model, data, place, None, print)
-            examples = data.examples["train"]
-            order = order_for(recipe, examples)
-            trainer = Trainer(recipe, engine, examples, order, stop.check)
-            with closing(engine):
-                paired = check_probes(trainer, place.spare, print)
-                trainer = replace(trainer, engine=engine.with_pairing(paired))
-                rungs, at_rest = _climb(trainer)
+        with dry_run(recipe, files, data, print, stop.check) as trainer:
+            rungs, at_rest = _climb(trainer)
     advice = advise(recipe, rungs, at_rest)
     _tell(recipe, advice)
     if plot is not None:

@@ -1,4 +1,4 @@
-"""`zoft validate`: would this recipe run? Every check that costs no training, and nothing written.
+"""`zoft validate`: would this recipe run? Every check that takes no step, and nothing written.
 
 The checks go through the functions that a run uses, so both say the same. One that needs what another
 could not find is left out, and says so.
@@ -16,8 +16,9 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from zoft.data.examples import Example, length
-from zoft.data.sets import SETS, in_words, prepare, silent
+from zoft.data.encoding import Encoded
+from zoft.data.examples import length
+from zoft.data.sets import SETS, Data, in_words, prepare, silent
 from zoft.data.sources import load_rows
 from zoft.engine.objectives.objective import objective_for
 from zoft.errors import EnvironmentProblem, ZoftError, first_line
@@ -29,7 +30,7 @@ from zoft.models.storage.fetch import cache_folder, local_folder, local_safetens
 from zoft.models.storage.safetensors import WEIGHTS, WEIGHTS_INDEX, stored_tensors
 from zoft.planning.footprint import footprint
 from zoft.planning.placement import budgets, choose
-from zoft.planning.resolve import on_device, resolve
+from zoft.planning.resolve import on_device, resolve, with_data
 from zoft.planning.workload import Shape, shape_of
 from zoft.recipe.load import load_recipe
 from zoft.recipe.resolved import Resolved
@@ -40,8 +41,15 @@ from zoft.runs.folder import RunFolder, require_empty
 from zoft.sharing.base_model import base_of
 from zoft.sharing.hub.access import require_login
 from zoft.sharing.hub.retry import hub_client, no_check
+from zoft.system.device import DTYPES
 from zoft.system.host_memory import gib
+from zoft.system.signals import stop_on_signals
 from zoft.system.silence import quiet
+from zoft.training.dry_run import dry_run
+from zoft.training.load import base_files
+from zoft.training.warm_start import warm_start
+
+PROBED_BYTES = 8 * 2**30  # of weights: what is read within seconds
 
 
 @dataclass
@@ -98,22 +106,35 @@ def validate(source: str, overrides: Sequence[str] = ()) -> None:
         with report.check("tokenizer") as ok:
             tokenizer = _tokenizer(recipe.model)
             ok(f"{len(tokenizer):,} tokens")
-    sets: dict[str, tuple[Example, ...]] = {}
+    sets: dict[str, Encoded] = {}
     names = [name for name in SETS if getattr(recipe.data, name) is not None]
     for name in names:
         with report.check(f"data.{name}") as ok, _named(f"data.{name}"):
-            recipe, sets[name], news = _examples(name, recipe, tokenizer, shape)
-            ok(news)
+            if tokenizer is None:
+                number = sum(len(load_rows(x)) for x in listed(getattr(recipe.data, name)))
+                ok(f"{number:,} rows; labels and lengths not looked at, without a tokenizer")
+                continue
+            recipe, sets[name] = _examples(name, recipe, tokenizer, shape)
+            longest = max(map(length, sets[name].examples))
+            ok(f"{in_words(sets[name].counts)}, up to {longest} tokens")
     if shape is None:
         report.skip("memory", "it follows from the model")
         report.skip("disk", "it follows from the model")
     else:
-        known = len(sets) == len(names) and all(sets.values())
-        shape = shape_of(recipe, sets) if known else shape
+        examples = {name: found.examples for name, found in sets.items()}
+        known = len(sets) == len(names)
+        shape = shape_of(recipe, examples) if known else shape
         with report.check("memory") as ok, _named("memory"):
             ok(_memory(recipe, shape))
         with report.check("disk") as ok:
             ok(_disk(recipe, shape))
+    if why := _unprobed(recipe, shape, len(sets) == len(names), report):
+        report.skip("probes", why)
+    else:
+        assert tokenizer is not None
+        data = Data(tokenizer, recipe.data.format, sets)
+        with report.check("probes") as ok:
+            ok(_probes(recipe, data))
     if recipe.hub.push != "never":
         with report.check("hub") as ok:
             ok(_hub(recipe))
@@ -160,13 +181,17 @@ def _weights(section: ModelSection) -> str:
         return "converted already" if local_folder(section.name) else "to be converted once"
     if not path.is_dir():
         return "from the Hub"
-    if any((path / name).is_file() for name in (WEIGHTS, WEIGHTS_INDEX)):
+    if _holds_weights(path):
         stored_tensors(path)  # reads every file's header
         return f"in {path}"
     if any(path.glob("pytorch_model*.bin")):
         return "to be converted once"
     local_safetensors(section.name, None)  # says what the folder lacks
     return f"in {path}"
+
+
+def _holds_weights(folder: Path | None) -> bool:
+    return folder is not None and any((folder / x).is_file() for x in (WEIGHTS, WEIGHTS_INDEX))
 
 
 def _tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
@@ -199,23 +224,15 @@ def _named(name: str) -> Iterator[None]:
 
 
 def _examples(
-    name: str,
-    recipe: Resolved,
-    tokenizer: PreTrainedTokenizerBase | None,
-    shape: Shape | None,
-) -> tuple[Resolved, tuple[Example, ...], str]:
-    """The recipe with its format settled and the examples of one set, none without a tokenizer."""
-    if tokenizer is None:
-        number = sum(len(load_rows(source)) for source in listed(getattr(recipe.data, name)))
-        news = f"{number:,} rows; labels and lengths not looked at, without a tokenizer"
-        return recipe, (), news
+    name: str, recipe: Resolved, tokenizer: PreTrainedTokenizerBase, shape: Shape | None
+) -> tuple[Resolved, Encoded]:
+    """The recipe with its format settled, and one set."""
     recipe, sets = prepare(recipe, tokenizer, names=(name,))
     found = sets[name]
     if shape is not None and shape.outline is not None:
         objective = objective_for(recipe.objective.name)
         require_fits(shape.outline, found.examples, objective)
-    longest = max(map(length, found.examples))
-    return recipe, found.examples, f"{in_words(found.counts)}, up to {longest} tokens"
+    return recipe, found
 
 
 def _memory(recipe: Resolved, shape: Shape) -> str:
@@ -225,6 +242,38 @@ def _memory(recipe: Resolved, shape: Shape) -> str:
         return f"not looked at, {recipe.device} is not here"
     found = choose(recipe, shape, *limits).footprint
     return f"{gib(found.device)} at the peak, {gib(limits[0])} may be used (zoft plan says more)"
+
+
+def _unprobed(recipe: Resolved, shape: Shape | None, known: bool, report: _Report) -> str:
+    """Why the weights are not read, and the first step not looked at; empty if they are."""
+    if report.problems or shape is None or not known:
+        return "there is a problem above"
+    if not _holds_weights(local_folder(recipe.model.name)):
+        return "the weights are fetched or converted when a run begins"
+    try:
+        place = choose(recipe, shape, *budgets(recipe))
+    except (RuntimeError, AssertionError):
+        return f"{recipe.device} is not here"
+    size = sum(weight.numel for weight in shape.weights) * DTYPES[recipe.model.dtype].itemsize
+    if size > PROBED_BYTES:
+        return f"{gib(size)} of weights would be read; a run looks when it begins"
+    if place.residency != "device" and recipe.tune.method == "full":
+        return "streamed blocks that change would be copied; a run looks when it begins"
+    return ""
+
+
+def _probes(recipe: Resolved, data: Data) -> str:
+    """Load the model and look at its first step, as a run does."""
+    recipe = with_data(resolve(warm_start(recipe)), data)
+    with stop_on_signals() as stop:
+        files = base_files(recipe, silent)
+        with dry_run(recipe, files, data, silent, stop.check) as trainer:
+            news = ["as with weights really moved"]
+            if trainer.engine.estimator.paired:
+                news.append("both signs in one pass")
+            if trainer.engine.view.masked:
+                news.append("with a mask for padding")
+            return ", ".join(news)
 
 
 def _disk(recipe: Resolved, shape: Shape) -> str:

@@ -6,8 +6,10 @@ never entered, Mamba reads a child's weight from the parent, and tied weights ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any
 
@@ -139,7 +141,7 @@ def find_leaves(
     watch = watch_pass(model, needed, example)
     lost = [name for name, parameter in tuned.items() if parameter not in watch.readers]
     if lost:
-        raise UnreadParameters(lost, example.shape[1])
+        raise UnreadParameters(lost, tuned, example.shape[1])
     owners: dict[nn.Parameter, ParameterRef] = {}
     for module in model.modules():
         for name, p in module.named_parameters(recurse=False):
@@ -163,11 +165,26 @@ def find_leaves(
 class UnreadParameters(RecipeError):
     """Tuned parameters that a pass over rows of so many tokens does not read."""
 
-    def __init__(self, names: Sequence[str], tokens: int) -> None:
+    def __init__(self, lost: Sequence[str], tuned: Iterable[str], tokens: int) -> None:
+        read = [name for name in tuned if name not in lost]
+        globs = json.dumps(list(dict.fromkeys(_glob(name, read) for name in lost)))
         super().__init__(
-            f"no forward pass reads {', '.join(names[:3])}{' …' if len(names) > 3 else ''} "
-            f"({len(names)} tuned parameters, rows of {tokens} tokens): name them in tune.exclude"
+            f"no forward pass reads {lost[0]}{' …' if len(lost) > 1 else ''} ({len(lost)} tuned "
+            f"parameters, rows of {tokens} tokens): set 'tune.exclude={globs}'"
         )
+
+
+def _glob(lost: str, read: Sequence[str]) -> str:
+    """What matches a parameter and others like it, and none that is read."""
+    parts = lost.split(".")
+    globs = (f"*.{'.'.join(parts[i:j])}.*" for i, j in _spans(len(parts)))
+    return next((g for g in globs if not any(fnmatchcase(name, g) for name in read)), lost)
+
+
+def _spans(parts: int) -> Iterator[tuple[int, int]]:
+    """Parts of a name that stand inside it, the fewest first."""
+    for size in range(1, parts - 1):
+        yield from ((i, i + size) for i in range(1, parts - size))
 
 
 def _sharing(

@@ -1,0 +1,44 @@
+"""A run up to its first step, without a folder: what `zoft range` and `zoft validate` look at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from zoft.data.sets import Data
+from zoft.engine.build import order_for
+from zoft.models.storage.fetch import cache_folder
+from zoft.recipe.resolved import Resolved
+from zoft.runs.folder import RunFolder
+from zoft.training.load import build_engine, choose_placement, load_model
+from zoft.training.preflight import check_probes
+from zoft.training.trainer import Trainer
+
+
+@contextmanager
+def dry_run(
+    recipe: Resolved,
+    files: Path,
+    data: Data,
+    say: Callable[[str], None],
+    check: Callable[[], None],
+) -> Iterator[Trainer]:
+    """The trainer that such a run begins with, its probes checked and `paired` settled.
+
+    Streamed blocks that would change lie in the cache folder while it lasts. Raises as a run does that
+    cannot begin.
+    """
+    place = choose_placement(recipe, data, say)
+    examples = data.examples["train"]
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=cache_folder()) as folder:
+        run = RunFolder(Path(folder))
+        model = load_model(recipe, run, files, place, None, resumed=False)
+        engine = build_engine(recipe, run, model, data, place, None, say)
+        with closing(engine):
+            trainer = Trainer(recipe, engine, examples, order_for(recipe, examples), check)
+            paired = check_probes(trainer, place.spare, say)
+            yield replace(trainer, engine=engine.with_pairing(paired))
