@@ -30,7 +30,7 @@ def checked(
     code = main(["validate", str(recipe), *overrides])
     assert everything(recipe.parent) == before
     out, err = capsys.readouterr()
-    lines = {line[:11].strip(): line[11:].strip() for line in out.splitlines()}
+    lines = {x[:11].strip(): x[11:].strip() for x in out.splitlines() if x[0] != " "}
     assert all(line.startswith("error: ") for line in err.splitlines())
     return code, lines, [line.removeprefix("error: ") for line in err.splitlines()]
 

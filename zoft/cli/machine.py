@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
@@ -10,16 +11,29 @@ from zoft import __version__
 from zoft.cli.imports import quiet_imports
 
 
-def doctor() -> None:
-    """Example: zoft doctor
+def doctor(
+    model: Annotated[
+        str | None,
+        typer.Argument(help="A folder, a .gguf file or a Hub id; left out: this machine."),
+    ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run the code that the model brings.")
+    ] = False,
+) -> None:
+    """Example: zoft doctor Qwen/Qwen3-30B-A3B
 
     Say what this machine has: torch, GPU and driver, kernels, extras, free memory and disk, caches, the
-    Hub's login; then the versions, to paste into a report.
+    Hub's login; then the versions, to paste into a report. With a MODEL: what works for it (full
+    tuning, LoRA's modules, probes, streaming), from its config, without its weights.
     """
     with quiet_imports():
-        from zoft.planning.doctor import doctor as run_doctor
+        from zoft.planning.doctor import machine
+        from zoft.planning.doctor import model as of_model
 
-    run_doctor()
+    if model is None:
+        machine.doctor()
+    else:
+        of_model.doctor(model, trust_remote_code=trust_remote_code)
 
 
 def version() -> None:

@@ -184,12 +184,18 @@ def _scored(texts: Texts, recipe: Resolved) -> Texts:
 def _cache(config: PreTrainedConfig, itemsize: int) -> int:
     """Keys and values of one token in all layers; of latent or linear attention, which keep less, too
     much."""
+    layers = config.per_layer_config if config.is_heterogeneous else [config]
+    found = [_cached(layer) for layer in layers]
+    return int(itemsize * config.num_hidden_layers * sum(found) / len(found))
+
+
+def _cached(layer: PreTrainedConfig) -> int:
+    """Numbers that one layer keeps of a token."""
     heads, groups, each = (
-        max(value) if isinstance(value := getattr(config, name, None), list | tuple) else value or 0
+        max(value) if isinstance(value := getattr(layer, name, None), list | tuple) else value or 0
         for name in ("num_attention_heads", "num_key_value_heads", "head_dim")
     )
-    each = each or config.hidden_size // max(1, heads)
-    return int(2 * (groups or heads) * each * config.num_hidden_layers * itemsize)
+    return int(2 * (groups or heads) * (each or layer.hidden_size // max(1, heads)))
 
 
 def _guess(recipe: Resolved, positions: int | None) -> Texts:

@@ -28,6 +28,7 @@ from zoft.models.load import load_tokenizer
 from zoft.models.meta import load_config
 from zoft.models.storage.fetch import cache_folder, local_folder, local_safetensors
 from zoft.models.storage.safetensors import WEIGHTS, WEIGHTS_INDEX, stored_tensors
+from zoft.planning.doctor.model import decoder_lines
 from zoft.planning.footprint import footprint
 from zoft.planning.placement import budgets, choose
 from zoft.planning.resolve import on_device, resolve, with_data
@@ -97,9 +98,9 @@ def validate(source: str, overrides: Sequence[str] = ()) -> None:
         if is_adapter(recipe.model.name):
             local_safetensors(recipe.model.name, None)  # says that it is one
         config = load_config(recipe.model)
-        where = _weights(recipe.model)
-        shape = shape_of(recipe)
-        ok(f"{config.model_type}, {_numbers(shape)}, {where}")
+        ok(f"{config.model_type}, {_numbers(shape := shape_of(recipe))}, {_weights(recipe.model)}")
+        for what, said in decoder_lines(recipe.model)[1:]:
+            print(f"{'':11} {what}: {said}")
     if config is None:
         report.skip("tokenizer", "there is no model")
     else:

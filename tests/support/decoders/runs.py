@@ -8,6 +8,7 @@ import io
 import json
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -188,23 +189,36 @@ def _first_step(recipe: Path, changes: Sequence[str], run: Path) -> None:
     resolved, sets = _settings(recipe, changes)
     _, entries = read(run / "journal.jsonl")
     examples: list[Example] = [sets["train"][i] for i in order_for(resolved, sets["train"]).rows(1)]
-    plain: Any = _plain(recipe.parent / "model")
-    if resolved.tune.method != "full":
-        plain = attach_adapter(plain, resolved.tune, resolved.seed)
-    reference, settings = Reference(plain, resolved.tune), resolved.optimizer
-    directions, epsilon = directions_of(settings, resolved.seed), settings.perturbation
-    if settings.scope == "example":
-        zs = [directions.at(1, i) for i in range(len(examples))]
-        plus, minus = (reference.alone(zs, scale, examples) for scale in (epsilon, -epsilon))
-    else:
-        z = directions.at(1, 0)
-        both = (reference.losses(z, scale, examples) for scale in (epsilon, -epsilon))
-        plus, minus = ([sum(x) / len(x)] for x in both)
-    for ours, p, m in zip(entries[0].measurement.projected_grad, plus, minus, strict=True):
+    expected = partial(_by_hand, recipe, resolved, examples)
+    plus, minus = expected(torch.float32)
+    epsilon = resolved.optimizer.perturbation
+    for i, ours in enumerate(entries[0].measurement.projected_grad):
+        p, m = plus[i], minus[i]
         theirs = (p - m) / (2 * epsilon)
         allowed = max(SLOPE * abs(theirs), ROUNDING * max(abs(p), abs(m), 0.1) / epsilon)
         if not abs(ours - theirs) <= allowed:
-            raise Wrong(f"slope {ours:.6g}, by hand {theirs:.6g}")
+            # A few models of random weights amplify rounding: what plain transformers is off by itself.
+            exact = expected(torch.float64)
+            off = max(abs(p - exact[0][i]), abs(m - exact[1][i])) / epsilon
+            if not abs(ours - (exact[0][i] - exact[1][i]) / (2 * epsilon)) <= allowed + 3 * off:
+                raise Wrong(f"slope {ours:.6g}, by hand {theirs:.6g}")
+
+
+def _by_hand(
+    recipe: Path, resolved: Resolved, examples: Sequence[Example], dtype: torch.dtype
+) -> tuple[list[float], list[float]]:
+    """The losses of step 1 at both ends of its direction, or of each example's own."""
+    plain: Any = _plain(recipe.parent / "model")
+    if resolved.tune.method != "full":
+        plain = attach_adapter(plain, resolved.tune, resolved.seed)
+    reference, settings = Reference(plain.to(dtype), resolved.tune, dtype), resolved.optimizer
+    directions, epsilon = directions_of(settings, resolved.seed), settings.perturbation
+    if settings.scope == "example":
+        zs = [directions.at(1, i) for i in range(len(examples))]
+        return tuple(reference.alone(zs, scale, examples) for scale in (epsilon, -epsilon))  # type: ignore[return-value]
+    z = directions.at(1, 0)
+    both = (reference.losses(z, scale, examples) for scale in (epsilon, -epsilon))
+    return tuple([sum(x) / len(x)] for x in both)  # type: ignore[return-value]
 
 
 def _final(recipe: Path, changes: Sequence[str], run: Path) -> None:

@@ -53,5 +53,6 @@ def bounded_attention(model_config: PreTrainedConfig, rows: int, length: int) ->
 
 def _heads(config: PreTrainedConfig) -> int:
     """The most that a layer has; 0 for a model without attention."""
-    heads = getattr(config, "num_attention_heads", None) or 0
-    return max(heads) if isinstance(heads, list | tuple) else heads
+    layers = config.per_layer_config if config.is_heterogeneous else [config]
+    found = [getattr(layer, "num_attention_heads", None) or 0 for layer in layers]
+    return max(max(heads) if isinstance(heads, list | tuple) else heads for heads in found)

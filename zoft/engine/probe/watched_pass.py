@@ -31,7 +31,7 @@ class WatchedPass(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, model: nn.Module, parameters: Iterable[Tensor], example: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.parameters = list(parameters)
-        self.buffers = {buffer.data_ptr() for buffer in model.buffers()}
+        self.buffers = {_address(buffer) for buffer in model.buffers()}
         self.rows, self.tokens = example.shape
         self.running: list[tuple[nn.Module, list[Tensor]]] = []
         self.readers: dict[Tensor, list[nn.Module]] = {}
@@ -44,7 +44,7 @@ class WatchedPass(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         for leaf in tree_leaves((args, kwargs)):
             if isinstance(leaf, Tensor) and self.running and leaf.numel():
-                parameter = self._at(leaf.data_ptr())
+                parameter = self._at(_address(leaf))
                 if parameter is not None:
                     found = self.readers.setdefault(parameter, [])
                     reader = self._reader(parameter)
@@ -59,7 +59,7 @@ class WatchedPass(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.inputs[module] = None if module in self.inputs else first
         handed, axes = [], []
         for x in tree_leaves((args, kwargs)):
-            parameter = self._at(x.data_ptr()) if isinstance(x, Tensor) and x.numel() else None
+            parameter = self._at(_address(x)) if isinstance(x, Tensor) and x.numel() else None
             if parameter is not None:
                 handed.append(parameter)
             axes.append(None if self._is_weight(x) else _row_axis(x, self.rows, self.tokens))
@@ -76,7 +76,7 @@ class WatchedPass(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Whether it is a parameter or a buffer: those have no rows, whatever their size."""
         if not isinstance(x, Tensor) or not x.numel():
             return False
-        return x.data_ptr() in self.buffers or self._at(x.data_ptr()) is not None
+        return _address(x) in self.buffers or self._at(_address(x)) is not None
 
     def _reader(self, parameter: Tensor) -> nn.Module:
         """The innermost running module that was not handed the parameter."""
@@ -89,7 +89,7 @@ class WatchedPass(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _find(self) -> None:
         """Note where the parameters lie that are there; a streamed block's are while it runs."""
         there = [p for p in self.parameters if not is_placeholder(p)]
-        self.there = sorted(((p.data_ptr(), p) for p in there), key=lambda found: found[0])
+        self.there = sorted(((_address(p), p) for p in there), key=lambda found: found[0])
         self.begins = [begin for begin, _ in self.there]
 
     def _at(self, address: int) -> Tensor | None:
@@ -121,6 +121,14 @@ def watch_pass(model: nn.Module, parameters: Iterable[Tensor], example: Tensor) 
         for handle in handles:
             handle.remove()
     return watch
+
+
+def _address(tensor: Tensor) -> int:
+    """Where its numbers begin. On the meta device every storage is as if far from the others."""
+    if not tensor.is_meta:
+        return tensor.data_ptr()
+    begin = int(tensor.untyped_storage()._cdata) << 48
+    return begin + int(tensor.storage_offset()) * tensor.itemsize
 
 
 def _row_axis(x: object, rows: int, tokens: int) -> int | None:

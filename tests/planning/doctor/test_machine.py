@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from zoft.cli.main import main
-from zoft.planning import doctor
+from zoft.planning.doctor import machine as doctor
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,1 @@
+"""What `zoft doctor` prints: of this machine, or of a model."""
