@@ -69,6 +69,21 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_attention_heads": 32,
         "max_position_embeddings": 2048,
     },
+    "qwen3-30b-a3b": {
+        "model_type": "qwen3_moe",
+        "vocab_size": 151936,
+        "hidden_size": 2048,
+        "intermediate_size": 6144,
+        "num_hidden_layers": 48,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+        "head_dim": 128,
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+        "moe_intermediate_size": 768,
+        "max_position_embeddings": 40960,
+        "tie_word_embeddings": False,
+    },
 }
 
 

@@ -68,6 +68,23 @@ def test_a_cpu_streams_from_the_disk(planned: tuple[Resolved, Shape]) -> None:
     assert choice.why.startswith("on the device it needs")
 
 
+@pytest.mark.parametrize("residency", ["auto", "disk"])
+def test_one_block_at_a_time_where_two_do_not_fit(
+    residency: str, planned: tuple[Resolved, Shape]
+) -> None:
+    made, shape = planned
+    made = made.model_copy(update={"model": made.model.model_copy(update={"residency": residency})})
+    two, one = (footprint(made, shape, "disk", slots=slots).device for slots in (2, 1))
+    assert one < two
+    choice = choose(made, shape, two - 1, 0)
+    assert (choice.residency, choice.slots, choice.resident_blocks) == ("disk", 1, ())
+    assert choice.footprint.device == one
+    assert "one at a time" in choice.why
+    assert choose(made, shape, two, 0).slots == 2
+    with pytest.raises(OutOfMemory, match="even streamed from the disk"):
+        choose(made, shape, one - 1, 0)
+
+
 def test_what_the_recipe_says_is_done(planned: tuple[Resolved, Shape]) -> None:
     made, shape = planned
     choice = choose(gpu(made, "disk"), shape, PLENTY, PLENTY)

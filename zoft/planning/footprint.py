@@ -84,8 +84,10 @@ def footprint(
     shape: Shape,
     residency: Residency = "device",
     resident: Sequence[int] | None = None,
+    slots: int | None = None,
 ) -> Footprint:
-    """The memory of a run with blocks `resident` (default: all on the device, else none) on the device.
+    """The memory of a run with blocks `resident` (default: all on the device, else none) on the device,
+    the others in `slots` (default: as many as hide the transfers).
 
     `recipe` has no `auto` left but `optimizer.paired`, which counts as true: the check at the start
     runs both signs at once.
@@ -98,7 +100,7 @@ def footprint(
     item = _on_host if cpu else Item
     arenas = {i: count.arena(i) for i in streamed}
     largest = max(arenas.values(), default=0)
-    slots = min(len(streamed), slots_for(recipe.device, tuned=count.writes_back))
+    slots = min(len(streamed), slots or slots_for(recipe.device, tuned=count.writes_back))
     homes = sum(arenas.values())
     working = homes if residency == "disk" and count.writes_back else 0
     staging = 0 if cpu or residency != "disk" else min(len(streamed), 4 if count.writes_back else 2)
@@ -157,10 +159,6 @@ def libraries() -> int:
     return LIBRARIES + (QUANTIZERS if find_spec("torchao") else 0)
 
 
-def _aligned(size: int) -> int:
-    return -(-size // ALIGN) * ALIGN
-
-
 class _Count:
     """Bytes of one thing after the other, for one recipe and shape."""
 
@@ -195,9 +193,8 @@ class _Count:
     def arena(self, block: int) -> int:
         """All of a block that travels: its weights, and the state of those that are tuned."""
         mine = [w for w in self.shape.weights if w.block == block and not w.adapter]
-        return sum(
-            _aligned(self.kept(w)) + w.tuned * self.states * _aligned(4 * w.numel) for w in mine
-        )
+        sizes = [s for w in mine for s in (self.kept(w), *[4 * w.numel] * (w.tuned * self.states))]
+        return sum(-(-size // ALIGN) * ALIGN for size in sizes)
 
     def files(self) -> int:
         """final/, and as many checkpoints as are kept while one more is written."""

@@ -51,7 +51,8 @@ def choose(
     device_bytes: int,
     host_bytes: int,
 ) -> Choice:
-    """The fastest residency that fits both budgets; of the streamed ones that with most blocks resident.
+    """The fastest residency that fits both budgets; of the streamed ones that with most blocks resident,
+    one buffer for all of them where two or three do not fit.
 
     The device if all fits there, else the host's memory (no place of its own on a CPU), else the disk.
     With a `model.residency` that is no `auto` all blocks are there. Raises OutOfMemory that says what
@@ -62,9 +63,9 @@ def choose(
         raise EnvironmentProblem(cannot_stream(recipe.model.name, shape.fixed))
     cpu = recipe.device == "cpu"
 
-    def at(residency: Residency, number: int) -> Footprint:
+    def at(residency: Residency, number: int, slots: int | None = None) -> Footprint:
         resident = spread(number, shape.blocks)
-        return footprint(recipe, shape, residency, resident)
+        return footprint(recipe, shape, residency, resident, slots)
 
     def fits(found: Footprint) -> bool:
         return found.device <= device_bytes and found.host <= host_bytes
@@ -87,8 +88,12 @@ def choose(
                 range(shape.blocks), device_bytes, key=lambda n: at(residency, n).device
             )
         found = at(residency, max(0, most - 1))
+        if not fits(found):  # then nothing is fetched ahead
+            found = at(residency, 0, slots=1)
         if fits(found):
             stay = f"{len(found.resident)} of {shape.blocks} blocks stay on the device"
+            if found.slots == 1 < shape.blocks:
+                stay += ", one at a time is fetched"
             reason = f"{refused}; " if refused else ""
             why = f"{reason}streamed from the {residency}, {stay}"
             return Choice(found, why, device_bytes - found.device)
