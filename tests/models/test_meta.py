@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 from support import tiny
+from support.decoders.models import build
 from transformers import PreTrainedModel, T5Config
 
 from zoft.errors import EnvironmentProblem
 from zoft.models.adapters import attach_adapter
-from zoft.models.meta import build_outline, load_config
+from zoft.models.meta import build_outline, kept_in_float32, load_config
 from zoft.recipe.schema import ModelSection
 from zoft.recipe.sections.tune import TuneSection
 
@@ -52,3 +53,14 @@ def test_a_config_of_no_decoder_is_said_in_one_line() -> None:
 def test_a_path_that_is_not_there_is_no_name_of_the_hub(tmp_path: Path, name: str) -> None:
     with pytest.raises(EnvironmentProblem, match=f"there is no .*{name}"):
         load_config(ModelSection(name=str(tmp_path / name)))
+
+
+def test_an_adapter_changes_nothing_about_what_is_kept_in_float32() -> None:
+    """HY-V4 keeps parameters called `base` so, and peft calls every wrapped layer `base_layer`."""
+    plain, other = build("hy_v4"), build("hy_v4")
+    names = {p: name for name, p in plain.named_parameters()}
+    expected = {names[p] for p in kept_in_float32(plain, torch.bfloat16)}
+    assert any(name.endswith("_hc.base") for name in expected)
+    adapted = attach_adapter(other, TuneSection.model_validate({"method": "lora"}), seed=0)
+    names = {p: name for name, p in adapted.get_base_model().named_parameters()}
+    assert {names[p] for p in kept_in_float32(adapted, torch.bfloat16)} == expected

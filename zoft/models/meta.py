@@ -12,7 +12,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import build_glob_alternation
 
 from zoft.errors import EnvironmentProblem, first_line
-from zoft.models.adapters import attach_adapter
+from zoft.models.adapters import attach_adapter, of_adapter
 from zoft.models.empty_weights import model_on_meta
 from zoft.models.storage.fetch import local_folder
 from zoft.models.storage.save import as_in_checkpoint
@@ -82,7 +82,9 @@ def kept_in_float32(model: nn.Module, compute_dtype: torch.dtype) -> set[nn.Para
     if not plan:
         return set()
     matches, _, _ = build_glob_alternation(list(plan))
-    return {p for name, p in base.named_parameters() if matches.search(name)}
+    # By the names without an adapter: peft's `base_layer` matches HY-V4's `base`.
+    names = {name.replace(".base_layer", ""): p for name, p in base.named_parameters()}
+    return {p for name, p in names.items() if not of_adapter(name) and matches.search(name)}
 
 
 def computed_buffers(model: nn.Module, compute_dtype: torch.dtype) -> list[tuple[nn.Module, str]]:
