@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -11,12 +11,13 @@ from support.decoders import probes
 from support.decoders.findings import Findings, Wrong
 from support.decoders.models import build, wide_mamba
 from support.decoders.probes import LONG, Subject
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoft.engine.kernels.cpu import sweeps
 from zoft.engine.probe.forwards import generic
 from zoft.engine.probe.leaves import Leaf
 from zoft.engine.probe.rows import RowAssignment
+from zoft.engine.probe.watched_pass import WatchedPass
 from zoft.recipe.sections.tune import TuneSection
 
 
@@ -69,6 +70,45 @@ def test_a_parameter_that_is_moved_and_never_perturbed(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(Leaf, "run_with", run_with)
     _expect_wrong("afmoe", "dense", paired=False)
+
+
+def test_a_parameter_read_inside_anothers_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DBRX's experts hand slices of a weight to a child that reads it, too: after the first expert
+    theta itself was put back, and not what stood there."""
+
+    def run_with(
+        self: Leaf, tensors: Sequence[Tensor], forward: Callable[..., Any], *args: Any, **more: Any
+    ) -> Any:
+        places = [(ref.owner._parameters, ref.name, ref.parameter) for ref in self.refs]
+        try:
+            for (there, name, _), tensor in zip(places, tensors, strict=True):
+                there[name] = cast("nn.Parameter", tensor)
+            return forward(*args, **more)
+        finally:
+            for there, name, parameter in places:
+                there[name] = parameter
+
+    def innermost(self: WatchedPass, _parameter: Tensor) -> nn.Module:
+        return self.running[-1][0]
+
+    monkeypatch.setattr(Leaf, "run_with", run_with)
+    monkeypatch.setattr(WatchedPass, "_reader", innermost)
+    _expect_wrong("dbrx", "dense", paired=False)
+
+
+@pytest.mark.parametrize("name", ["falcon_mamba", "jamba", "zamba", "recurrent_gemma"])
+def test_an_input_that_is_a_view_in_other_families(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tiny ones are read right or wrong in memory's order as their widths fall; that a kernel is handed
+    such an input at all is the fault, and it refuses."""
+    monkeypatch.setattr(RowAssignment, "vectors", lambda _, x: x.reshape(-1, x.shape[-1]))
+    monkeypatch.setattr(probes, "_as_a_run_would", lambda *_: None)
+    subject = Subject.of(build(name), TuneSection())
+    with probes.using_threads(2), pytest.raises((AssertionError, ValueError, RuntimeError)):
+        probes.check_slopes(
+            subject, "rank1", "example", paired=False, task="lm", examples=LONG, rows=1
+        )
 
 
 def _expect_wrong(name: str, structure: str, *, paired: bool) -> None:

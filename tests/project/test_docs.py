@@ -21,8 +21,8 @@ MODEL = ".demo/SmolLM2-135M-Instruct.Q4_1.gguf"
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}"
 # What needs the Hub, a model of another family, or a file of the reader's own.
 ELSEWHERE = re.compile(
-    r"you/(?!\S+ --dry-run)|someone/|journal\.jsonl|runs/gemma|zoft push runs/quickstart|RECIPE|doctor \S"
-    r"|nf4|quantization|opt-|llama-|qwen|data\.train\.0|\bDIR\b"
+    r"you/(?!\S+ --dry-run)|someone/|journal\.jsonl|runs/gemma|zoft push runs/quickstart|RECIPE"
+    r"|doctor \S|nf4|quantization|opt-|llama-|qwen|data\.train\.0|\bDIR\b"
 )
 
 
