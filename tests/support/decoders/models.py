@@ -59,9 +59,10 @@ def _require_tiny(config: PreTrainedConfig) -> None:
 
 
 def _kept_buffers(model: nn.Module, parameters: dict[str, Any]) -> dict[str, Tensor]:
-    """The buffers that a checkpoint holds: correction biases of routers, say."""
-    kept = model.state_dict(keep_vars=True)
-    return {key: x for key, x in model.named_buffers() if key in kept and key not in parameters}
+    """The buffers that a checkpoint holds: correction biases of routers, say; without MiniMax's decays,
+    which make its attention causal."""
+    kept = {key for key in model.state_dict() if key not in parameters and "decay" not in key}
+    return {key: x for key, x in model.named_buffers() if key in kept}
 
 
 def _randomise(name: str, x: Tensor, generator: torch.Generator) -> None:
