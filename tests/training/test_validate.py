@@ -47,19 +47,19 @@ def test_a_recipe_that_would_run(made: Path, capsys: pytest.CaptureFixture[str])
     assert "llama" in lines["model"]
 
 
+@pytest.mark.parametrize(("name", "expected"), [("rwkv", 4), ("bart", 2), ("gemma3n_text", 2)])
 def test_what_only_the_weights_show_is_said_as_a_run_says_it(
-    made: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    name: str, expected: int, made: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     folder = shutil.copytree(made.parent, tmp_path / "copy")
     shutil.rmtree(folder / "model")
-    rwkv = build("rwkv")
-    rwkv.save_pretrained(folder / "model")
+    build(name).save_pretrained(folder / "model")
     tiny.tokenizer().save_pretrained(folder / "model")
     capsys.readouterr()
     changes = (f"model.name={folder}/model", f"output_dir={tmp_path}/run")
     code, lines, problems = checked(made, capsys, *changes)
-    assert (code, lines["probes"]) == (4, "not ok")
-    assert main(["train", str(made), *changes]) == 4
+    assert (code, lines["probes"]) == (expected, "not ok")
+    assert main(["train", str(made), *changes]) == expected
     assert capsys.readouterr().err.splitlines()[-1] == f"error: {problems[0]}"
     assert not (tmp_path / "run").exists()
 

@@ -210,7 +210,7 @@ def _require_exact(name: str, report: dict[str, Any]) -> None:
 
 
 @contextmanager
-def forward_explained(name: str) -> Iterator[None]:
+def forward_explained(name: str, compute_dtype: str = "float32") -> Iterator[None]:
     """Turn whatever a model's own code raises in a forward pass into EnvironmentProblem."""
     try:
         yield
@@ -220,7 +220,9 @@ def forward_explained(name: str) -> Iterator[None]:
         if lacks_memory(error):
             raise
         cause = f"{type(error).__name__}: {first_line(error)}"
-        raise EnvironmentProblem(f"{name}: a forward pass fails in this model ({cause})") from error
+        way_out = "" if compute_dtype == "float32" else "; model.compute_dtype=float32 may work"
+        problem = f"{name}: a forward pass fails in this model ({cause}){way_out}"
+        raise EnvironmentProblem(problem) from error
 
 
 def require_causal(

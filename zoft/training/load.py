@@ -141,7 +141,7 @@ def build_engine(
     load.require_causal(recipe.model.name, loaded.base.model, learns)
     if isinstance(model, PeftModel) and recipe.tune.method == "prefix" and loaded.new_adapter:
         begin_with_activations(model, recipe.seed)
-    with load.forward_explained(recipe.model.name):
+    with load.forward_explained(recipe.model.name, recipe.model.compute_dtype):
         view = _probed(recipe, model, parameters, ids, data.examples["train"])
         first = data.examples["train"][: recipe.train.batch_size]
         view.masked = (

@@ -67,7 +67,7 @@ def check_probes(trainer: Trainer, spare: int | None, say: Callable[[str], None]
 def _explained(trainer: Trainer) -> Iterator[None]:
     """Say what to do about whatever a model raises in a probe that it does not raise by itself."""
     try:
-        with forward_explained(trainer.recipe.model.name):
+        with forward_explained(trainer.recipe.model.name, trainer.recipe.model.compute_dtype):
             yield
     except EnvironmentProblem as error:
         if error.__cause__ is None or trainer.engine.estimator.examples is None:

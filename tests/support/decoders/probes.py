@@ -33,7 +33,7 @@ from zoft.engine.probe.structures.table import STRUCTURES, values_of
 from zoft.engine.probe.view import ProbedModel
 from zoft.errors import RecipeError
 from zoft.inference.scoring import needs_mask
-from zoft.models.load import load_model, require_causal
+from zoft.models.load import forward_explained, load_model, require_causal
 from zoft.models.trainable import decays, parameter_ids, tuned_parameters
 from zoft.recipe.schema import ModelSection
 from zoft.recipe.sections.optimizers.mezo import MeZO
@@ -256,7 +256,8 @@ def _low(subject: Subject, plain: Reference, structure: str, scope: str) -> None
     )
     z = estimator.direction(STEP, 0)
     for sign, theirs in zip((1, -1), exact, strict=True):
-        ours = estimator.example_losses(z, (sign * epsilon,), losses)
+        with forward_explained("model", "bfloat16"):  # as in a run
+            ours = estimator.example_losses(z, (sign * epsilon,), losses)
         for a, b in zip(ours, theirs, strict=True):
             if not abs(a - b) <= LOW * max(1.0, abs(b)) + 3 * off:
                 raise Wrong(f"loss {a:.4g} in bfloat16, by hand {b:.4g}, plain off by {off:.2g}")

@@ -141,7 +141,7 @@ def find_leaves(
     watch = watch_pass(model, needed, example)
     lost = [name for name, parameter in tuned.items() if parameter not in watch.readers]
     if lost:
-        raise UnreadParameters(lost, tuned, example.shape[1])
+        raise UnreadParameters.among(tuned, lost, example.shape[1])
     owners: dict[nn.Parameter, ParameterRef] = {}
     for module in model.modules():
         for name, p in module.named_parameters(recurse=False):
@@ -165,10 +165,12 @@ def find_leaves(
 class UnreadParameters(RecipeError):
     """Tuned parameters that a pass over rows of so many tokens does not read."""
 
-    def __init__(self, lost: Sequence[str], tuned: Iterable[str], tokens: int) -> None:
+    @classmethod
+    def among(cls, tuned: Iterable[str], lost: Sequence[str], tokens: int) -> UnreadParameters:
+        """The refusal, with the setting that leaves out those that are `lost`."""
         read = [name for name in tuned if name not in lost]
         globs = json.dumps(list(dict.fromkeys(_glob(name, read) for name in lost)))
-        super().__init__(
+        return cls(
             f"no forward pass reads {lost[0]}{' …' if len(lost) > 1 else ''} ({len(lost)} tuned "
             f"parameters, rows of {tokens} tokens): set 'tune.exclude={globs}'"
         )

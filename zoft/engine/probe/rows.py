@@ -17,8 +17,10 @@ GROUP_DIRECTIONS = 16  # at most so many different directions in one matrix prod
 class MixedRows(RecipeError):
     """A module's input whose rows cannot be told apart."""
 
-    def __init__(self, found: int, rows: int) -> None:
-        super().__init__(
+    @classmethod
+    def of(cls, found: int, rows: int) -> MixedRows:
+        """`found` are the input's."""
+        return cls(
             f"a tuned module is handed {found} rows where the pass has {rows}, and cannot tell its "
             "examples apart: set optimizer.scope=batch, or name its weights in tune.exclude"
         )
@@ -57,7 +59,7 @@ class RowAssignment:
         """x (rows or rows * tokens, ..., C) as (N, C), contiguous. Raises MixedRows if rows are not
         whole."""
         if len(self) > 1 and x.shape[0] % self.size:
-            raise MixedRows(x.shape[0], self.size)
+            raise MixedRows.of(x.shape[0], self.size)
         # Of one transposed row, reshape alone would give a view that kernels cannot read.
         return x.reshape(-1, x.shape[-1]).contiguous()
 

@@ -90,7 +90,7 @@ def _rows_of_run(x: Any, axis: int | None, rows: RowAssignment, i: int) -> Any:
     if x.shape[axis] == 1:
         return x
     if x.shape[axis] % rows.size:
-        raise MixedRows(x.shape[axis], rows.size)
+        raise MixedRows.of(x.shape[axis], rows.size)
     return torch.chunk(x, len(rows), axis)[i]
 
 
