@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -44,7 +44,12 @@ SEED, STEP = 5, 3
 PERTURBATION = {torch.float32: 1e-2, torch.bfloat16: 5e-2}
 LOSS, SLOPE = 1e-4, 1e-4  # relative, float32
 ROUNDING = 1.5e-5  # of a loss, float32: what a slope may be off by is this over the perturbation
-LOW = 5e-2  # of a loss, bfloat16, beside three times what plain transformers is off by
+STEPS_LOW = (
+    3,
+    4,
+    5,
+)  # whose directions are looked at in bfloat16, where one alone may be off by much
+LOW = 1e-2  # of a loss, bfloat16, beside twice what plain transformers is off by on average
 LR = 1e-3
 CPU = torch.device("cpu")
 
@@ -172,17 +177,22 @@ def _estimator(view: ProbedModel, structure: str, examples: int | None, paired: 
 
 
 def _expected(
-    reference: Reference, structure: str, scope: str, epsilon: float, examples: Sequence[Example]
+    reference: Reference,
+    structure: str,
+    scope: str,
+    epsilon: float,
+    examples: Sequence[Example],
+    step: int = STEP,
 ) -> tuple[list[float], list[float]]:
     """The losses of the examples at +epsilon and at -epsilon."""
     directions = _directions(structure)
     if scope == "batch":
-        z = directions.at(STEP, 0)
+        z = directions.at(step, 0)
         return (
             reference.losses(z, epsilon, examples),
             reference.losses(z, -epsilon, examples),
         )
-    zs = [directions.at(STEP, i) for i in range(len(examples))]
+    zs = [directions.at(step, i) for i in range(len(examples))]
     return reference.alone(zs, epsilon, examples), reference.alone(zs, -epsilon, examples)
 
 
@@ -217,10 +227,36 @@ def check_slopes(
         if not abs(ours - theirs) <= LOSS * max(abs(theirs), 0.1):
             raise Wrong(f"loss at {sign}epsilon {ours:.6g}, by hand {theirs:.6g}")
     pairs = list(zip(plus, minus, strict=True)) if scope == "example" else [(up, down)]
-    for ours, (p, m) in zip(found.projected_grad, pairs, strict=True):
+
+    def exactly() -> list[tuple[float, float]]:
+        reference = subject.reference.in_float64()
+        plus, minus = _expected(reference, structure, scope, epsilon, examples)
+        if scope == "example":
+            return list(zip(plus, minus, strict=True))
+        return [(_mean(plus, weights), _mean(minus, weights))]
+
+    require_slopes(found.projected_grad, pairs, epsilon, exactly)
+
+
+def require_slopes(
+    found: Sequence[float],
+    pairs: Sequence[tuple[float, float]],
+    epsilon: float,
+    exactly: Callable[[], Sequence[tuple[float, float]]],
+) -> None:
+    """Raise `Wrong` for a slope that is not that of its pair of losses by hand.
+
+    It may be off by the losses' rounding over epsilon. A few models of random weights amplify rounding:
+    there it may be off by three times what plain transformers in float32 is from itself in float64.
+    """
+    for i, (ours, (p, m)) in enumerate(zip(found, pairs, strict=True)):
         theirs = (p - m) / (2 * epsilon)
         allowed = max(SLOPE * abs(theirs), ROUNDING * max(abs(p), abs(m), 0.1) / epsilon)
-        if not abs(ours - theirs) <= allowed:
+        if abs(ours - theirs) <= allowed:
+            continue
+        plus, minus = exactly()[i]
+        allowed += 3 * max(abs(p - plus), abs(m - minus)) / epsilon
+        if not abs(ours - (plus - minus) / (2 * epsilon)) <= allowed:
             raise Wrong(f"slope {ours:.6g}, by hand {theirs:.6g}")
 
 
@@ -242,25 +278,34 @@ def _as_a_run_would(
 
 
 def _low(subject: Subject, plain: Reference, structure: str, scope: str) -> None:
-    """Losses in bfloat16 beside those in float32, allowing what plain bfloat16 is off by."""
+    """How far losses in bfloat16 are from those in float32, beside how far plain bfloat16 is."""
     view, examples, objective = subject.view(torch.bfloat16), EXAMPLES["lm"], objective_for("lm")
     count = len(examples) if scope == "example" else None
     estimator = _estimator(view, structure, count, paired=False)
-    view.masked = needs_mask(view, objective, examples, CPU)
     losses = partial(batch_losses, objective, view, micro_batches(objective, examples, 3, CPU))
     epsilon = estimator.perturbation
-    exact = _expected(subject.reference, structure, scope, epsilon, examples)
-    low = _expected(plain, structure, scope, epsilon, examples)
-    off = max(
-        abs(a - b) for x, y in zip(exact, low, strict=True) for a, b in zip(x, y, strict=True)
-    )
-    z = estimator.direction(STEP, 0)
-    for sign, theirs in zip((1, -1), exact, strict=True):
-        with forward_explained("model", "bfloat16"):  # as in a run
-            ours = estimator.example_losses(z, (sign * epsilon,), losses)
-        for a, b in zip(ours, theirs, strict=True):
-            if not abs(a - b) <= LOW * max(1.0, abs(b)) + 3 * off:
-                raise Wrong(f"loss {a:.4g} in bfloat16, by hand {b:.4g}, plain off by {off:.2g}")
+    exact: list[float] = []
+    low: list[float] = []
+    ours: list[float] = []
+    with forward_explained("model", "bfloat16"):  # as in a run
+        view.masked = needs_mask(view, objective, examples, CPU)
+        for step in STEPS_LOW:
+            z = estimator.direction(step, 0)
+            for scale in (epsilon, -epsilon):
+                ours += estimator.example_losses(z, (scale,), losses)
+    for step in STEPS_LOW:
+        for found, reference in ((exact, subject.reference), (low, plain)):
+            for side in _expected(reference, structure, scope, epsilon, examples, step):
+                found += side
+    off, allowed = (_apart(found, exact) for found in (ours, low))
+    if not off <= 2 * allowed + LOW * sum(map(abs, exact)) / len(exact):
+        raise Wrong(
+            f"losses in bfloat16 are off by {off:.3g}, of plain transformers by {allowed:.3g}"
+        )
+
+
+def _apart(found: Sequence[float], exact: Sequence[float]) -> float:
+    return sum(abs(a - b) for a, b in zip(found, exact, strict=True)) / len(exact)
 
 
 def _step(view: ProbedModel, structure: str, scope: str) -> None:

@@ -42,6 +42,13 @@ class Reference:
             self._twins[key] = twin.to(self.dtype)
         return self._twins[key]
 
+    def in_float64(self) -> Reference:
+        """The same model in float64."""
+        model: Any = copy.deepcopy(self.model).double()
+        base = getattr(model, "get_base_model", lambda: model)()
+        base.set_experts_implementation("eager")  # torch's product by group takes no float64
+        return Reference(model, self.tune, torch.float64)
+
     def losses(self, z: Direction, scale: float, examples: Sequence[Example]) -> list[float]:
         """The mean loss of each example, all of them in one padded batch."""
         return losses(self.twin(z, scale), examples)

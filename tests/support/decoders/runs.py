@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from support import tiny
 from support.decoders.findings import Findings, Unsaid, Wrong
-from support.decoders.probes import ROUNDING, SLOPE
+from support.decoders.probes import require_slopes
 from support.decoders.reference import Reference, losses
 from support.failures import killed_after
 from zoft.data.examples import Example
@@ -190,35 +190,31 @@ def _first_step(recipe: Path, changes: Sequence[str], run: Path) -> None:
     _, entries = read(run / "journal.jsonl")
     examples: list[Example] = [sets["train"][i] for i in order_for(resolved, sets["train"]).rows(1)]
     expected = partial(_by_hand, recipe, resolved, examples)
-    plus, minus = expected(torch.float32)
-    epsilon = resolved.optimizer.perturbation
-    for i, ours in enumerate(entries[0].measurement.projected_grad):
-        p, m = plus[i], minus[i]
-        theirs = (p - m) / (2 * epsilon)
-        allowed = max(SLOPE * abs(theirs), ROUNDING * max(abs(p), abs(m), 0.1) / epsilon)
-        if not abs(ours - theirs) <= allowed:
-            # A few models of random weights amplify rounding: what plain transformers is off by itself.
-            exact = expected(torch.float64)
-            off = max(abs(p - exact[0][i]), abs(m - exact[1][i])) / epsilon
-            if not abs(ours - (exact[0][i] - exact[1][i]) / (2 * epsilon)) <= allowed + 3 * off:
-                raise Wrong(f"slope {ours:.6g}, by hand {theirs:.6g}")
+    require_slopes(
+        entries[0].measurement.projected_grad,
+        expected(torch.float32),
+        resolved.optimizer.perturbation,
+        partial(expected, torch.float64),
+    )
 
 
 def _by_hand(
     recipe: Path, resolved: Resolved, examples: Sequence[Example], dtype: torch.dtype
-) -> tuple[list[float], list[float]]:
+) -> list[tuple[float, float]]:
     """The losses of step 1 at both ends of its direction, or of each example's own."""
     plain: Any = _plain(recipe.parent / "model")
     if resolved.tune.method != "full":
         plain = attach_adapter(plain, resolved.tune, resolved.seed)
-    reference, settings = Reference(plain.to(dtype), resolved.tune, dtype), resolved.optimizer
+    reference, settings = Reference(plain, resolved.tune), resolved.optimizer
+    reference = reference.in_float64() if dtype == torch.float64 else reference
     directions, epsilon = directions_of(settings, resolved.seed), settings.perturbation
     if settings.scope == "example":
         zs = [directions.at(1, i) for i in range(len(examples))]
-        return tuple(reference.alone(zs, scale, examples) for scale in (epsilon, -epsilon))  # type: ignore[return-value]
+        plus, minus = (reference.alone(zs, scale, examples) for scale in (epsilon, -epsilon))
+        return list(zip(plus, minus, strict=True))
     z = directions.at(1, 0)
-    both = (reference.losses(z, scale, examples) for scale in (epsilon, -epsilon))
-    return tuple([sum(x) / len(x)] for x in both)  # type: ignore[return-value]
+    up, down = (reference.losses(z, scale, examples) for scale in (epsilon, -epsilon))
+    return [(sum(up) / len(up), sum(down) / len(down))]
 
 
 def _final(recipe: Path, changes: Sequence[str], run: Path) -> None:
