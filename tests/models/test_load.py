@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support import tiny
+from support.decoders.models import build
 from transformers import BertConfig, BertLMHeadModel, PreTrainedModel
 
 from zoft.errors import EnvironmentProblem
@@ -131,3 +132,9 @@ def test_the_fingerprint_is_of_the_weights_not_the_files(tmp_path: Path) -> None
     assert fingerprint(other) != fingerprint(one)
     with pytest.raises(EnvironmentProblem):
         fingerprint(tmp_path)
+
+
+def test_a_model_that_leaves_out_padding_is_looked_at_with_other_tokens() -> None:
+    """XLM sees later tokens, and nothing that stands after one for padding."""
+    with pytest.raises(EnvironmentProblem, match="it sees the tokens that come later"):
+        require_causal("xlm", build("xlm"))

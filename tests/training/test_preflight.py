@@ -226,3 +226,15 @@ def test_what_no_pass_reads_is_named_by_an_override_that_leaves_it_out(
 
 def bart() -> PreTrainedModel:
     return build("bart")
+
+
+def test_a_module_that_makes_no_rows_does_not_pair(
+    tmp_path: Path, unfinished: list[Trainer]
+) -> None:
+    """RoFormer's positions are a table for all rows: a probe of a batch is two passes."""
+    recipe = small.write(tmp_path, build=lambda: build("roformer"))
+    changes = ["train.steps=1", "~eval", "~checkpoint"]
+    with pytest.raises(RecipeError, match=r"set optimizer\.scope=batch"):
+        train(str(recipe), changes)
+    train(str(recipe), [*changes, "optimizer.scope=batch"])
+    assert unfinished[0].engine.estimator.paired is False

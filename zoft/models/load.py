@@ -233,17 +233,28 @@ def require_causal(
 
     No config says it reliably (BERT has a CausalLM class): change a token, look before it.
     """
-    rows = torch.tensor([[[1, 2, 3]], [[1, 2, 4]]], device=model.device)
+    a, b, c, d = _plain_tokens(model)
+    rows = torch.tensor([[[a, b, c]], [[a, b, d]]], device=model.device)
     versions = {name: p._version for name, p in model.named_parameters()}
     with forward_explained(name), torch.inference_mode():
         # One by one: equal shapes give equal bits, equal rows may not.
-        a, b = (model(input_ids=row, use_cache=False).logits[0].float() for row in rows)
+        one, other = (model(input_ids=row, use_cache=False).logits[0].float() for row in rows)
     written = [name for name, p in model.named_parameters() if p._version != versions[name]]
     if written and tuned == "full":
         raise EnvironmentProblem(
             f"{name} writes its own weights as it runs ({written[0]}, say), so tuned ones would be "
             "saved wrongly: set tune.method=lora"
         )
-    change = (a - b).abs().amax(dim=1)
+    change = (one - other).abs().amax(dim=1)
     if change[:2].max() > 1e-3 * change[2]:
         raise EnvironmentProblem(f"{name} is not a decoder: it sees the tokens that come later")
+
+
+def _plain_tokens(model: PreTrainedModel) -> list[int]:
+    """Return four ids, no special tokens if there are so many: XLM leaves out what stands at and after
+    one for padding."""
+    text = model.config.get_text_config(decoder=True)
+    named = (getattr(text, f"{kind}_token_id", None) for kind in ("pad", "bos", "eos"))
+    special = {i for found in named for i in (found if isinstance(found, list) else [found])}
+    ids = sorted(range(text.vocab_size), key=lambda i: (i in special, i == 0))
+    return [ids[i % len(ids)] for i in range(4)]
