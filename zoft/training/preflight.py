@@ -66,11 +66,12 @@ def check_probes(trainer: Trainer, spare: int | None, say: Callable[[str], None]
 @contextmanager
 def _explained(trainer: Trainer) -> Iterator[None]:
     """Say what to do about whatever a model raises in a probe that it does not raise by itself."""
+    model, by_example = trainer.recipe.model, trainer.engine.estimator.examples is not None
     try:
-        with forward_explained(trainer.recipe.model.name, trainer.recipe.model.compute_dtype):
+        with forward_explained(model.name, "float32" if by_example else model.compute_dtype):
             yield
     except EnvironmentProblem as error:
-        if error.__cause__ is None or trainer.engine.estimator.examples is None:
+        if error.__cause__ is None or not by_example:
             raise
         raise RecipeError(
             f"{error} at probes of each example: set optimizer.scope=batch"

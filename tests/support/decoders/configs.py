@@ -136,7 +136,8 @@ SPECIAL: dict[str, dict[str, Any]] = {
     },
     "rwkv": {"rescale_every": 2},
     "xmod": {"default_language": "en_XX"},
-    "youtu": _ALL_HEADS,
+    # transformers empties the padding word's row as it loads, whatever the file has there; zoft does not.
+    "youtu": {**_ALL_HEADS, "pad_token_id": None},
     "zamba": {
         "attention_hidden_size": 128, "attention_head_dim": 32, "num_key_value_heads": 4,
         "num_hidden_layers": 6, "attn_layer_period": 2, "attn_layer_offset": 1,

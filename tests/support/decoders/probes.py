@@ -273,7 +273,9 @@ def _as_a_run_would(
             partial(batch_losses, objective, view, [objective.collate(some, width)])
             for some in (examples[:2], examples[:1])
         )
-        if not examples_agree(estimator, both, alone):
+        with forward_explained("model"):
+            agree = examples_agree(estimator, both, alone)
+        if not agree:
             raise RecipeError("no directions for each example")
 
 
@@ -325,7 +327,8 @@ def _step(view: ProbedModel, structure: str, scope: str) -> None:
         batch_losses, objective_for("lm"), view,
         micro_batches(objective_for("lm"), examples, 3, CPU),
     )  # fmt: skip
-    found = estimator.measure(STEP, losses)
+    with forward_explained("model"):  # as in a run
+        found = estimator.measure(STEP, losses)
     optimizer_for(settings, SEED, Resident(weights)).update(found, settings.lr)
     try:
         for parameter, param in tuned.items():
