@@ -47,9 +47,21 @@ def test_a_recipe_that_would_run(made: Path, capsys: pytest.CaptureFixture[str])
     assert "llama" in lines["model"]
 
 
-@pytest.mark.parametrize(("name", "expected"), [("rwkv", 4), ("bart", 2), ("gemma3n_text", 2)])
+@pytest.mark.parametrize(
+    ("name", "expected", "why"),
+    [
+        ("rwkv", 4, "writes its own weights"),
+        ("bart", 2, "no forward pass reads"),
+        ("gemma3n_text", 2, "depends on the others in its batch"),
+    ],
+)
 def test_what_only_the_weights_show_is_said_as_a_run_says_it(
-    name: str, expected: int, made: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    name: str,
+    expected: int,
+    why: str,
+    made: Path,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
     folder = shutil.copytree(made.parent, tmp_path / "copy")
     shutil.rmtree(folder / "model")
@@ -59,6 +71,7 @@ def test_what_only_the_weights_show_is_said_as_a_run_says_it(
     changes = (f"model.name={folder}/model", f"output_dir={tmp_path}/run")
     code, lines, problems = checked(made, capsys, *changes)
     assert (code, lines["probes"]) == (expected, "not ok")
+    assert why in problems[0]
     assert main(["train", str(made), *changes]) == expected
     assert capsys.readouterr().err.splitlines()[-1] == f"error: {problems[0]}"
     assert not (tmp_path / "run").exists()

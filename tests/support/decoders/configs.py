@@ -136,7 +136,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     },
     "rwkv": {"rescale_every": 2},
     "xmod": {"default_language": "en_XX"},
-    # transformers empties the padding word's row as it loads, whatever the file has there; zoft does not.
+    # transformers empties the padding word's row as it loads, whatever the file has; zoft does not.
     "youtu": {**_ALL_HEADS, "pad_token_id": None},
     "zamba": {
         "attention_hidden_size": 128, "attention_head_dim": 32, "num_key_value_heads": 4,

@@ -106,7 +106,8 @@ class Traced(Tensor):
     ) -> Any:
         if func is _ATEN.equal.default:
             return False  # nobody knows
-        plain, named = tree_map_only(Traced, lambda tensor: tensor.like, (args, kwargs or {}))
+        # With numbers of its own a model computes beside it (RWKV's decays), and so nothing is known.
+        plain, named = tree_map_only(Tensor, _on_meta, (args, kwargs or {}))
         if "device" in named:
             named["device"] = torch.device("meta")
         result = func(*plain, **named)
@@ -120,6 +121,11 @@ class Traced(Tensor):
             moved = _views(func, args)
             return [cls(x, moved[i] if moved else None) for i, x in enumerate(result)]
         return result
+
+
+def _on_meta(tensor: Tensor) -> Tensor:
+    """The tensor without its numbers."""
+    return tensor.like if isinstance(tensor, Traced) else tensor.to("meta")
 
 
 def trace(name: str, dtype: torch.dtype, shape: Sequence[int]) -> Traced:
