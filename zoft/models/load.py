@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -225,9 +225,7 @@ def forward_explained(name: str, compute_dtype: str = "float32") -> Iterator[Non
         raise EnvironmentProblem(problem) from error
 
 
-def require_causal(
-    name: str, model: PreTrainedModel, tuned: Literal["nothing", "adapter", "full"] = "nothing"
-) -> None:
+def require_causal(name: str, model: PreTrainedModel, *, tuned: bool = False) -> None:
     """Raise EnvironmentProblem if the model sees later tokens, fails, or writes its own weights, which
     are to be `tuned`, as it runs. It takes two small passes.
 
@@ -240,10 +238,10 @@ def require_causal(
         # One by one: equal shapes give equal bits, equal rows may not.
         one, other = (model(input_ids=row, use_cache=False).logits[0].float() for row in rows)
     written = [name for name, p in model.named_parameters() if p._version != versions[name]]
-    if written and tuned == "full":
+    if written and tuned:
         raise EnvironmentProblem(
-            f"{name} writes its own weights as it runs ({written[0]}, say), so tuned ones would be "
-            "saved wrongly: set tune.method=lora"
+            f"{name} writes its own weights as it runs ({written[0]}, say), so zoft cannot tune it: "
+            "what it learns would belong to other weights than those in the files"
         )
     change = (one - other).abs().amax(dim=1)
     if change[:2].max() > 1e-3 * change[2]:

@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from peft import PeftModel
@@ -137,8 +136,7 @@ def build_engine(
         say=say,
     )
     weights: Weights = Streamed(tuned, streamer) if streamer else Resident(tuned)
-    learns: Literal["adapter", "full"] = "full" if recipe.tune.method == "full" else "adapter"
-    load.require_causal(recipe.model.name, loaded.base.model, learns)
+    load.require_causal(recipe.model.name, loaded.base.model, tuned=True)
     if isinstance(model, PeftModel) and recipe.tune.method == "prefix" and loaded.new_adapter:
         begin_with_activations(model, recipe.seed)
     with load.forward_explained(recipe.model.name, recipe.model.compute_dtype):

@@ -99,7 +99,7 @@ class Subject:
         """All weights tuned, loaded as a run loads them from `folder`. Raises as a run does."""
         section = ModelSection(name=str(folder))
         found = load_model(folder, section, dtype=torch.float32, device=CPU)
-        require_causal(section.name, found.model)
+        require_causal(section.name, found.model, tuned=True)
         return cls(found.model, TuneSection(), Reference(plain, TuneSection()))
 
     def view(self, compute: torch.dtype = torch.float32) -> ProbedModel:
