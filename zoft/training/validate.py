@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub import HfApi
@@ -46,35 +45,12 @@ from zoft.system.device import DTYPES
 from zoft.system.host_memory import gib
 from zoft.system.signals import stop_on_signals
 from zoft.system.silence import quiet
+from zoft.training.checks import Report
 from zoft.training.dry_run import dry_run
 from zoft.training.load import base_files
 from zoft.training.warm_start import warm_start
 
 PROBED_BYTES = 8 * 2**30  # of weights: what is read within seconds
-
-
-@dataclass
-class _Report:
-    """What was found wrong so far; every check prints its line when it is done."""
-
-    problems: list[ZoftError] = field(default_factory=list)
-
-    @contextmanager
-    def check(self, name: str) -> Iterator[Callable[[str], None]]:
-        """A check calls what this yields with its good news, or raises."""
-        try:
-            yield lambda news: print(
-                f"{name:11} ok, {news}" if news else f"{name:11} ok", flush=True
-            )
-        except ZoftError as error:
-            self.problems.append(error)
-            print(f"{name:11} not ok", flush=True)
-        except OSError as error:
-            self.problems.append(EnvironmentProblem(f"{error.filename or name}: {error.strerror}"))
-            print(f"{name:11} not ok", flush=True)
-
-    def skip(self, name: str, why: str) -> None:
-        print(f"{name:11} not looked at: {why}", flush=True)
 
 
 def validate(source: str, overrides: Sequence[str] = ()) -> None:
@@ -84,7 +60,7 @@ def validate(source: str, overrides: Sequence[str] = ()) -> None:
     else EnvironmentProblem.
     """
     recipe = load_recipe(source, overrides)
-    report = _Report()
+    report = Report()
     with report.check("recipe") as ok:
         ok("every key is known and every value fits")
     with report.check("run folder") as ok:
@@ -118,18 +94,11 @@ def validate(source: str, overrides: Sequence[str] = ()) -> None:
             recipe, sets[name] = _examples(name, recipe, tokenizer, shape)
             longest = max(map(length, sets[name].examples))
             ok(f"{in_words(sets[name].counts)}, up to {longest} tokens")
-    if shape is None:
-        report.skip("memory", "it follows from the model")
-        report.skip("disk", "it follows from the model")
-    else:
-        examples = {name: found.examples for name, found in sets.items()}
-        known = len(sets) == len(names)
-        shape = shape_of(recipe, examples) if known else shape
-        with report.check("memory") as ok, _named("memory"):
-            ok(_memory(recipe, shape))
-        with report.check("disk") as ok:
-            ok(_disk(recipe, shape))
-    if why := _unprobed(recipe, shape, len(sets) == len(names), report):
+    known = len(sets) == len(names)
+    if shape is not None and known:
+        shape = shape_of(recipe, {name: found.examples for name, found in sets.items()})
+    _check_sizes(report, recipe, shape)
+    if why := _unprobed(recipe, shape, known, report):
         report.skip("probes", why)
     else:
         assert tokenizer is not None
@@ -139,9 +108,19 @@ def validate(source: str, overrides: Sequence[str] = ()) -> None:
     if recipe.hub.push != "never":
         with report.check("hub") as ok:
             ok(_hub(recipe))
-    if report.problems:
-        problems = sorted(report.problems, key=lambda problem: problem.exit_code)
-        raise type(problems[0])("\n".join(map(str, problems)))
+    report.end()
+
+
+def _check_sizes(report: Report, recipe: Resolved, shape: Shape | None) -> None:
+    """Memory and disk, which follow from the model."""
+    if shape is None:
+        report.skip("memory", "it follows from the model")
+        report.skip("disk", "it follows from the model")
+        return
+    with report.check("memory") as ok, _named("memory"):
+        ok(_memory(recipe, shape))
+    with report.check("disk") as ok:
+        ok(_disk(recipe, shape))
 
 
 def _run_folder(recipe: Recipe) -> str:
@@ -245,7 +224,7 @@ def _memory(recipe: Resolved, shape: Shape) -> str:
     return f"{gib(found.device)} at the peak, {gib(limits[0])} may be used (zoft plan says more)"
 
 
-def _unprobed(recipe: Resolved, shape: Shape | None, known: bool, report: _Report) -> str:
+def _unprobed(recipe: Resolved, shape: Shape | None, known: bool, report: Report) -> str:
     """Why the weights are not read, and the first step not looked at; empty if they are."""
     if report.problems or shape is None or not known:
         return "there is a problem above"
