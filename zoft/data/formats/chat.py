@@ -29,14 +29,22 @@ class Chat:
         return ()
 
     def example(self, _ids: Sequence[Ids], tokens: Tokens) -> TextExample:
-        """A token is supervised if its first character lies in an assistant's turn."""
+        """A token is supervised if any of its characters lies in a reply.
+
+        So is one that holds the blank or line break before it, too: the reply cannot be written
+        without it. A token of the template's own that merely takes up blanks behind it is not.
+        """
         try:
             whole, learnt = self.written(tokens.tokenizer)
         except (TemplateError, TypeError, KeyError) as error:
             problem = f"row {self.number}: the chat template fails ({one_line(error)})"
             raise DataError(problem) from error
-        own, begins = tokens.encode_with_offsets(whole)
-        supervised = (p for p, at in enumerate(begins) if p and any(at in span for span in learnt))
+        own, places = tokens.encode_with_places(whole)
+        supervised = (
+            p
+            for p, place in enumerate(places)
+            if p and any(overlaps(place, span, own[p] in tokens.greedy) for span in learnt)
+        )
         return TextExample(own, tuple(supervised))
 
     def written(self, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[range]]:
@@ -63,6 +71,13 @@ class Chat:
                     )
                 spans.append(range(*span))
         return whole, spans
+
+
+def overlaps(place: range, span: range, greedy: bool) -> bool:
+    """Whether a token that stands for the characters `place` belongs to a reply at `span`."""
+    if greedy or not place:
+        return place.start in span
+    return place.start < span.stop and place.stop > span.start
 
 
 def require_template(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -96,6 +111,11 @@ def span_of(
     """
     content = str(turn.get("content") or "").strip()
     begin = shared(whole, prompted)
+    if begin < len(prompted) and content:
+        # The request ends in what this reply lacks (thoughts); both may begin with the same letter.
+        lowest = max(len(before), begin - len(content))
+        at = whole.rfind(content, lowest, begin + len(content))
+        begin = at if at >= 0 else begin
     if not prompted:  # the chat opens with the assistant: no template can ask for that
         begin = whole.find(content) if content else len(after)
     if begin < 0 or not whole.startswith(before):
