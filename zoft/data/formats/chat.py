@@ -2,30 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
 
-from zoft.data.columns import RowReader
 from zoft.data.examples import TextExample
 from zoft.data.files import Row, one_line
+from zoft.data.formats.forms import suited
 from zoft.data.tokens import Ids, Tokens, shared
 from zoft.errors import DataError
+from zoft.recipe.sections import template as templates
+
+# What a template's own code may raise on turns that it does not expect.
+FAILURES = (TemplateError, TypeError, KeyError, ValueError, AttributeError, IndexError)
+# What a turn may hold beside its text, by its names: left out by templates that do not know it.
+BESIDES = (("reasoning_content", "reasoning", "thinking"), ("tool_calls",), ("tools",))
+MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+Render = Callable[..., str]
 
 
 @dataclass(frozen=True)
 class Chat:
-    """The turns of one conversation, as the chat template takes them; `number` is the row's."""
+    """The turns of one conversation, as the chat template takes them; `number` is the row's.
+
+    `learnt` says of each turn whether it is. `tools` are the functions that it may call.
+    """
 
     turns: list[Row]
+    learnt: tuple[bool, ...]
     number: int
+    tools: list[Row] | None = None
 
     @property
     def texts(self) -> Sequence[str]:
-        """None: a chat is tokenized by itself, with the characters at which its tokens begin."""
+        """None: a chat is tokenized by itself, with the characters that its tokens stand for."""
         return ()
 
     def example(self, _ids: Sequence[Ids], tokens: Tokens) -> TextExample:
@@ -36,9 +52,13 @@ class Chat:
         """
         try:
             whole, learnt = self.written(tokens.tokenizer)
-        except (TemplateError, TypeError, KeyError) as error:
+        except FAILURES as error:
             problem = f"row {self.number}: the chat template fails ({one_line(error)})"
             raise DataError(problem) from error
+        try:
+            templates.as_text(whole)
+        except ValueError as error:
+            raise DataError(f"row {self.number}: {error} in the conversation") from error
         own, places = tokens.encode_with_places(whole)
         supervised = (
             p
@@ -48,29 +68,102 @@ class Chat:
         return TextExample(own, tuple(supervised))
 
     def written(self, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[range]]:
-        """The chat as the template writes it, and the characters of each reply with its end."""
+        """The chat as the template writes it, and the characters of each reply with its end.
 
-        def render(count: int, prompted: bool = False) -> str:
-            if count == 0:
+        A template that marks what the assistant generates ({% generation %}) has the last word.
+        """
+        template = tokenizer.get_chat_template(tools=self.tools)  # type: ignore[arg-type]
+
+        def render(turns: list[Row], prompted: bool = False, tools: Any = self.tools) -> str:
+            if not turns:
                 return ""
             return str(
                 tokenizer.apply_chat_template(
-                    self.turns[:count], tokenize=False, add_generation_prompt=prompted
+                    turns, tools=tools, tokenize=False, add_generation_prompt=prompted
                 )
             )
 
-        whole = render(len(self.turns))
-        spans = []
-        for i, turn in enumerate(self.turns):
-            if turn["role"] == "assistant":
-                span = span_of(turn, whole, render(i), render(i, prompted=True), render(i + 1))
-                if span is None:
-                    raise DataError(
-                        f"row {self.number}: the chat template rewrites turn {i + 1} when others "
-                        "follow; end the conversation there, or use format prompt-completion"
-                    )
-                spans.append(range(*span))
-        return whole, spans
+        turns = suited(self.turns, render)
+        whole = render(turns)
+        self._require_whole(turns, whole, render)
+        if MARKS.search(template):
+            return whole, self._marked(turns, template, tokenizer)
+        return whole, [
+            self._span(turns, i, whole, render) for i, learnt in enumerate(self.learnt) if learnt
+        ]
+
+    def _span(self, turns: list[Row], i: int, whole: str, render: Render) -> range:
+        before, asked, after = (
+            render(turns[:i]),
+            render(turns[:i], prompted=True),
+            render(turns[: i + 1]),
+        )
+        span = span_of(turns[i], whole, before, asked, after)
+        if span is None:
+            raise DataError(
+                f"row {self.number}: the chat template rewrites turn {i + 1} when others "
+                "follow; end the conversation there, or use format prompt-completion"
+            )
+        return range(*span)
+
+    def _marked(
+        self, turns: list[Row], template: str, tokenizer: PreTrainedTokenizerBase
+    ) -> list[range]:
+        """What the template itself marks as the assistant's."""
+        _, (marks,) = render_jinja_template(
+            [turns],
+            tools=self.tools,  # type: ignore[arg-type]
+            chat_template=template,
+            return_assistant_tokens_mask=True,
+            **tokenizer.special_tokens_map,
+        )
+        spans = [range(*mark) for mark in marks]
+        replies = [
+            learnt
+            for turn, learnt in zip(turns, self.learnt, strict=True)
+            if turn["role"] == "assistant"
+        ]
+        if all(replies):
+            return spans
+        if len(spans) != len(replies):
+            raise DataError(
+                f"row {self.number}: the chat template marks {len(spans)} stretches for "
+                f"{len(replies)} replies, so none can be left out; remove the turns' flags"
+            )
+        return [span for span, learnt in zip(spans, replies, strict=True) if learnt]
+
+    def _require_whole(self, turns: list[Row], whole: str, render: Render) -> None:
+        """Refuse a row whose functions, calls or thoughts the template leaves out."""
+        if self.tools and same(render, turns, whole, tools=None):
+            raise self._left_out("the functions of the column tools")
+        for names in BESIDES:
+            for i in (i for i, turn in enumerate(turns) if any(map(turn.get, names))):
+                # As it is written at the conversation's end: later turns may hide thoughts.
+                bare = {"content": "", **turns[i]}
+                bare = {key: value for key, value in bare.items() if key not in names}
+                if same(render, [*turns[:i], bare], render(turns[: i + 1])):
+                    name = next(name for name in names if turns[i].get(name))
+                    raise self._left_out(f"{name} of turn {i + 1}")
+
+        for i, turn in enumerate(turns):
+            if self.learnt[i] and (content := spoken(turn)) and content not in whole:
+                silent = [*turns[:i], {**turn, "content": ""}]
+                if same(render, silent, render(turns[: i + 1])):
+                    raise self._left_out(f"the content of turn {i + 1}")
+
+    def _left_out(self, what: str) -> DataError:
+        return DataError(
+            f"row {self.number}: the chat template leaves out {what}; take a model whose template "
+            "writes it, or remove it from the rows"
+        )
+
+
+def same(render: Render, turns: list[Row], text: str, **changes: Any) -> bool:
+    """Whether the template writes `text` for other turns or functions, too."""
+    try:
+        return render(turns, **changes) == text
+    except FAILURES:
+        return False
 
 
 def overlaps(place: range, span: range, greedy: bool) -> bool:
@@ -88,18 +181,6 @@ def require_template(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
-def listed_turns(role: str, shape: str, row: RowReader) -> list[dict[str, Any]]:
-    turns = row.column(role)
-    if not (isinstance(turns, list) and turns and all(isinstance(turn, dict) for turn in turns)):
-        raise row.error(f"expected a list of {shape}")
-    return turns
-
-
-def require_known(role: str, known: Sequence[str], turn: int, row: RowReader) -> None:
-    if role not in known:
-        raise row.error(f"turn {turn} has the role {role!r}; the roles are {', '.join(known)}")
-
-
 def span_of(
     turn: Row, whole: str, before: str, prompted: str, after: str
 ) -> tuple[int, int] | None:
@@ -109,7 +190,7 @@ def span_of(
     header that asks for the reply. Templates of reasoning models spell a turn differently once
     others follow (they drop its thoughts); its content is searched then. None: not found.
     """
-    content = str(turn.get("content") or "").strip()
+    content = spoken(turn)
     begin = shared(whole, prompted)
     if begin < len(prompted) and content:
         # The request ends in what this reply lacks (thoughts); both may begin with the same letter.
@@ -128,3 +209,13 @@ def span_of(
     if at < 0 or not whole.startswith(tail, at + len(content)):
         return None
     return begin, at + len(content) + len(tail)
+
+
+def spoken(turn: Row) -> str:
+    """The text of a turn without its thoughts."""
+    content = turn.get("content")
+    if isinstance(content, list):
+        content = "".join(
+            part if isinstance(part, str) else str(part.get("text", "")) for part in content
+        )
+    return str(content or "").rpartition("</think>")[2].strip()

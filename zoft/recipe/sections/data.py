@@ -16,7 +16,7 @@ FormatName = Literal[
 ]  # fmt: skip
 ROLES = (
     "text", "label", "prompt", "completion", "instruction", "input", "output", "system",
-    "conversations", "messages",
+    "conversations", "messages", "tools",
 )  # fmt: skip
 TEMPLATED = ("classification", "prompt-completion")
 
@@ -72,7 +72,7 @@ class DataSection(Section):
     columns: TextMap = Field(
         {},
         description="Role to column name, where they differ. Roles: text, label, prompt, "
-        "completion, instruction, input, output, system, conversations, messages.",
+        "completion, instruction, input, output, system, conversations, messages, tools.",
     )
     labels: TextMap = Field(
         {},
