@@ -22,6 +22,7 @@ from zoft.recipe.sections import template as templates
 FAILURES = (TemplateError, TypeError, KeyError, ValueError, AttributeError, IndexError)
 # What a turn may hold beside its text, by its names: left out by templates that do not know it.
 BESIDES = (("reasoning_content", "reasoning", "thinking"), ("tool_calls",), ("tools",))
+WORD = "\ue000"  # stands in no text: of Unicode's private use
 MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 Render = Callable[..., str]
@@ -72,7 +73,7 @@ class Chat:
 
         A template that marks what the assistant generates ({% generation %}) has the last word.
         """
-        template = tokenizer.get_chat_template(tools=self.tools)  # type: ignore[arg-type]
+        template = tokenizer.get_chat_template(tools=self.tools)
 
         def render(turns: list[Row], prompted: bool = False, tools: Any = self.tools) -> str:
             if not turns:
@@ -93,31 +94,54 @@ class Chat:
         ]
 
     def _span(self, turns: list[Row], i: int, whole: str, render: Render) -> range:
-        before, asked, after = (
-            render(turns[:i]),
-            render(turns[:i], prompted=True),
-            render(turns[: i + 1]),
+        before, asked = render(turns[:i]), render(turns[:i], prompted=True)
+        after = render(turns[: i + 1])
+        if whole.startswith(before) and whole.startswith(after):
+            return range(begin_of(turns[i], whole, before, asked, after), len(after.rstrip()))
+        if span := self._replaced(turns, i, whole, asked[len(before) :], render):
+            return span
+        raise DataError(
+            f"row {self.number}: the chat template rewrites turn {i + 1} when others "
+            "follow; end the conversation there, or use format prompt-completion"
         )
-        span = span_of(turns[i], whole, before, asked, after)
-        if span is None:
-            raise DataError(
-                f"row {self.number}: the chat template rewrites turn {i + 1} when others "
-                "follow; end the conversation there, or use format prompt-completion"
-            )
-        return range(*span)
+
+    def _replaced(
+        self, turns: list[Row], i: int, whole: str, header: str, render: Render
+    ) -> range | None:
+        """Where a reply stands that is spelt otherwise once others follow: where another would.
+
+        Templates of reasoning models drop earlier thoughts; some end the last turn in another way.
+        """
+        word = (
+            [{"type": "text", "text": WORD}] if isinstance(turns[i].get("content"), list) else WORD
+        )
+        until = [*turns[:i], {"role": "assistant", "content": word}]
+        text = render([*until, *turns[i + 1 :]])
+        start, found, rest = text.partition(WORD)
+        if not found or not whole.endswith(rest):
+            return None
+        begin = start.rfind(header) + len(header) if header in start else len(start)
+        for last in (render(until), render(until, prompted=True).removesuffix(header)):
+            end = last.rpartition(WORD)[2].rstrip()
+            if rest.startswith(end):
+                behind = len(whole) - len(rest) + len(end)
+                return range(min(begin, shared(whole, text)), behind)
+        return None
 
     def _marked(
         self, turns: list[Row], template: str, tokenizer: PreTrainedTokenizerBase
     ) -> list[range]:
         """What the template itself marks as the assistant's."""
-        _, (marks,) = render_jinja_template(
+        special: dict[str, Any] = dict(tokenizer.special_tokens_map)
+        # The library's annotation names the texts alone; with a mask it returns their marks, too.
+        found: Any = render_jinja_template(
             [turns],
             tools=self.tools,  # type: ignore[arg-type]
             chat_template=template,
             return_assistant_tokens_mask=True,
-            **tokenizer.special_tokens_map,
+            **special,
         )
-        spans = [range(*mark) for mark in marks]
+        spans = [range(*mark) for mark in found[1][0]]
         replies = [
             learnt
             for turn, learnt in zip(turns, self.learnt, strict=True)
@@ -144,7 +168,6 @@ class Chat:
                 if same(render, [*turns[:i], bare], render(turns[: i + 1])):
                     name = next(name for name in names if turns[i].get(name))
                     raise self._left_out(f"{name} of turn {i + 1}")
-
         for i, turn in enumerate(turns):
             if self.learnt[i] and (content := spoken(turn)) and content not in whole:
                 silent = [*turns[:i], {**turn, "content": ""}]
@@ -181,34 +204,21 @@ def require_template(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
-def span_of(
-    turn: Row, whole: str, before: str, prompted: str, after: str
-) -> tuple[int, int] | None:
-    """Where in the whole chat a turn's reply stands, from its first character past its end token.
+def begin_of(turn: Row, whole: str, before: str, asked: str, after: str) -> int:
+    """Where a turn's reply begins in the chat: behind what asks for it.
 
-    `before` and `after` are the chat up to and with the turn, `prompted` is `before` with the
-    header that asks for the reply. Templates of reasoning models spell a turn differently once
-    others follow (they drop its thoughts); its content is searched then. None: not found.
+    `before` and `after` are the chat up to and with the turn, `asked` is `before` with the header.
     """
     content = spoken(turn)
-    begin = shared(whole, prompted)
-    if begin < len(prompted) and content:
+    begin = shared(whole, asked)
+    if not asked:  # the chat opens with the assistant: no template can ask for that
+        at = whole.find(content) if content else -1
+        return at if at >= 0 else len(after)
+    if begin < len(asked) and content:
         # The request ends in what this reply lacks (thoughts); both may begin with the same letter.
-        lowest = max(len(before), begin - len(content))
-        at = whole.rfind(content, lowest, begin + len(content))
-        begin = at if at >= 0 else begin
-    if not prompted:  # the chat opens with the assistant: no template can ask for that
-        begin = whole.find(content) if content else len(after)
-    if begin < 0 or not whole.startswith(before):
-        return None
-    if whole.startswith(after):
-        return begin, len(after.rstrip())
-    if not content:
-        return None
-    at, tail = whole.find(content, begin), after.rstrip().rpartition(content)[2]
-    if at < 0 or not whole.startswith(tail, at + len(content)):
-        return None
-    return begin, at + len(content) + len(tail)
+        at = whole.rfind(content, max(len(before), begin - len(content)), begin + len(content))
+        return at if at >= 0 else begin
+    return begin
 
 
 def spoken(turn: Row) -> str:

@@ -52,7 +52,10 @@ def joined(turn: Row) -> Row:
 
 
 def is_listed(turn: Row, text: str) -> bool:
-    return isinstance(turn.get("content"), list) and str(turn["content"]) in text
+    parts = turn.get("content")
+    return isinstance(parts, list) and (
+        str(parts) in text or json.dumps(parts, ensure_ascii=False) in text
+    )
 
 
 def parted(turn: Row) -> Row:

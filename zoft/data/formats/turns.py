@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from zoft.data.columns import RowReader, brief
-from zoft.data.files import Row
+from zoft.data.files import Row, without_nulls
 from zoft.data.formats.chat import Chat
 
 FLAGS = ("weight", "train", "training", "loss")  # of a turn: whether its reply is learnt
@@ -17,7 +17,9 @@ MEDIA = ("image", "image_url", "video", "video_url", "audio", "input_audio")
 def conversation(row: RowReader, turns: Sequence[Row]) -> Chat:
     """A chat of turns with `role` and `content`, and the functions of the column `tools`."""
     learnt = tuple(is_learnt(turn, i, row) for i, turn in enumerate(turns, 1))
-    bare = [without_nulls({k: v for k, v in turn.items() if k not in FLAGS}) for turn in turns]
+    said = [{key: value for key, value in turn.items() if key not in FLAGS} for turn in turns]
+    # Arguments are the caller's own: an empty one may be meant.
+    bare = without_nulls(said, keep="arguments")
     return Chat(bare, learnt, row.number, functions(row))
 
 
@@ -73,20 +75,4 @@ def functions(row: RowReader) -> list[Row] | None:
         return None
     if not (isinstance(found, list) and all(isinstance(one, dict) for one in found)):
         raise row.error(f"expected {name} to list functions, each an object")
-    return found
-
-
-def without_nulls(turn: Row) -> Row:
-    """A turn without the empty keys that tables give its parts and calls; arguments stay."""
-
-    def bare(value: Any) -> Any:
-        if isinstance(value, list):
-            return [bare(one) for one in value]
-        if isinstance(value, dict):
-            return {
-                k: v if k == "arguments" else bare(v) for k, v in value.items() if v is not None
-            }
-        return value
-
-    found: Row = bare(turn)
     return found
