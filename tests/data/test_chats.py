@@ -38,7 +38,7 @@ TALKS: dict[str, Turns] = {
     "two replies": [HI, GREAT, turn("user", "was it?"), turn("assistant", "It was bad")],
     "blanks around": [HI, turn("assistant", " great \n"), HI, turn("assistant", "\n\nbad ")],
     "a reply twice": [HI, GREAT, HI, GREAT],
-    "the question again": [HI, turn("assistant", "hi"), turn("user", "<"), turn("assistant", "<b")],
+    "the question again": [HI, turn("assistant", "hi"), turn("user", "<"), turn("assistant", "<")],
     "thoughts": [HI, turn("assistant", "<think>\nhm\n</think>\n\ngreat"), HI,
                  turn("assistant", "<think>\nso\n</think>\n\nbad")],
 }  # fmt: skip

@@ -97,7 +97,13 @@ class Chat:
         before, asked = render(turns[:i]), render(turns[:i], prompted=True)
         after = render(turns[: i + 1])
         if whole.startswith(before) and whole.startswith(after):
-            return range(begin_of(turns[i], whole, before, asked, after), len(after.rstrip()))
+            begin = shared(whole, asked)
+            if not asked:  # the chat opens with the assistant: no template can ask for that
+                begin = whole.find(spoken(turns[i])) if spoken(turns[i]) else len(after)
+            elif begin < len(asked):
+                # The request ends in what this reply lacks (thoughts); both may begin alike.
+                begin = min(begin, shared(whole, render(with_word(turns[: i + 1], i))))
+            return range(max(begin, 0), len(after.rstrip()))
         if span := self._replaced(turns, i, whole, asked[len(before) :], render):
             return span
         raise DataError(
@@ -112,11 +118,8 @@ class Chat:
 
         Templates of reasoning models drop earlier thoughts; some end the last turn in another way.
         """
-        word = (
-            [{"type": "text", "text": WORD}] if isinstance(turns[i].get("content"), list) else WORD
-        )
-        until = [*turns[:i], {"role": "assistant", "content": word}]
-        text = render([*until, *turns[i + 1 :]])
+        until = with_word(turns[: i + 1], i)
+        text = render(with_word(turns, i))
         start, found, rest = text.partition(WORD)
         if not found or not whole.endswith(rest):
             return None
@@ -204,21 +207,11 @@ def require_template(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
-def begin_of(turn: Row, whole: str, before: str, asked: str, after: str) -> int:
-    """Where a turn's reply begins in the chat: behind what asks for it.
-
-    `before` and `after` are the chat up to and with the turn, `asked` is `before` with the header.
-    """
-    content = spoken(turn)
-    begin = shared(whole, asked)
-    if not asked:  # the chat opens with the assistant: no template can ask for that
-        at = whole.find(content) if content else -1
-        return at if at >= 0 else len(after)
-    if begin < len(asked) and content:
-        # The request ends in what this reply lacks (thoughts); both may begin with the same letter.
-        at = whole.rfind(content, max(len(before), begin - len(content)), begin + len(content))
-        return at if at >= 0 else begin
-    return begin
+def with_word(turns: list[Row], i: int) -> list[Row]:
+    """The turns with WORD, which is like no text, as the reply i."""
+    parts = isinstance(turns[i].get("content"), list)
+    content = [{"type": "text", "text": WORD}] if parts else WORD
+    return [*turns[:i], {"role": "assistant", "content": content}, *turns[i + 1 :]]
 
 
 def spoken(turn: Row) -> str:
