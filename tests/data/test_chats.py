@@ -178,6 +178,13 @@ def test_arguments_come_in_the_form_that_the_template_reads() -> None:
         assert marked(row, template) == '[user]hi</s>[assistant]«<f {"city": "Rome"}></s>»'
 
 
+@pytest.mark.parametrize(
+    "code", ["{{ 1 // 0 }}", "{{ messages[9].role }}", "{% for i in range(10 ** 9) %}{% endfor %}"]
+)
+def test_what_a_template_cannot_do_is_an_error_of_the_row(code: str) -> None:
+    assert "row 1: the chat template fails" in failure({"messages": [HI, GREAT]}, code)
+
+
 # parts
 
 PARTS = (

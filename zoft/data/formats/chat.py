@@ -7,19 +7,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from zoft.data.examples import TextExample
 from zoft.data.files import Row, one_line
-from zoft.data.formats.forms import suited
+from zoft.data.formats.forms import FAILURES, suited
 from zoft.data.tokens import Ids, Tokens, shared
 from zoft.errors import DataError
 from zoft.recipe.sections import template as templates
 
-# What a template's own code may raise on turns that it does not expect.
-FAILURES = (TemplateError, TypeError, KeyError, ValueError, AttributeError, IndexError)
 # What a turn may hold beside its text, by its names: left out by templates that do not know it.
 BESIDES = (("reasoning_content", "reasoning", "thinking"), ("tool_calls",), ("tools",))
 WORD = "\ue000"  # stands in no text: of Unicode's private use

@@ -16,6 +16,11 @@ from zoft.data.files import Row
 
 Turns = list[Row]
 
+# What a template's own code may raise on turns that it does not expect.
+FAILURES = (
+    TemplateError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RuntimeError,
+)  # fmt: skip
+
 
 def suited(turns: Turns, render: Callable[[Turns], str]) -> Turns:
     """The turns in the form that the template reads; as they are, if it reads them so."""
@@ -37,7 +42,7 @@ def suited(turns: Turns, render: Callable[[Turns], str]) -> Turns:
 def attempt(render: Callable[[Turns], str], turns: Turns) -> str | None:
     try:
         return render(turns)
-    except (TemplateError, TypeError, KeyError, ValueError, AttributeError):
+    except FAILURES:
         return None
 
 
