@@ -100,9 +100,9 @@ CASES: dict[str, Case] = {
         "a.jsonl", lines({**GOOD, "label": 2}), CLASSES, 3,
         ("a.jsonl: row 1: label '2' is not in data.labels (0, 1)",),
     ),
-    "a word without tokens": (
-        "a.jsonl", lines(GOOD), ["data.template={text}\n", "data.labels={0: '', 1: a}"], 3,
-        ("data.labels: the tokenizer has no token for the word ''",),
+    "an empty word": (
+        "a.jsonl", lines(GOOD), ["data.template={text}\n", "data.labels={0: '', 1: a}"], 2,
+        ("data.labels.0: an empty word",),
     ),
     "ragged CSV": ("a.csv", b"text,label\na,1\nb,1,2\n", CLASSES, 3, ("a.csv:3: 3 values for 2",)),
     "open quote": ("a.csv", b'text,label\n"a,1\n', CLASSES, 3, ("a.csv:2: not valid CSV",)),

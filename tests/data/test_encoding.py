@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support import tiny
-from tokenizers import processors
+from tokenizers import AddedToken, normalizers, processors
 
 from zoft.data.encoding import Counts, Encoded, encode, shortened
 from zoft.data.examples import Choice, Example, TextExample, length
@@ -106,8 +106,11 @@ def test_a_wrong_row_is_shown_with_what_was_expected() -> None:
 
 
 def test_a_word_without_tokens_is_refused() -> None:
-    message = failure([{"text": "ok", "label": 1}], template="{text}\n", labels={0: "", 1: "a"})
-    assert "no token for the word ''" in message
+    deaf = tiny.tokenizer()
+    deaf.backend_tokenizer.normalizer = normalizers.Replace("x", "")
+    labels = {0: "x", 1: "a"}
+    message = failure([{"text": "ok", "label": 1}], deaf, template="{text}\n", labels=labels)
+    assert "no token for the word 'x'" in message
 
 
 # prompt-completion and text
@@ -198,6 +201,67 @@ def test_a_template_that_drops_earlier_thoughts() -> None:
     assert marked(example) == (
         "<s>[user]hi</s>\n[assistant]«hello</s>»\n[user]x</s>\n[assistant]«(hm)y</s>»\n"
     )
+
+
+BOUNDARIES: dict[str, tuple[str, str]] = {  # template, and what is learnt of the reply "great"
+    "a blank in the request": (
+        "{% for m in messages %}{% if m.role == 'user' %}U: {{ m.content }}{% else %}A: "
+        "{{ m.content }}</s>{% endif %}{% endfor %}{% if add_generation_prompt %}A: {% endif %}",
+        "U: hiA:« great</s>»",
+    ),
+    "a blank behind the question": (
+        "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST] {% else %}"
+        "{{ m.content }}</s>{% endif %}{% endfor %}",
+        "[INST] hi [/INST]« great</s>»",
+    ),
+    "a blank before the reply": (
+        "{% for m in messages %}{% if m.role == 'user' %}[INST]{{ m.content }}[/INST]{% else %}"
+        "{{ ' ' + m.content }}</s>{% endif %}{% endfor %}",
+        "[INST]hi[/INST]« great</s>»",
+    ),
+    "a request that opens thoughts": (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}</s>{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]ground: {% endif %}",
+        "[user]hi</s>[assistant]«great</s>»",
+    ),
+    "what is learnt is marked by the template": (
+        "{% for m in messages %}{% if m.role == 'user' %}U: {{ m.content }}{% else %}A: "
+        "{% generation %}{{ m.content }}</s>{% endgeneration %}{% endif %}{% endfor %}",
+        "U: hiA:« great</s>»",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BOUNDARIES)
+def test_the_first_token_of_a_reply_is_learnt(name: str) -> None:
+    """Where a token spans the template's own blank and the reply's first letter, it is learnt."""
+    template, expected = BOUNDARIES[name]
+    talk = [turn("user", "hi"), turn("assistant", "great")]
+    example = first([{"messages": talk}], tiny.tokenizer(chat_template=template), format="messages")
+    assert marked(example) == f"<s>{expected}"
+
+
+def test_line_breaks_that_merge_are_learnt_with_the_reply() -> None:
+    merging = tiny.tokenizer(
+        chat_template=BOUNDARIES["a blank in the request"][0].replace(": ", ":\n")
+    )
+    merging.add_tokens(["\n\n"])
+    talk = [turn("user", "hi"), turn("assistant", "\ngreat")]
+    example = first([{"messages": talk}], merging, format="messages")
+    assert marked(example, merging) == "<s>U:\nhiA:«\n\ngreat</s>»"
+
+
+def test_a_header_that_takes_up_blanks_is_not_learnt() -> None:
+    """Phi-3's tokens swallow the blanks behind them, those of the reply included."""
+    template = (
+        "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + '</s>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+    )
+    greedy = tiny.tokenizer(chat_template=template)
+    greedy.add_tokens([AddedToken("<|assistant|>", rstrip=True, special=True)])
+    talk = [turn("user", "hi"), turn("assistant", " great")]
+    example = first([{"messages": talk}], greedy, format="messages")
+    assert marked(example, greedy) == "<s><|user|>\nhi</s><|assistant|>«great</s>»"
 
 
 def test_a_template_that_hides_earlier_turns_is_refused() -> None:

@@ -118,3 +118,11 @@ def test_templates_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert "sst2      sentiment of a sentence (glue, sst2)\n          | {text} It was\n" in out
     assert "options entities" in out
+
+
+def test_words_that_part_within_a_character_are_shown_whole() -> None:
+    """ä and ö begin with the same byte, which is then the prompt's."""
+    tokenizer = tiny.tokenizer()
+    prompt, options = tuple(tokenizer("It was ä")["input_ids"]), tokenizer("ö")["input_ids"][-1:]
+    choice = Choice(prompt[:-1], (prompt[-1:], tuple(options)), 0)
+    assert parts(choice, tokenizer) == [("<s>It was ", False), ("ä", True)]

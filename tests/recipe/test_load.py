@@ -104,7 +104,7 @@ device: gpu
         "r.yaml:14:28: tune.target_modules.1: found 3; expected text; put it in quotes",
         "r.yaml:15:1: device: found 'gpu'; expected auto, cpu, cuda or cuda:N. auto: the first "
         "GPU, else the CPU.",
-        f"r.yaml:16:1: 3: 3 is not a name; expected one of {', '.join(Recipe.model_fields)}",
+        f"r.yaml:16:1: 3: no such key; expected one of {', '.join(Recipe.model_fields)}",
         "override 'train.lr=3': train.lr: no such key here; it belongs at optimizer.lr",
         "override 'foo': expected section.key=value, or ~section.key to delete",
         "override '~seed': the recipe does not set seed",
@@ -247,7 +247,9 @@ ODD = st.sampled_from(
 @given(
     name=TEXT | ODD,
     labels=st.dictionaries(TEXT | ODD, TEXT | ODD, min_size=2, max_size=4).filter(
-        lambda labels: len(set(labels.values())) == len(labels)
+        lambda labels: (
+            len(set(labels.values())) == len(labels) and all(map(str.strip, labels.values()))
+        )
     ),
     lr=st.floats(min_value=0, exclude_min=True, allow_infinity=False),
     include=st.lists(TEXT | ODD, max_size=3),

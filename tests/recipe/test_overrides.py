@@ -89,7 +89,7 @@ def test_refused(override: str, what: str) -> None:
         ("tune.target_modules", "[q_proj, v_proj]", ["q_proj", "v_proj"]),
         ("tune.include", "['*']", ["*"]),
         ("optimizer.fold_momentum", "no", "no"),
-        ("data.labels", "{0: bad, 1: good}", {0: "bad", 1: "good"}),
+        ("data.labels", "{0: bad, 1: good}", {"0": "bad", "1": "good"}),
         # Keys that hold text take it as it stands, ...
         ("data.template", "{text} It was", "{text} It was"),
         ("data.template", "{text}", "{text}"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,30 +55,27 @@ class RowReader:
         own = self.section.options
         if self.section.labels:
             return list(self.section.labels.values())
-        if isinstance(own, list):
-            return [self.filled(option) for option in own]
         assert own is not None
-        found = self.texts(own)
+        found = [self.filled(one) for one in own] if isinstance(own, list) else self.texts(own)
         if len(found) < 2:
             raise self.error(f"{own} must list two options or more")
+        if empty := [number for number, word in enumerate(found) if not word.strip()]:
+            raise self.error(f"option {empty[0]} is empty")
         return found
 
     def label(self, options: Sequence[str]) -> int:
         """Which of `options` is right: by `data.labels`, else by its number or its text."""
         value, labels = self.column("label"), self.section.labels
         known = list(labels) or [str(i) for i in range(len(options))]
-        if isinstance(value, float) and value.is_integer() and str(value) not in known:
-            value = int(value)  # a Parquet column of integers with gaps is read as floats
-        if isinstance(value, bool) and str(value) not in known:
-            value = int(value)
         if not labels:
             texts = value if isinstance(value, list) else [value]
             if right := [text for text in texts if text in options]:
                 return options.index(right[0])
-        if str(value) not in known:
+        found = place_of(value, known)
+        if found is None:
             named = f"data.labels ({', '.join(known)})" if labels else f"its {len(known)} options"
             raise self.error(f"label {brief(str(value))!r} is not in {named}")
-        return known.index(str(value))
+        return found
 
     def filled(self, template: str) -> str:
         """The template filled in from the row's columns."""
@@ -102,11 +99,44 @@ class RowReader:
         return DataError(f"row {self.number}: {problem}; the row: {shown(self.row)}")
 
     def _lacks(self, name: str) -> DataError:
+        if elsewhere := beneath(self.row, lambda one: name in one):
+            return DataError(elsewhere)
         found = ", ".join(key for key, value in self.row.items() if value is not None)
         return self.error(
             f"expected a column {name!r} ({self.section.format} reads {', '.join(self.needed)}; "
             f"data.columns renames), found {found or 'none'}"
         )
+
+
+def place_of(value: Any, known: Sequence[str]) -> int | None:
+    """The place of a label: as it is written, else the only one of the same number or truth.
+
+    A Parquet column of integers with gaps is read as floats; truth is `true`, `True` or `1`.
+    """
+    if str(value) in known:
+        return known.index(str(value))
+    alike = [i for i, written in enumerate(known) if is_alike(value, written)]
+    return alike[0] if len(alike) == 1 else None
+
+
+def is_alike(value: Any, written: str) -> bool:
+    if str(value).lower() in ("true", "false") and written.lower() == str(value).lower():
+        return True
+    if not isinstance(value, int | float):
+        return False
+    try:
+        return float(written) == value
+    except ValueError:
+        return False
+
+
+def beneath(row: Row, fits: Callable[[Row], bool]) -> str | None:
+    """What is said of a whole file that was read as one row: the key under which its rows stand."""
+    for key, value in row.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict) and fits(value[0]):
+            names = ", ".join(row)
+            return f"one object with {names}; rows stand under {key}, write them as a list"
+    return None
 
 
 def shown(row: Row) -> str:

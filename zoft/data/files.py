@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from zoft.errors import DataError
+from zoft.recipe.yaml import TYPOGRAPHIC
 
 Row = dict[str, Any]
 Check = Callable[[], None]  # raises Interrupted if the run is to stop
@@ -30,12 +31,14 @@ def read_file(path: Path, check: Check = never) -> list[Row]:
 
 
 def read_json(path: Path, check: Check) -> list[Row]:
-    """One object per line, or one array of objects."""
+    """One object per line, one array of objects, or a single object over several lines."""
     text = read_text(path)
-    items = []
-    if text.lstrip().startswith("["):
-        items = list(enumerate(parse_json(text, path, 1), 1))
-        unit = "item "
+    items: list[tuple[int, Any]] = []
+    opening = text.lstrip().partition("\n")[0].strip()
+    if opening.startswith("["):
+        items, unit = list(enumerate(parse_json(text, path, 1), 1)), "item "
+    elif opening.startswith("{") and not opening.endswith("}"):
+        items, unit = [(1, parse_json(text, path, 1))], ""
     else:
         # Not splitlines: a JSON string may hold U+2028 and its like.
         for n, line in enumerate(text.split("\n"), 1):
@@ -53,14 +56,43 @@ def read_json(path: Path, check: Check) -> list[Row]:
 def parse_json(text: str, path: Path, line: int) -> Any:
     """Parse JSON that begins on the given line of the file."""
     try:
-        return json.loads(text, object_pairs_hook=once_each)
+        return json.loads(text, object_pairs_hook=once_each, parse_float=as_written)
     except json.JSONDecodeError as error:
         at_end = error.msg.startswith("Unterminated") or error.pos >= len(text.rstrip())
-        cut = "; is the file cut off?" if at_end else ""
+        cut = "; is the file cut off?" if at_end else _hint(text, error)
         where = f"{path}:{line + error.lineno - 1}"
         raise DataError(f"{where}: not valid JSON ({error.msg}){cut}") from error
     except (ValueError, RecursionError) as error:  # a key twice, endless digits, endless brackets
         raise DataError(f"{path}:{line}: cannot be read as JSON ({one_line(error)})") from error
+
+
+def _hint(text: str, error: json.JSONDecodeError) -> str:
+    """What to do about some JSON that people write by hand."""
+    if text[error.pos : error.pos + 1] in (*TYPOGRAPHIC,):
+        return '; typographic quotes are no quotes, write "'
+    if error.msg == "Extra data":
+        return "; several objects stand each on a line of its own, or in [ ] with commas between"
+    return ""
+
+
+class Written(float):
+    """A number with a fraction that Python would write in another way: 1.10, 1e3."""
+
+    def __new__(cls, text: str) -> Written:
+        number = super().__new__(cls, text)
+        number.text = text
+        return number
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def as_written(text: str) -> float:
+    """A number from JSON that is written again as it stands there: labels and texts are compared."""
+    number = float(text)
+    return number if str(number) == text else Written(text)
 
 
 def once_each(pairs: list[tuple[str, Any]]) -> Row:
@@ -79,6 +111,11 @@ def read_csv(path: Path, check: Check) -> list[Row]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         header = next(reader, [])
+        if len(header) == 1 and (others := [mark for mark in ";\t|" if mark in header[0]]):
+            raise DataError(
+                f"{path}:1: the header is one column, {header[0]!r}; columns are separated by commas, "
+                f"not by {others[0]!r}"
+            )
         if len(set(header)) < len(header):
             raise DataError(f"{path}:1: a column name stands twice: {', '.join(header)}")
         rows: list[Row] = []
@@ -107,11 +144,25 @@ def read_parquet(path: Path, check: Check) -> list[Row]:
             if len(set(names)) < len(names):
                 raise DataError(f"{path}: a column name stands twice: {', '.join(names)}")
             for batch in file.iter_batches(EVERY):
-                rows += batch.to_pylist()
+                rows += map(without_nulls, batch.to_pylist())
                 check()
     except pyarrow.ArrowException as error:
         raise DataError(f"{path}: not a valid Parquet file ({one_line(error)})") from error
     return rows
+
+
+def without_nulls(value: Any, keep: str = "") -> Any:
+    """A value without empty keys, but for what stands under `keep`: a table gives the keys of any
+    row's objects to those of all."""
+    if isinstance(value, list):
+        return [without_nulls(one, keep) for one in value]
+    if isinstance(value, dict):
+        return {
+            key: one if key == keep else without_nulls(one, keep)
+            for key, one in value.items()
+            if one is not None
+        }
+    return value
 
 
 def read_text(path: Path) -> str:

@@ -125,12 +125,18 @@ def parts(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[Stretch]
             )
         case TextExample(ids=ids, supervised=supervised):
             trained = set(supervised)
+
+    def upto(end: int) -> str:
+        """The text of the tokens before; one that ends within a character leaves it to the next."""
+        text = _decode(tokenizer, ids[:end])
+        return text if end == len(ids) else text.rstrip("\ufffd")
+
     found: list[Stretch] = []
     begin = 0
     for end in range(1, len(ids) + 1):
         if end == len(ids) or (end in trained) != (begin in trained):
             # From the text of the tokens before: alone, a stretch may lose its first blank.
-            text = _decode(tokenizer, ids[:end])[len(_decode(tokenizer, ids[:begin])) :]
+            text = upto(end)[len(upto(begin)) :]
             found.append((text, begin in trained))
             begin = end
     return found

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from zoft.data.files import EVERY, READERS, Check, Row, never, one_line, read_file
+from zoft.data.files import EVERY, READERS, Check, Row, never, one_line, read_file, without_nulls
 from zoft.errors import DataError, EnvironmentProblem
 from zoft.recipe.sections.data import DataSource
 
@@ -115,7 +115,7 @@ def taken(table: Iterable[Row], check: Check) -> list[Row]:
     """All rows of a table or stream, in its order."""
     rows: list[Row] = []
     for row in table:
-        rows.append(dict(row))
+        rows.append(without_nulls(dict(row)))
         if len(rows) % EVERY == 0:
             check()
     return rows

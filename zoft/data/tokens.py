@@ -15,10 +15,14 @@ Ids = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Tokens:
-    """A tokenizer, and the tokens (BOS, if any) that it puts in front of a text."""
+    """A tokenizer, and the tokens (BOS, if any) that it puts in front of a text.
+
+    `greedy` tokens also take up the blanks behind them, as Phi-3's `<|assistant|>` does.
+    """
 
     tokenizer: PreTrainedTokenizerBase
     start: Ids
+    greedy: frozenset[int]
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> Tokens:
@@ -30,7 +34,9 @@ class Tokens:
         full = tokenizer("a")["input_ids"]
         places = range(len(full) - len(bare) + 1)
         at = next((i for i in places if full[i : i + len(bare)] == bare), 0)
-        return cls(tokenizer, tuple(full[:at]))
+        added = tokenizer.added_tokens_decoder.items()
+        greedy = frozenset(number for number, token in added if token.rstrip)
+        return cls(tokenizer, tuple(full[:at]), greedy)
 
     def encode(self, texts: list[str]) -> list[Ids]:
         """Token ids of each text, with `start` in front exactly once, however often it stands there."""
@@ -38,16 +44,16 @@ class Tokens:
             return []
         return [self._started(tuple(ids)) for ids in self._bare(texts)["input_ids"]]
 
-    def encode_with_offsets(self, text: str) -> tuple[Ids, tuple[int, ...]]:
-        """Token ids of one text and the character at which each begins (-1 for `start`)."""
+    def encode_with_places(self, text: str) -> tuple[Ids, tuple[range, ...]]:
+        """Token ids of one text and the characters that each stands for (none for `start`)."""
         if not self.tokenizer.is_fast:
             name = type(self.tokenizer).__name__
             raise DataError(f"data.format: messages needs a fast tokenizer, {name} is not one")
         encoding = self._bare([text], return_offsets_mapping=True)
         ids = self._started(tuple(encoding["input_ids"][0]))
-        begins = tuple(begin for begin, _ in encoding["offset_mapping"][0])
+        places = tuple(range(*place) for place in encoding["offset_mapping"][0])
         behind = len(ids) - len(self.start)
-        return ids, (-1,) * len(self.start) + begins[len(begins) - behind :]
+        return ids, (range(0),) * len(self.start) + places[len(places) - behind :]
 
     def ended(self, ids: Ids) -> Ids:
         """`ids` with EOS behind, where the tokenizer has one and it does not stand there yet."""

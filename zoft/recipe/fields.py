@@ -47,7 +47,8 @@ def holds_text(key: Key) -> bool:
         return field.annotation in (str, str | None) or holds_texts(key)
     parent = field_of(key[:-1])
     options = (parent.annotation, *get_args(parent.annotation)) if parent else ()
-    return dict[str, str] in options or list[str] in options
+    mapping = any(get_origin(option) is dict for option in options)  # all are of texts
+    return mapping or list[str] in options
 
 
 def holds_texts(key: Key) -> bool:

@@ -85,8 +85,6 @@ def _say(key: Key, details: list[ErrorDetails]) -> str:
             return _of_another_rule(key, first) or unknown(key)
         case "union_tag_invalid":
             return f"found {_shown(first['input']['name'])}; expected {' or '.join(RULES)}"
-        case "invalid_key":
-            return f"{key[-1][:40]} is not a name; expected one of {', '.join(siblings(key[:-1]))}"
         case "value_error":
             return str(first["ctx"]["error"])
         case "string_pattern_mismatch":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from zoft.recipe.fields import Key, holds_text, holds_texts
-from zoft.recipe.yaml import NotYaml, read
+from zoft.recipe.yaml import Misquoted, NotYaml, read
 
 Values = dict[Any, Any]
 
@@ -32,6 +32,8 @@ def parse(text: str, key: Key) -> Any:
     """
     try:
         _, value = read(text)
+    except Misquoted:
+        raise
     except NotYaml:
         return text
     texts = isinstance(value, list) and all(isinstance(one, str) for one in value)

@@ -15,6 +15,8 @@ from ruamel.yaml.nodes import CollectionNode, MappingNode, Node, ScalarNode
 
 MAX_BYTES = 128 * 1024  # of a file; the longest packaged recipe has some thousand
 MAX_VALUES, MAX_DEPTH = 5_000, 32  # keys and values, with what aliases repeat; sections in sections
+MERGE, TEXT = "tag:yaml.org,2002:merge", "tag:yaml.org,2002:str"
+TYPOGRAPHIC = "\u201c\u201d\u201e\u201f\xab\xbb\u2018\u2019\u201a"  # letters to YAML and JSON
 
 
 class NotYaml(ValueError):
@@ -25,19 +27,24 @@ class NotYaml(ValueError):
         self.place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
 
 
+class Misquoted(NotYaml):
+    """A text that begins with a quote of typesetters: whether it is meant cannot be told."""
+
+
 def read(text: str) -> tuple[Node | None, Any]:
     """The node tree, which knows places, and the plain values. Raises NotYaml.
 
-    1e-6 is a number, `no` is text, and a key that is written twice is left to the caller to find.
+    1e-6 is a number, `no` is text, and a key is text as it is written (`01`, `TRUE`); one that is
+    written twice is left to the caller to find.
     """
     try:
         _require_small(text)
         root = _yaml().compose(text)
         _require_finite(root)
-        return root, _yaml().load(text)
+        return root, _values(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise NotYaml(f"not YAML: {error.problem}{_braces(text, mark)}", mark) from error
+        raise NotYaml(f"not YAML: {error.problem}{_hint(text, mark)}", mark) from error
     except NotYaml:
         raise
     except (YAMLError, ValueError, TypeError, RecursionError) as error:
@@ -50,11 +57,46 @@ def _yaml() -> YAML:
     return yaml
 
 
-def _braces(text: str, mark: Any) -> str:
-    """Between braces and brackets the braces of a reference mean something else to YAML."""
+def _values(text: str) -> Any:
+    """The plain values, from nodes of their own: to merge anchors changes the nodes."""
+    yaml = _yaml()
+    root = yaml.compose(text)
+    if root is None:
+        return None
+    _name_keys(root, set())
+    return yaml.constructor.construct_document(root)
+
+
+def _name_keys(node: Node, seen: set[int]) -> None:
+    """Make every key a text: to YAML, 01 and 1.10 are numbers like 1 and 1.1, TRUE is truth."""
+    if id(node) in seen:
+        return
+    seen.add(id(node))
+    if isinstance(node, MappingNode):
+        node.value = [
+            (key if key.tag == MERGE else ScalarNode(TEXT, key.value, key.start_mark), value)
+            for key, value in node.value
+        ]
+    for below in _below(node):
+        _name_keys(below, seen)
+
+
+def _hint(text: str, mark: Any) -> str:
+    """What to do about a text that means something else to YAML: quotes, mostly."""
     lines = text.splitlines()
-    inside = mark is not None and mark.line < len(lines) and "${env:" in lines[mark.line]
-    return '; between { } or [ ], write "${env:NAME}" in quotes' if inside else ""
+    if mark is None or mark.line >= len(lines):
+        return ""
+    line = lines[mark.line]
+    before = line[: mark.column].rstrip()
+    if "${env:" in line:
+        return '; between { } or [ ], write "${env:NAME}" in quotes'
+    if before.endswith(("}", "]")):
+        return "; a text that begins with a brace or bracket is written in quotes"
+    if before.endswith(('"', "'")):
+        return "; quotes go around the whole text"
+    if line[mark.column : mark.column + 1] in tuple(":%@`*&!|>"):
+        return "; a text with such a character is written in quotes"
+    return ""
 
 
 def _require_small(text: str) -> None:
@@ -79,6 +121,15 @@ def _require_finite(root: Node | None) -> None:
                 raise NotYaml("an anchor that holds itself", node.start_mark)
             return sizes[id(node)]
         sizes[id(node)] = 0
+        if (
+            isinstance(node, ScalarNode)
+            and node.style is None
+            and node.value[:1] in (*TYPOGRAPHIC,)
+        ):
+            raise Misquoted(
+                f'{node.value[:1]} is no quote to YAML; write " instead, or around it',
+                node.start_mark,
+            )
         total = 1 + sum(map(size, _below(node)))
         if total > MAX_VALUES:
             raise NotYaml(f"anchors repeat more than {MAX_VALUES} values", node.start_mark)

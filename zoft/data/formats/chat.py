@@ -2,67 +2,198 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
 
-from zoft.data.columns import RowReader
 from zoft.data.examples import TextExample
 from zoft.data.files import Row, one_line
+from zoft.data.formats.forms import FAILURES, suited
 from zoft.data.tokens import Ids, Tokens, shared
 from zoft.errors import DataError
+from zoft.recipe.sections import template as templates
+
+# What a turn may hold beside its text, by its names: left out by templates that do not know it.
+BESIDES = (("reasoning_content", "reasoning", "thinking"), ("tool_calls",), ("tools",))
+WORD = "\ue000"  # stands in no text: of Unicode's private use
+MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+Render = Callable[..., str]
 
 
 @dataclass(frozen=True)
 class Chat:
-    """The turns of one conversation, as the chat template takes them; `number` is the row's."""
+    """The turns of one conversation, as the chat template takes them; `number` is the row's.
+
+    `learnt` says of each turn whether it is. `tools` are the functions that it may call.
+    """
 
     turns: list[Row]
+    learnt: tuple[bool, ...]
     number: int
+    tools: list[Row] | None = None
 
     @property
     def texts(self) -> Sequence[str]:
-        """None: a chat is tokenized by itself, with the characters at which its tokens begin."""
+        """None: a chat is tokenized by itself, with the characters that its tokens stand for."""
         return ()
 
     def example(self, _ids: Sequence[Ids], tokens: Tokens) -> TextExample:
-        """A token is supervised if its first character lies in an assistant's turn."""
+        """A token is supervised if any of its characters lies in a reply.
+
+        So is one that holds the blank or line break before it, too: the reply cannot be written
+        without it. A token of the template's own that merely takes up blanks behind it is not.
+        """
         try:
             whole, learnt = self.written(tokens.tokenizer)
-        except (TemplateError, TypeError, KeyError) as error:
+        except FAILURES as error:
             problem = f"row {self.number}: the chat template fails ({one_line(error)})"
             raise DataError(problem) from error
-        own, begins = tokens.encode_with_offsets(whole)
-        supervised = (p for p, at in enumerate(begins) if p and any(at in span for span in learnt))
+        try:
+            templates.as_text(whole)
+        except ValueError as error:
+            raise DataError(f"row {self.number}: {error} in the conversation") from error
+        own, places = tokens.encode_with_places(whole)
+        supervised = (
+            p
+            for p, place in enumerate(places)
+            if p and any(overlaps(place, span, own[p] in tokens.greedy) for span in learnt)
+        )
         return TextExample(own, tuple(supervised))
 
     def written(self, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[range]]:
-        """The chat as the template writes it, and the characters of each reply with its end."""
+        """The chat as the template writes it, and the characters of each reply with its end.
 
-        def render(count: int, prompted: bool = False) -> str:
-            if count == 0:
+        A template that marks what the assistant generates ({% generation %}) has the last word.
+        """
+        template = tokenizer.get_chat_template(tools=self.tools)
+
+        def render(turns: list[Row], prompted: bool = False, tools: Any = self.tools) -> str:
+            if not turns:
                 return ""
             return str(
                 tokenizer.apply_chat_template(
-                    self.turns[:count], tokenize=False, add_generation_prompt=prompted
+                    turns, tools=tools, tokenize=False, add_generation_prompt=prompted
                 )
             )
 
-        whole = render(len(self.turns))
-        spans = []
-        for i, turn in enumerate(self.turns):
-            if turn["role"] == "assistant":
-                span = span_of(turn, whole, render(i), render(i, prompted=True), render(i + 1))
-                if span is None:
-                    raise DataError(
-                        f"row {self.number}: the chat template rewrites turn {i + 1} when others "
-                        "follow; end the conversation there, or use format prompt-completion"
-                    )
-                spans.append(range(*span))
-        return whole, spans
+        turns = suited(self.turns, render)
+        whole = render(turns)
+        self._require_whole(turns, whole, render)
+        if MARKS.search(template):
+            return whole, self._marked(turns, template, tokenizer)
+        return whole, [
+            self._span(turns, i, whole, render) for i, learnt in enumerate(self.learnt) if learnt
+        ]
+
+    def _span(self, turns: list[Row], i: int, whole: str, render: Render) -> range:
+        before, asked = render(turns[:i]), render(turns[:i], prompted=True)
+        after = render(turns[: i + 1])
+        if whole.startswith(before) and whole.startswith(after):
+            begin = shared(whole, asked)
+            if not asked:  # the chat opens with the assistant: no template can ask for that
+                begin = whole.find(spoken(turns[i])) if spoken(turns[i]) else len(after)
+            elif begin < len(asked):
+                # The request ends in what this reply lacks (thoughts); both may begin alike.
+                begin = min(begin, shared(whole, render(with_word(turns[: i + 1], i))))
+            return range(max(begin, 0), len(after.rstrip()))
+        if span := self._replaced(turns, i, whole, asked[len(before) :], render):
+            return span
+        raise DataError(
+            f"row {self.number}: the chat template rewrites turn {i + 1} when others "
+            "follow; end the conversation there, or use format prompt-completion"
+        )
+
+    def _replaced(
+        self, turns: list[Row], i: int, whole: str, header: str, render: Render
+    ) -> range | None:
+        """Where a reply stands that is spelt otherwise once others follow: where another would.
+
+        Templates of reasoning models drop earlier thoughts; some end the last turn in another way.
+        """
+        until = with_word(turns[: i + 1], i)
+        text = render(with_word(turns, i))
+        start, found, rest = text.partition(WORD)
+        if not found or not whole.endswith(rest):
+            return None
+        begin = start.rfind(header) + len(header) if header in start else len(start)
+        for last in (render(until), render(until, prompted=True).removesuffix(header)):
+            end = last.rpartition(WORD)[2].rstrip()
+            if rest.startswith(end):
+                behind = len(whole) - len(rest) + len(end)
+                return range(min(begin, shared(whole, text)), behind)
+        return None
+
+    def _marked(
+        self, turns: list[Row], template: str, tokenizer: PreTrainedTokenizerBase
+    ) -> list[range]:
+        """What the template itself marks as the assistant's."""
+        special: dict[str, Any] = dict(tokenizer.special_tokens_map)
+        # The library's annotation names the texts alone; with a mask it returns their marks, too.
+        found: Any = render_jinja_template(
+            [turns],
+            tools=self.tools,  # type: ignore[arg-type]
+            chat_template=template,
+            return_assistant_tokens_mask=True,
+            **special,
+        )
+        spans = [range(*mark) for mark in found[1][0]]
+        replies = [
+            learnt
+            for turn, learnt in zip(turns, self.learnt, strict=True)
+            if turn["role"] == "assistant"
+        ]
+        if all(replies):
+            return spans
+        if len(spans) != len(replies):
+            raise DataError(
+                f"row {self.number}: the chat template marks {len(spans)} stretches for "
+                f"{len(replies)} replies, so none can be left out; remove the turns' flags"
+            )
+        return [span for span, learnt in zip(spans, replies, strict=True) if learnt]
+
+    def _require_whole(self, turns: list[Row], whole: str, render: Render) -> None:
+        """Refuse a row whose functions, calls or thoughts the template leaves out."""
+        if self.tools and same(render, turns, whole, tools=None):
+            raise self._left_out("the functions of the column tools")
+        for names in BESIDES:
+            for i in (i for i, turn in enumerate(turns) if any(map(turn.get, names))):
+                # As it is written at the conversation's end: later turns may hide thoughts.
+                bare = {"content": "", **turns[i]}
+                bare = {key: value for key, value in bare.items() if key not in names}
+                if same(render, [*turns[:i], bare], render(turns[: i + 1])):
+                    name = next(name for name in names if turns[i].get(name))
+                    raise self._left_out(f"{name} of turn {i + 1}")
+        for i, turn in enumerate(turns):
+            if self.learnt[i] and (content := spoken(turn)) and content not in whole:
+                silent = [*turns[:i], {**turn, "content": ""}]
+                if same(render, silent, render(turns[: i + 1])):
+                    raise self._left_out(f"the content of turn {i + 1}")
+
+    def _left_out(self, what: str) -> DataError:
+        return DataError(
+            f"row {self.number}: the chat template leaves out {what}; take a model whose template "
+            "writes it, or remove it from the rows"
+        )
+
+
+def same(render: Render, turns: list[Row], text: str, **changes: Any) -> bool:
+    """Whether the template writes `text` for other turns or functions, too."""
+    try:
+        return render(turns, **changes) == text
+    except FAILURES:
+        return False
+
+
+def overlaps(place: range, span: range, greedy: bool) -> bool:
+    """Whether a token that stands for the characters `place` belongs to a reply at `span`."""
+    if greedy or not place:
+        return place.start in span
+    return place.start < span.stop and place.stop > span.start
 
 
 def require_template(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -73,38 +204,18 @@ def require_template(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
-def listed_turns(role: str, shape: str, row: RowReader) -> list[dict[str, Any]]:
-    turns = row.column(role)
-    if not (isinstance(turns, list) and turns and all(isinstance(turn, dict) for turn in turns)):
-        raise row.error(f"expected a list of {shape}")
-    return turns
+def with_word(turns: list[Row], i: int) -> list[Row]:
+    """The turns with WORD, which is like no text, as the reply i."""
+    parts = isinstance(turns[i].get("content"), list)
+    content = [{"type": "text", "text": WORD}] if parts else WORD
+    return [*turns[:i], {"role": "assistant", "content": content}, *turns[i + 1 :]]
 
 
-def require_known(role: str, known: Sequence[str], turn: int, row: RowReader) -> None:
-    if role not in known:
-        raise row.error(f"turn {turn} has the role {role!r}; the roles are {', '.join(known)}")
-
-
-def span_of(
-    turn: Row, whole: str, before: str, prompted: str, after: str
-) -> tuple[int, int] | None:
-    """Where in the whole chat a turn's reply stands, from its first character past its end token.
-
-    `before` and `after` are the chat up to and with the turn, `prompted` is `before` with the
-    header that asks for the reply. Templates of reasoning models spell a turn differently once
-    others follow (they drop its thoughts); its content is searched then. None: not found.
-    """
-    content = str(turn.get("content") or "").strip()
-    begin = shared(whole, prompted)
-    if not prompted:  # the chat opens with the assistant: no template can ask for that
-        begin = whole.find(content) if content else len(after)
-    if begin < 0 or not whole.startswith(before):
-        return None
-    if whole.startswith(after):
-        return begin, len(after.rstrip())
-    if not content:
-        return None
-    at, tail = whole.find(content, begin), after.rstrip().rpartition(content)[2]
-    if at < 0 or not whole.startswith(tail, at + len(content)):
-        return None
-    return begin, at + len(content) + len(tail)
+def spoken(turn: Row) -> str:
+    """The text of a turn without its thoughts."""
+    content = turn.get("content")
+    if isinstance(content, list):
+        content = "".join(
+            part if isinstance(part, str) else str(part.get("text", "")) for part in content
+        )
+    return str(content or "").rpartition("</think>")[2].strip()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from zoft.data.columns import RowReader
 from zoft.data.formats.format import Format
-from zoft.data.formats.prompted import Options, gap
+from zoft.data.formats.prompted import Options
 
 
 def parse(row: RowReader) -> Options:
     """The words are `data.labels`, or the row's own options."""
     assert row.template is not None  # the recipe's schema asks for one
     prompt, words = row.filled(row.template), row.options()
-    return Options(row, prompt, gap(row.template), words, row.label(words))
+    return Options(row, prompt, words, row.label(words))
 
 
 CLASSIFICATION = Format(

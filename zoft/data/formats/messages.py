@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from zoft.data.columns import RowReader
-from zoft.data.formats.chat import Chat, listed_turns, require_known
+from zoft.data.formats.chat import Chat
 from zoft.data.formats.format import Format
+from zoft.data.formats.turns import conversation, listed_turns, require_known, require_text
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
 
@@ -18,12 +19,13 @@ def parse(row: RowReader) -> Chat:
         if not isinstance(role, str):
             raise row.error(f"expected a list of {shape}, turn {i} has no role")
         require_known(role, ROLES, i, row)
-        if isinstance(content, list) or (content is None and turn.get("tool_calls")):
-            continue  # parts of a message: the template's business
-        if content is None:
+        if isinstance(content, list):
+            require_text(content, i, row)
+        elif content is not None:
+            row.as_text(content, f"the content of turn {i}")
+        elif not turn.get("tool_calls"):
             raise row.error(f"turn {i} has no content")
-        row.as_text(content, f"the content of turn {i}")
-    return Chat(turns, row.number)
+    return conversation(row, turns)
 
 
 MESSAGES = Format(name="messages", reads=("messages",), parse=parse, chat=True)

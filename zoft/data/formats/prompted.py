@@ -28,10 +28,13 @@ class Completion:
     ends: bool = True
 
     @classmethod
-    def of(cls, prompt: str, answers: Sequence[str], gap: str = "") -> Completion:
-        """The first of the answers is learnt. Without one, or if it is empty, nothing is."""
+    def of(cls, prompt: str, answers: Sequence[str], *, templated: bool = False) -> Completion:
+        """The first of the answers is learnt, after a template as `following` has it. Without one,
+        or if it is empty, nothing is."""
         first = next(iter(answers), "")
-        return cls(prompt, gap + first if first else "", tuple(answers))
+        return cls(
+            prompt, following(prompt, first) if templated and first else first, tuple(answers)
+        )
 
     @property
     def texts(self) -> Sequence[str]:
@@ -51,18 +54,17 @@ class Options:
 
     row: RowReader
     prompt: str
-    gap: str
     words: Sequence[str]
     label: int
 
     def gold(self) -> Completion:
         """The prompt with the right word only, as a text to be learnt."""
         word = self.words[self.label]
-        return Completion(self.prompt, self.gap + word, (word,), ends=False)
+        return Completion(self.prompt, following(self.prompt, word), (word,), ends=False)
 
     @property
     def texts(self) -> Sequence[str]:
-        return self.prompt, *(self.prompt + self.gap + word for word in self.words)
+        return self.prompt, *(self.prompt + following(self.prompt, word) for word in self.words)
 
     def example(self, ids: Sequence[Ids], _tokens: Tokens) -> Choice:
         prompt, *continued = ids
@@ -80,9 +82,11 @@ class Options:
         return Choice(prompt[:cut], options, self.label)
 
 
-def gap(template: str) -> str:
-    """What stands between a template's prompt and the word after it."""
-    return "" if template[-1:].isspace() else " "
+def following(prompt: str, text: str) -> str:
+    """A text as it follows a template's prompt: after one blank, which either may bring along."""
+    if prompt.endswith(" "):
+        return text.removeprefix(" ")
+    return text if prompt[-1:].isspace() or text[:1].isspace() else f" {text}"
 
 
 def learnt_from(first: int, ids: Ids) -> TextExample:

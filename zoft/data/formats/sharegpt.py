@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from zoft.data.columns import RowReader, shown
 from zoft.data.files import Row
-from zoft.data.formats.chat import Chat, listed_turns, require_known
+from zoft.data.formats.chat import Chat
 from zoft.data.formats.format import Format
+from zoft.data.formats.turns import conversation, listed_turns, require_known
 from zoft.errors import DataError
 
 ROLES = {  # in ShareGPT -> in a chat template
@@ -33,8 +34,9 @@ def parse(row: RowReader) -> Chat:
             )
         require_known(role, tuple(ROLES), i, row)
         content = row.as_text(content, f"the value of turn {i}")
-        turns.append({"role": ROLES[role], "content": content})
-    return Chat(turns, row.number)
+        beside = {key: value for key, value in turn.items() if key not in ("from", "value")}
+        turns.append({**beside, "role": ROLES[role], "content": content})
+    return conversation(row, turns)
 
 
 SHAREGPT = Format(name="sharegpt", reads=("conversations",), parse=parse, chat=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import islice
 
-from zoft.data.columns import shown
+from zoft.data.columns import beneath, shown
 from zoft.data.files import Row
 from zoft.data.formats.alpaca import ALPACA
 from zoft.data.formats.classification import CLASSIFICATION
@@ -39,8 +39,11 @@ def detect(rows: Iterable[Row], section: DataSection) -> FormatName:
     """The format of rows. Raises DataError if none fits, RecipeError if the recipe lacks its needs."""
     first = list(islice(rows, LOOKED_AT))
     found = list(dict.fromkeys(k for row in first for k, value in row.items() if value is not None))
+    columns_of = {
+        form.name: [section.columns.get(role, role) for role in form.reads] for form in FORMATS
+    }
     for form in FORMATS:
-        columns = [section.columns.get(role, role) for role in form.reads]
+        columns = columns_of[form.name]
         if not all(name in found for name in columns):
             continue
         if form.needs:
@@ -49,6 +52,9 @@ def detect(rows: Iterable[Row], section: DataSection) -> FormatName:
                 f"needs {form.needs}"
             )
         return form.name
+    known = columns_of.values()
+    if elsewhere := beneath(first[0], lambda row: any(set(names) <= set(row) for names in known)):
+        raise DataError(elsewhere)
     choices = "; ".join(f"{form.name}: {', '.join(form.reads)}" for form in FORMATS)
     raise DataError(
         f"no data.format fits the columns found: {', '.join(found) or 'none'}; expected are those of "

@@ -6,6 +6,7 @@ import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ByteSize,
@@ -37,7 +38,26 @@ def _text_keys(mapping: Any) -> Any:
     return renamed
 
 
+def _some(word: str) -> str:
+    """A word that competes with others must have tokens of its own."""
+    if not word.strip():
+        raise ValueError("an empty word; give each label one")
+    if problem := unwritable(word):
+        raise ValueError(problem)
+    return word
+
+
+def unwritable(text: str) -> str | None:
+    """What keeps a tokenizer from reading a text, or None."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "half a character (a lone surrogate)"
+    return None
+
+
 TextMap = Annotated[dict[str, str], BeforeValidator(_text_keys)]
+Words = Annotated[dict[str, Annotated[str, AfterValidator(_some)]], BeforeValidator(_text_keys)]
 
 
 def _has_a_unit(size: Any) -> Any:

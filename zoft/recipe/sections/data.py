@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
-from zoft.recipe.sections.base import Counted, Positive, Section, TextMap
+from zoft.recipe.sections.base import Counted, Positive, Section, TextMap, Words
 from zoft.recipe.sections.tasks import TASKS
 from zoft.recipe.sections.template import problem_of
 
@@ -16,7 +16,7 @@ FormatName = Literal[
 ]  # fmt: skip
 ROLES = (
     "text", "label", "prompt", "completion", "instruction", "input", "output", "system",
-    "conversations", "messages",
+    "conversations", "messages", "tools",
 )  # fmt: skip
 TEMPLATED = ("classification", "prompt-completion")
 
@@ -53,6 +53,17 @@ def _nonempty(value: object) -> object:
 Named = Annotated[Sources, BeforeValidator(_nonempty)]
 
 
+def _in_quotes(value: object) -> object:
+    """YAML reads `template: {text}` as a mapping."""
+    texts = value if isinstance(value, list) else [value]
+    if any(isinstance(text, dict) for text in texts):
+        raise ValueError('a text that begins with a brace is written in quotes, e.g. "{text}"')
+    return value
+
+
+Texts = Annotated[str | list[str] | None, BeforeValidator(_in_quotes)]
+
+
 class DataSection(Section):
     train: Named = Field(
         description="Rows to learn from: one source, or a list of sources (see weight)."
@@ -72,19 +83,19 @@ class DataSection(Section):
     columns: TextMap = Field(
         {},
         description="Role to column name, where they differ. Roles: text, label, prompt, "
-        "completion, instruction, input, output, system, conversations, messages.",
+        "completion, instruction, input, output, system, conversations, messages, tools.",
     )
-    labels: TextMap = Field(
+    labels: Words = Field(
         {},
         description="classification: label value to label word, e.g. {0: terrible, 1: great}.",
     )
-    options: str | list[str] | None = Field(
+    options: Texts = Field(
         None,
         description="classification where every row has words of its own: their templates, e.g. "
         '["{choice1}", "{choice2}"], or the column that lists them. The label is the number of the '
         "right one, from 0, or its text.",
     )
-    template: str | list[str] | None = Field(
+    template: Texts = Field(
         None,
         validate_default=True,
         description="classification, prompt-completion: the prompt, with {column} for a column of the "

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from string import Formatter
 from typing import Any
 
+from zoft.recipe.sections.base import unwritable
 from zoft.recipe.sections.tasks import TASKS
 
 SPECS = ("no-period", "uncapital")
@@ -23,6 +24,8 @@ SPECS = ("no-period", "uncapital")
 
 def problem_of(template: str) -> str | None:
     """What is wrong with a template, or None."""
+    if problem := unwritable(template):
+        return problem
     try:
         fields = [
             (field, spec) for _, field, spec, _ in Formatter().parse(template) if field is not None
@@ -73,13 +76,13 @@ FILL = _Fill()
 
 def as_text(value: Any) -> str:
     """A text, or a number as written. Raises ValueError for what a tokenizer cannot read."""
+    if isinstance(value, bool):  # True in Python, true in JSON, TRUE in a spreadsheet
+        raise ValueError(f"{str(value).lower()} is no text; write it in quotes")
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{value} is no text")
     if not isinstance(value, str | int | float):
         raise ValueError(f"{type(value).__name__} is no text")
     text = str(value)
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError("half a character (a lone surrogate)") from error
+    if problem := unwritable(text):
+        raise ValueError(problem)
     return text
