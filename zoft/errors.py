@@ -11,7 +11,11 @@ ZoftError              1  unexpected
 
 from __future__ import annotations
 
+import errno
+import os
 import re
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class ZoftError(Exception):
@@ -63,6 +67,24 @@ def lacks_memory(error: BaseException) -> bool:
     if isinstance(error, RuntimeError):  # torch's own class is one, its CPU allocator has none
         return bool(re.search("out of memory|allocate memory", str(error)))
     return isinstance(error, MemoryError)
+
+
+def system_error(error: BaseException | None) -> OSError | None:
+    """The refusal of a disk behind an error of a library's own class: full, broken, read-only."""
+    while error is not None:
+        found = re.search(r"\(os error (\d+)\)", str(error))  # as Rust writes it
+        number = error.errno if isinstance(error, OSError) else int(found[1]) if found else None
+        if number in _DISK:
+            return OSError(number, os.strerror(number), getattr(error, "filename", None))
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def disk_words(error: OSError) -> str:
+    """The system's reason in words: what most people call it."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full"
+    return error.strerror or str(error)
 
 
 def first_line(error: BaseException) -> str:

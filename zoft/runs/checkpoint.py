@@ -6,7 +6,6 @@ COMPLETE file and renamed. Names that begin with a dot and end in `.partial` are
 
 from __future__ import annotations
 
-import errno
 import json
 import re
 import shutil
@@ -16,12 +15,11 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from zoft.engine.optimizers.update import Weights
-from zoft.errors import EnvironmentProblem, first_line
+from zoft.errors import EnvironmentProblem, disk_words, first_line, system_error
 from zoft.models.blocks import is_placeholder
 from zoft.models.storage.safetensors import Stored, Writer, tensors_in
 from zoft.models.storage.save import save_tensor_by_tensor
@@ -51,9 +49,10 @@ def save(folder: Path, writer: Callable[[Path], None]) -> None:
             partial.mkdir()
             writer(partial)
             complete.write(partial)
-    except (OSError, SafetensorError) as error:
-        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-        reason = "the disk is full" if full else first_line(error)
+    except Exception as error:  # tokenizers and safetensors have no class for a disk's refusal
+        if (refused := system_error(error)) is None and not isinstance(error, OSError):
+            raise
+        reason = disk_words(refused) if refused else first_line(error)
         raise EnvironmentProblem(f"cannot write {folder}: {reason}") from error
 
 
@@ -110,7 +109,7 @@ def write_model(
         config = folder / "adapter_config.json"
         content = json.loads(config.read_text())
         for key in ("target_modules", "feedforward_modules"):  # peft's sets have no order
-            if content.get(key):
+            if isinstance(content.get(key), list):  # a string is an expression
                 content[key] = sorted(content[key])
         config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
     else:
