@@ -18,6 +18,9 @@ import re
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
+_LONGEST = 400  # characters of a library's message
+
+
 class ZoftError(Exception):
     """A failure that zoft can explain. `str(error)` is what the user reads."""
 
@@ -88,5 +91,12 @@ def disk_words(error: OSError) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What went wrong, in one line: the first that the library wrote, or the error's name."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
+    """What went wrong, in one line: the first that the library wrote, with those behind it if it only
+    announces them, or the error's name."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return repr(error)
+    if not lines[0].endswith((":", ",")):
+        return lines[0]
+    text = " ".join(lines)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
