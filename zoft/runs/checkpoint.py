@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from zoft.engine.optimizers.update import Weights
 from zoft.errors import EnvironmentProblem, disk_words, first_line, system_error
+from zoft.models.adapters import brings_tables
 from zoft.models.blocks import is_placeholder
 from zoft.models.storage.safetensors import Stored, Writer, tensors_in
 from zoft.models.storage.save import save_tensor_by_tensor
@@ -104,10 +106,14 @@ def write_model(
     """
     if isinstance(model, PeftModel):
         # "auto" would ask the Hub whether the vocabulary grew; tuned parameters are the adapter's.
-        model.save_pretrained(str(folder), save_embedding_layers=False)
+        with warnings.catch_warnings(
+            action="ignore"
+        ):  # what they say was checked by `load_adapter`
+            state = _with_tables(model) if brings_tables(model) else None
+            model.save_pretrained(str(folder), save_embedding_layers=bool(state), state_dict=state)
         (folder / "README.md").unlink(missing_ok=True)  # peft's empty form of a model card
         config = folder / "adapter_config.json"
-        content = json.loads(config.read_text())
+        content = json.loads(config.read_text(encoding="utf-8"))
         for key in ("target_modules", "feedforward_modules"):  # peft's sets have no order
             if isinstance(content.get(key), list):  # a string is an expression
                 content[key] = sorted(content[key])
@@ -124,6 +130,15 @@ def write_model(
         finally:
             model.config.use_cache = cached
     tokenizer.save_pretrained(folder)
+
+
+def _with_tables(model: PeftModel) -> dict[str, Tensor]:
+    """The state with tables of words in float32: the same bytes, whatever the base computes in."""
+    base: Any = model.get_base_model()
+    tables = (base.get_input_embeddings(), base.get_output_embeddings())
+    wide = {table.weight: table.weight.float() for table in tables if table is not None}
+    state = model.state_dict(keep_vars=True)  # what is tied stays one tensor
+    return {name: wide.get(tensor, tensor) for name, tensor in state.items()}
 
 
 def _one_by_one(model: PreTrainedModel, weights: Weights) -> Iterator[tuple[str, Tensor]]:
@@ -156,7 +171,7 @@ def stored_state(folder: Path) -> dict[str, Stored]:
 def read_meta(folder: Path) -> dict[str, Any]:
     """The values that `write_state` wrote. Raises EnvironmentProblem."""
     try:
-        meta: dict[str, Any] = json.loads((folder / _META).read_text())
+        meta: dict[str, Any] = json.loads((folder / _META).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise EnvironmentProblem(
             f"cannot read the state in {folder}: {first_line(error)}"
