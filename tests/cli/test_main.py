@@ -90,6 +90,16 @@ def test_eval_hands_everything_on(monkeypatch: pytest.MonkeyPatch) -> None:
             ["error: a.json: Permission denied"],
         ),
         (Exception("No space left (os error 28)"), 4, ["error: the system: the disk is full"]),
+        (
+            UnicodeEncodeError("utf-8", "output_dir: runs/\udce9t\udce9 ", 17, 18, "surrogates"),
+            4,
+            ["error: 'runs/\\udce9t\\udce9': the name is not UTF-8; rename it"],
+        ),
+        (
+            RuntimeError("Could not determine home directory."),
+            4,
+            ["error: a path begins with `~` and a name, and there is no such user"],
+        ),
         (RuntimeError("Read-only (os error 30)"), 4, ["error: the system: Read-only file system"]),
     ],
 )

@@ -18,7 +18,7 @@ import typer
 from zoft.cli import data, hub, journal, machine, recipes, runs, share, talk, tuning
 from zoft.errors import EnvironmentProblem, ZoftError, disk_words, system_error
 from zoft.system.signals import LeftAtOnce, leaving_at_once
-from zoft.system.surroundings import leave_stdout, settle
+from zoft.system.surroundings import hush, leave_stdout, settle
 
 app = typer.Typer(
     name="zoft",
@@ -113,6 +113,8 @@ journals.command(short_help="Print numbers over all steps.")(journal.stats)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; what went wrong is one line on stderr."""
     settle()
+    if argv is None:  # a program of its own, not a part of one
+        hush()
     code = _explained(list(sys.argv[1:] if argv is None else argv))
     try:
         sys.stdout.flush()
@@ -148,11 +150,24 @@ def _explained(arguments: list[str]) -> int:
         if refused is not None:  # rights, a full or a broken disk: file and reason say it all
             _complain(f"{refused.filename or 'the system'}: {disk_words(refused)}")
             return EnvironmentProblem.exit_code
+        if why := _unusable_name(error):
+            _complain(why)
+            return EnvironmentProblem.exit_code
         summary = next(iter(str(error).splitlines()), "")
         _complain(f"unexpected {type(error).__name__}: {summary} ({_log(error)})")
         return 1  # a defect of zoft: one line here, the traceback in a file
     # A command returns nothing; a number is the code of typer.Exit, and 130 its Ctrl-C.
     return _interrupted() if code == 130 else int(code or 0)
+
+
+def _unusable_name(error: Exception) -> str | None:
+    """What is wrong with a path that Python takes and others do not."""
+    if isinstance(error, UnicodeEncodeError):  # bytes of a name that is not UTF-8
+        found = re.search(r"[^\s'\"]*[\udc80-\udcff][^\s'\"]*", error.object)
+        return found and f"{found[0]!a}: the name is not UTF-8; rename it"
+    if isinstance(error, RuntimeError) and "determine home directory" in str(error):
+        return "a path begins with `~` and a name, and there is no such user"
+    return None
 
 
 def _complain(line: str) -> None:

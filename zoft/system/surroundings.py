@@ -6,6 +6,7 @@ import io
 import os
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 # What compiles or draws keeps files in the home, and fails or complains where it cannot.
@@ -16,6 +17,14 @@ def settle() -> None:
     """Mend what a service, a container or a pipe may lack; once, before heavy imports."""
     _open_streams()
     _require_home()
+
+
+def hush() -> None:
+    """Keep what libraries warn of from the screen, unless the user asks for it: it is for those who
+    write code, and what matters zoft says itself."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
 
 
 def leave_stdout() -> None:
@@ -36,7 +45,11 @@ def _open_streams() -> None:
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         stream = getattr(sys, name)
         if stream is None:
-            setattr(sys, name, os.fdopen(number, "w" if number else "r", encoding="utf-8"))
+            setattr(
+                sys,
+                name,
+                os.fdopen(number, "w" if number else "r", encoding="utf-8", closefd=False),
+            )
         elif name == "stdout" and isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
 
