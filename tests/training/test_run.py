@@ -33,6 +33,7 @@ from zoft.errors import (
 from zoft.inference.evaluate import evaluate
 from zoft.runs import checkpoint
 from zoft.runs import journal as journals
+from zoft.sharing.replay import replay
 from zoft.training import run
 from zoft.training.hooks import Checkpoints, Evaluations, Narration
 from zoft.training.run import train
@@ -476,6 +477,10 @@ def test_moved_and_renamed_files_are_the_same_files(
     train(str(recipe), moved, output_dir=str(tmp_path / "whole"))
     file = "final/model.safetensors"
     assert (tmp_path / "run" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+    replay(str(tmp_path / "run"), out=str(tmp_path / "replayed"))  # where the base is now
+    assert (tmp_path / "replayed" / "model.safetensors").read_bytes() == (
+        tmp_path / "run" / file
+    ).read_bytes()
     parts = ["data.train=[{path: ~/rows.jsonl, limit: 8}, {path: ~/rows.jsonl}]", "train.steps=2"]
     target = str(tmp_path / "mixed")
     train(str(recipe), [moved[0], *parts], output_dir=target)

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -52,7 +53,8 @@ def save(folder: Path, writer: Callable[[Path], None]) -> None:
             writer(partial)
             complete.write(partial)
     except Exception as error:  # tokenizers and safetensors have no class for a disk's refusal
-        if (refused := system_error(error)) is None and not isinstance(error, OSError):
+        refused = system_error(error)
+        if refused is None and not isinstance(error, (OSError, SafetensorError)):
             raise
         reason = disk_words(refused) if refused else first_line(error)
         raise EnvironmentProblem(f"cannot write {folder}: {reason}") from error
