@@ -123,3 +123,35 @@ def test_a_tilde_that_the_shell_left_is_the_home(
     new = Path("~", tmp_path.name)
     assert main(arguments(verb, Path("~"), new)) == REFUSED.get(verb, 0), capsys.readouterr().err
     assert not (tmp_path / "~").exists()
+
+
+@pytest.mark.parametrize(
+    ("verb", "odd", "code"),
+    [
+        ("train", "{recipe} --output-dir {new}/ODD", 2),
+        ("train", "{recipe} data.train.path={new}/ODD.jsonl", 2),
+        ("generate", "{run} --prompt ODD", 4),
+        ("generate", "{new}/ODD --prompt a", 4),
+        ("merge", "{run} {new}/ODD", 4),
+        ("export", "{run} {new}/ODD.gguf", 0),
+        ("recipes cp", "quickstart {new}/ODD", 0),
+        ("runs show", "{new}/ODD", 4),
+        ("journal verify", "{new}/ODD", 4),
+    ],
+)
+def test_bytes_that_are_not_utf8_are_taken_or_named(
+    verb: str,
+    odd: str,
+    code: int,
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(VERBS, verb, odd.replace("ODD", "caf\udce9"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # no log of a defect
+    capsys.readouterr()
+    assert main(arguments(verb, folder, tmp_path)) == code
+    lines = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
+    assert len(lines) == (code != 0)
+    assert not list(tmp_path.glob("*.log"))

@@ -150,7 +150,7 @@ def _explained(arguments: list[str]) -> int:
         if refused is not None:  # rights, a full or a broken disk: file and reason say it all
             _complain(f"{refused.filename or 'the system'}: {disk_words(refused)}")
             return EnvironmentProblem.exit_code
-        if why := _unusable_name(error):
+        if why := _unusable_name(error, arguments):
             _complain(why)
             return EnvironmentProblem.exit_code
         summary = next(iter(str(error).splitlines()), "")
@@ -160,14 +160,15 @@ def _explained(arguments: list[str]) -> int:
     return _interrupted() if code == 130 else int(code or 0)
 
 
-def _unusable_name(error: Exception) -> str | None:
+def _unusable_name(error: Exception, arguments: list[str]) -> str | None:
     """What is wrong with a path that Python takes and others do not."""
     if isinstance(error, UnicodeEncodeError):  # bytes of a name that is not UTF-8
         found = re.search(r"[^\s'\"]*[\udc80-\udcff][^\s'\"]*", error.object)
         return found and f"{found[0]!a}: the name is not UTF-8; rename it"
     if isinstance(error, RuntimeError) and "determine home directory" in str(error):
         return "a path begins with `~` and a name, and there is no such user"
-    return None
+    odd = next((text for text in arguments if re.search("[\udc80-\udcff]", text)), None)
+    return odd and f"{odd!a} is not UTF-8"
 
 
 def _complain(line: str) -> None:

@@ -50,8 +50,8 @@ def _open_streams() -> None:
                 name,
                 os.fdopen(number, "w" if number else "r", encoding="utf-8", closefd=False),
             )
-        elif name == "stdout" and isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+        elif number and isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace" if name == "stdout" else "backslashreplace")
 
 
 def _require_home() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
@@ -108,6 +109,10 @@ def _folder(recipe: Recipe, resume: str, output_dir: str | None) -> tuple[RunFol
             and Path(output_dir).expanduser().resolve() != folder.path.resolve()
         ):
             raise RecipeError(f"--resume {resume} goes on in {folder.path}: leave out --output-dir")
+    if re.search(
+        "[\ud800-\udfff]", str(folder.path)
+    ):  # the system's bytes, which no recipe can hold
+        raise RecipeError(f"output_dir: {str(folder.path)!a} is not UTF-8; choose another name")
     if resume == "none" or not folder.exists:
         require_empty(folder)
     return folder, at
