@@ -11,7 +11,14 @@ ZoftError              1  unexpected
 
 from __future__ import annotations
 
+import errno
+import os
 import re
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+_LONGEST = 400  # characters of a library's message
 
 
 class ZoftError(Exception):
@@ -65,6 +72,31 @@ def lacks_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError)
 
 
+def system_error(error: BaseException | None) -> OSError | None:
+    """The refusal of a disk behind an error of a library's own class: full, broken, read-only."""
+    while error is not None:
+        found = re.search(r"\(os error (\d+)\)", str(error))  # as Rust writes it
+        number = error.errno if isinstance(error, OSError) else int(found[1]) if found else None
+        if number in _DISK:
+            return OSError(number, os.strerror(number), getattr(error, "filename", None))
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def disk_words(error: OSError) -> str:
+    """The system's reason in words: what most people call it."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full"
+    return error.strerror or str(error)
+
+
 def first_line(error: BaseException) -> str:
-    """What went wrong, in one line: the first that the library wrote, or the error's name."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
+    """What went wrong, in one line: the first that the library wrote, with those behind it if it only
+    announces them, or the error's name."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return repr(error)
+    if not lines[0].endswith((":", ",")):
+        return lines[0]
+    text = " ".join(lines)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."

@@ -83,6 +83,24 @@ def test_eval_hands_everything_on(monkeypatch: pytest.MonkeyPatch) -> None:
         (DataError("no row"), 3, ["error: no row"]),
         (Interrupted("stopped after step 3", 143), 143, ["error: stopped after step 3"]),
         (KeyboardInterrupt(), 130, ["error: interrupted"]),
+        (OSError(28, "No space left on device"), 4, ["error: the system: the disk is full"]),
+        (
+            PermissionError(13, "Permission denied", "a.json"),
+            4,
+            ["error: a.json: Permission denied"],
+        ),
+        (Exception("No space left (os error 28)"), 4, ["error: the system: the disk is full"]),
+        (
+            UnicodeEncodeError("utf-8", "output_dir: runs/\udce9t\udce9 ", 17, 18, "surrogates"),
+            4,
+            ["error: 'runs/\\udce9t\\udce9': the name is not UTF-8; rename it"],
+        ),
+        (
+            RuntimeError("Could not determine home directory."),
+            4,
+            ["error: a path begins with `~` and a name, and there is no such user"],
+        ),
+        (RuntimeError("Read-only (os error 30)"), 4, ["error: the system: Read-only file system"]),
     ],
 )
 def test_exit_codes(
@@ -114,6 +132,18 @@ def test_an_unexpected_error_is_one_line_and_a_file(
     text = log.read_text(encoding="utf-8")
     assert "Traceback" in text
     assert "second line" in text
+
+
+def test_an_unexpected_error_is_one_line_where_no_file_can_be_written(
+    fake_train: Callable[..., Calls],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", "/dev/null")
+    fake_train(ValueError("odd"))
+    assert main(["train", "r.yaml"]) == 1
+    expected = "error: unexpected ValueError: odd (no place for the traceback)\n"
+    assert capsys.readouterr().err == expected
 
 
 def test_an_unexpected_error_goes_to_the_log_of_the_run(

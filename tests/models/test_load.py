@@ -86,6 +86,42 @@ def test_missing_and_unknown_weights_are_named(tmp_path: Path) -> None:
     assert "holds unknown model.stranger.weight" in str(caught.value)
 
 
+def test_a_weight_of_another_shape_is_named_with_both(tmp_path: Path) -> None:
+    tiny.llama().save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    rows, width = state[name].shape
+    state[name] = torch.zeros(rows - 1, width)
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(EnvironmentProblem) as caught:
+        load(tmp_path)
+    stored, wanted = [rows - 1, width], [rows, width]
+    assert str(caught.value).endswith(
+        f"{name} has shape {stored} in the files, {wanted} by config.json"
+    )
+
+
+def test_an_expert_of_another_shape_is_named(tmp_path: Path) -> None:
+    tiny.mixtral().save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    name = next(name for name in state if "experts.1" in name)
+    state[name] = state[name][1:].clone()
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(EnvironmentProblem, match=r"experts\..* (has shape|cannot be made)"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("left", [(), ("tokenizer_config.json",)])
+def test_a_model_without_a_tokenizer_says_so(left: tuple[str, ...], tmp_path: Path) -> None:
+    tiny.llama().save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    for path in tmp_path.glob("*token*"):
+        if path.name not in left:
+            path.unlink()
+    with pytest.raises(EnvironmentProblem, match=r"holds no tokenizer \(tokenizer\.json"):
+        load_tokenizer(tmp_path, ModelSection(name=str(tmp_path)))
+
+
 def test_an_encoder_is_refused(tmp_path: Path) -> None:
     config = BertConfig(
         vocab_size=64,
@@ -111,7 +147,7 @@ def test_an_unknown_architecture_is_one_line(tmp_path: Path, kind: str | None) -
 
 def test_the_tokenizer_beside_the_weights(tmp_path: Path) -> None:
     section = ModelSection(name=str(tmp_path))
-    with pytest.raises(EnvironmentProblem, match="cannot load the tokenizer"):
+    with pytest.raises(EnvironmentProblem, match="holds no tokenizer"):
         load_tokenizer(tmp_path, section)
     tiny.opt().save_pretrained(tmp_path)
     tiny.tokenizer().save_pretrained(tmp_path)

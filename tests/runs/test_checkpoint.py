@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from support import tiny
 from torch import nn
@@ -106,6 +107,32 @@ def test_a_failed_rename_puts_the_old_folder_back(
         checkpoint.save(folder, write("new"))
     assert checkpoint.verify(folder)
     assert (folder / "a.txt").read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        SafetensorError("I/O error: No space left on device (os error 28)"),
+        Exception("No space left on device (os error 28)"),  # of tokenizers
+    ],
+    ids=repr,
+)
+def test_a_full_disk_is_known_by_whichever_library_met_it(error: Exception, tmp_path: Path) -> None:
+    def refuse(_: Path) -> None:
+        raise error
+
+    with pytest.raises(EnvironmentProblem, match=r"cannot write .*final: the disk is full$"):
+        checkpoint.save(tmp_path / "final", refuse)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_defect_is_not_taken_for_a_full_disk(tmp_path: Path) -> None:
+    def fail(_: Path) -> None:
+        raise ValueError("a defect")
+
+    with pytest.raises(ValueError, match="a defect"):
+        checkpoint.save(tmp_path / "final", fail)
 
 
 def test_killed_at_any_moment_a_folder_is_whole_or_absent(tmp_path: Path) -> None:

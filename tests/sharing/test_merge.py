@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import IA3Config, PeftConfig, PeftModel, PrefixTuningConfig, get_peft_model
+from peft import IA3Config, LoraConfig, PeftConfig, PeftModel, PrefixTuningConfig, get_peft_model
 from support import small, tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -129,6 +130,41 @@ def test_other_adapters_of_peft(base: Path, tmp_path: Path) -> None:
     merge(str(adapter(base, config)), str(tmp_path / "out"))
     merged = loaded(tmp_path / "out")
     assert (merged(IDS).logits - together(base, tmp_path / "adapter")).abs().max() <= 1e-4
+
+
+def test_biases_that_the_base_has_no_place_for_are_refused(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], lora_bias=True)
+    with warnings.catch_warnings(action="ignore"):
+        where = adapter(base, config)
+    capsys.readouterr()
+    assert main(["merge", str(where), str(tmp_path / "out")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "cannot be merged: it has biases (lora_bias)" in line
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": ["embed_tokens", "q_proj"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+        {"target_modules": ["lm_head", "embed_tokens"]},
+    ],
+    ids=str,
+)
+def test_a_table_that_the_head_shares_is_untied(settings: dict[str, Any], tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    tiny.llama(tie=True).save_pretrained(base)
+    tiny.tokenizer().save_pretrained(base)
+    with warnings.catch_warnings(action="ignore"):
+        where = adapter(base, LoraConfig(task_type="CAUSAL_LM", **settings))
+        expected = together(base, where)
+    merge(str(where), str(tmp_path / "out"))
+    merged = loaded(tmp_path / "out")
+    assert not merged.config.tie_word_embeddings
+    assert torch.allclose(merged(IDS).logits, expected, atol=1e-4)  # relative, too: some are large
+    assert (loaded(base)(IDS).logits - expected).abs().max() > 1e-2
 
 
 def test_what_stands_before_the_prompt_is_no_change_of_weights(base: Path, tmp_path: Path) -> None:

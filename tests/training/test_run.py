@@ -33,6 +33,7 @@ from zoft.errors import (
 from zoft.inference.evaluate import evaluate
 from zoft.runs import checkpoint
 from zoft.runs import journal as journals
+from zoft.sharing.replay import replay
 from zoft.training import run
 from zoft.training.hooks import Checkpoints, Evaluations, Narration
 from zoft.training.run import train
@@ -460,6 +461,39 @@ def test_unsafe_changes_are_refused_on_resume(finished: Finished) -> None:
     recipe, _ = finished
     with pytest.raises(RecipeError, match=r"optimizer\.lr.*\n.*train\.batch_size"):
         train(str(recipe), ["optimizer.lr=0.5", "train.batch_size=5"], resume="auto")
+
+
+def test_moved_and_renamed_files_are_the_same_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = small.write(tmp_path)
+    train(str(recipe), ["train.steps=3"])
+    (tmp_path / "home").mkdir()
+    (tmp_path / "model").rename(tmp_path / "home" / "base")
+    (tmp_path / "train.jsonl").rename(tmp_path / "home" / "rows.jsonl")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    moved = ["model.name=~/base", "data.train.path=~/rows.jsonl", "train.steps=6"]
+    train(str(recipe), moved, resume="auto")
+    train(str(recipe), moved, output_dir=str(tmp_path / "whole"))
+    file = "final/model.safetensors"
+    assert (tmp_path / "run" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+    replay(str(tmp_path / "run"), out=str(tmp_path / "replayed"))  # where the base is now
+    assert (tmp_path / "replayed" / "model.safetensors").read_bytes() == (
+        tmp_path / "run" / file
+    ).read_bytes()
+    parts = ["data.train=[{path: ~/rows.jsonl, limit: 8}, {path: ~/rows.jsonl}]", "train.steps=2"]
+    target = str(tmp_path / "mixed")
+    train(str(recipe), [moved[0], *parts], output_dir=target)
+    (tmp_path / "home" / "rows.jsonl").rename(tmp_path / "home" / "again.jsonl")
+    again = [part.replace("rows", "again").replace("steps=2", "steps=3") for part in parts]
+    train(str(recipe), [moved[0], *again], output_dir=target, resume="auto")
+    with pytest.raises(RecipeError, match=r"data\.train\.0\.limit: the run was started with 8"):
+        train(
+            str(recipe),
+            [moved[0], *(part.replace("limit: 8", "limit: 9") for part in again)],
+            output_dir=target,
+            resume="auto",
+        )
 
 
 def test_other_data_or_another_base_is_refused_on_resume(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -21,6 +22,11 @@ Overrides = Annotated[
         show_default=False,
     ),
 ]
+
+
+def place(text: str) -> Path:
+    """A path as a shell means it, also where the shell left `~` as it was."""
+    return Path(text).expanduser()
 
 
 def require_valid(recipe: str, overrides: Sequence[str] | None) -> Recipe:

@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
+from zoft.cli.arguments import place
 from zoft.cli.imports import quiet_imports
 
 Target = Annotated[
-    Path, typer.Argument(metavar="RUN|FILE", help="A run's folder, or a journal.jsonl.")
+    Path,
+    typer.Argument(metavar="RUN|FILE", parser=place, help="A run's folder, or a journal.jsonl."),
 ]
 
 

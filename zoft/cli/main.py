@@ -5,16 +5,20 @@ Nothing heavy is imported before a command needs it, so that `zoft --help` answe
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import typer
 
 from zoft.cli import data, hub, journal, machine, recipes, runs, share, talk, tuning
-from zoft.errors import EnvironmentProblem, ZoftError
+from zoft.errors import EnvironmentProblem, ZoftError, disk_words, system_error
 from zoft.system.signals import LeftAtOnce, leaving_at_once
+from zoft.system.surroundings import hush, leave_stdout, settle
 
 app = typer.Typer(
     name="zoft",
@@ -108,7 +112,22 @@ journals.command(short_help="Print numbers over all steps.")(journal.stats)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; what went wrong is one line on stderr."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    settle()
+    if argv is None:  # a program of its own, not a part of one
+        hush()
+    code = _explained(list(sys.argv[1:] if argv is None else argv))
+    try:
+        sys.stdout.flush()
+    except OSError as error:  # a full disk, or a reader that left
+        leave_stdout()
+        if code == 0:
+            _complain(f"stdout: {disk_words(error)}")
+        return code or EnvironmentProblem.exit_code
+    return code
+
+
+def _explained(arguments: list[str]) -> int:
+    """Run one command; an exception becomes a line and an exit code."""
     try:
         with leaving_at_once():
             code = app(arguments, prog_name="zoft", standalone_mode=False)
@@ -123,21 +142,38 @@ def main(argv: Sequence[str] | None = None) -> int:
         return stopped.exit_code
     except (KeyboardInterrupt, typer.Abort):
         return _interrupted()
-    except OSError as error:  # rights, a full or a broken disk: the file and the reason say it all
-        _complain(f"{error.filename or 'the system'}: {error.strerror or error}")
+    except SystemExit:  # typer's own end when the reader of stdout left
+        _complain(f"stdout: {os.strerror(errno.EPIPE)}")
         return EnvironmentProblem.exit_code
-    except Exception as error:  # a defect of zoft: one line here, the traceback in a file
+    except Exception as error:
+        refused = error if isinstance(error, OSError) else system_error(error)
+        if refused is not None:  # rights, a full or a broken disk: file and reason say it all
+            _complain(f"{refused.filename or 'the system'}: {disk_words(refused)}")
+            return EnvironmentProblem.exit_code
+        if why := _unusable_name(error, arguments):
+            _complain(why)
+            return EnvironmentProblem.exit_code
         summary = next(iter(str(error).splitlines()), "")
-        _complain(
-            f"unexpected {type(error).__name__}: {summary} (the traceback is in {_log(error)})"
-        )
-        return 1
+        _complain(f"unexpected {type(error).__name__}: {summary} ({_log(error)})")
+        return 1  # a defect of zoft: one line here, the traceback in a file
     # A command returns nothing; a number is the code of typer.Exit, and 130 its Ctrl-C.
     return _interrupted() if code == 130 else int(code or 0)
 
 
+def _unusable_name(error: Exception, arguments: list[str]) -> str | None:
+    """What is wrong with a path that Python takes and others do not."""
+    if isinstance(error, UnicodeEncodeError):  # bytes of a name that is not UTF-8
+        found = re.search(r"[^\s'\"]*[\udc80-\udcff][^\s'\"]*", error.object)
+        return found and f"{found[0]!a}: the name is not UTF-8; rename it"
+    if isinstance(error, RuntimeError) and "determine home directory" in str(error):
+        return "a path begins with `~` and a name, and there is no such user"
+    odd = next((text for text in arguments if re.search("[\udc80-\udcff]", text)), None)
+    return odd and f"{odd!a} is not UTF-8"
+
+
 def _complain(line: str) -> None:
-    typer.echo(f"error: {line}", err=True)
+    with suppress(OSError):  # stderr may lie on the full disk that the line is about
+        typer.echo(f"error: {line}", err=True)
 
 
 def _interrupted() -> int:
@@ -167,22 +203,24 @@ def _meant_as_override(arguments: list[str]) -> str | None:
     return None
 
 
-def _log(error: Exception) -> Path:
-    """Write the traceback to the run's log, where the error knows it, else to a temporary file."""
+def _log(error: Exception) -> str:
+    """Write the traceback to the run's log, where the error knows it, else to a temporary file, and
+    say where it is."""
     import tempfile
     import traceback
 
     text = "".join(traceback.format_exception(error))
     path: Path | None = getattr(error, "log_path", None)
     if path is not None:
-        try:
-            with Path(path).open("a", encoding="utf-8") as log:
+        with suppress(OSError):  # a full disk may be what went wrong
+            with Path(path).open("a", encoding="utf-8", errors="replace") as log:
                 log.write(text)
-            return Path(path)
-        except OSError:
-            pass  # a full disk may be what went wrong
-    with tempfile.NamedTemporaryFile(
-        "w", prefix="zoft-", suffix=".log", delete=False, encoding="utf-8"
-    ) as file:
-        file.write(text)
-    return Path(file.name)
+            return f"the traceback is in {path}"
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="zoft-", suffix=".log", delete=False, encoding="utf-8", errors="replace"
+        ) as file:
+            file.write(text)
+    except OSError:
+        return "no place for the traceback"
+    return f"the traceback is in {file.name}"

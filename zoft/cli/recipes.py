@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from zoft.cli.arguments import Overrides, RecipeArgument, require_valid
+from zoft.cli.arguments import Overrides, RecipeArgument, place, require_valid
 from zoft.cli.imports import quiet_imports
 from zoft.errors import EnvironmentProblem, RecipeError
 
@@ -39,7 +39,9 @@ def cp(
     name: NameArgument,
     path: Annotated[
         Path | None,
-        typer.Argument(metavar="PATH", help="File or folder.", show_default="NAME.yaml, here"),
+        typer.Argument(
+            metavar="PATH", parser=place, help="File or folder.", show_default="NAME.yaml, here"
+        ),
     ] = None,
 ) -> None:
     """Example: zoft recipes cp quickstart mine.yaml

@@ -7,12 +7,16 @@ from typing import Annotated
 
 import typer
 
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
+from zoft.cli.arguments import place
+
+RunArgument = Annotated[
+    Path, typer.Argument(metavar="RUN", parser=place, help="The folder of a run.")
+]
 
 
 def ls(
     folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="The folder that the runs are in.")
+        Path, typer.Argument(metavar="DIR", parser=place, help="The folder that the runs are in.")
     ] = Path("runs"),
 ) -> None:
     """Example: zoft runs ls
@@ -36,7 +40,8 @@ def show(run: RunArgument) -> None:
 
 def compare(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN RUN [RUN ...]", help="Folders of runs.")
+        list[Path],
+        typer.Argument(metavar="RUN RUN [RUN ...]", parser=place, help="Folders of runs."),
     ],
 ) -> None:
     """Example: zoft runs compare runs/quickstart runs/slow

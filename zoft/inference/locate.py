@@ -13,12 +13,24 @@ from zoft.recipe.schema import ModelSection, Recipe
 from zoft.runs import checkpoint
 from zoft.runs.folder import RunFolder
 
+# Of an adapter's repository: what it tuned, and the tokenizer that it learnt with.
+ADAPTER_FILES = (
+    "adapter_*.json",
+    "adapter_*.safetensors",
+    "*token*.json",
+    "*.jinja",
+    "chat_template*",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+)
+
 
 def named(target: str, model: ModelSection) -> tuple[ModelSection, str | None]:
     """The base model that `target` names, with the settings of `model`, and the folder of the adapter
     on it if it has one. Raises EnvironmentProblem."""
     where = weights_of(target)
-    if target != model.name and not Path(target).expanduser().exists():
+    if target != model.name and not Path(where).exists():
         where = hub_adapter(target) or target
     if is_adapter(where):
         name, revision = base_of(where)
@@ -38,14 +50,15 @@ def hub_adapter(name: str) -> str | None:
         hf_hub_download(name, "adapter_config.json")
     except Exception:  # not there, not an id, no network, no right: many classes
         return None
-    return str(snapshot(name, None, ("adapter_*.json", "adapter_*.safetensors"), key=""))
+    return str(snapshot(name, None, ADAPTER_FILES, key=""))
 
 
 def weights_of(target: str) -> str:
     """The folder with a run's newest weights; anything else is a model's or an adapter's name."""
-    run = RunFolder(Path(target))
+    path = Path(target).expanduser()
+    run = RunFolder(path)
     if not run.exists:
-        return target
+        return str(path) if path.exists() else target
     if run.final.is_dir():
         return str(run.final)
     found = checkpoint.find(run.path)
@@ -58,7 +71,7 @@ def weights_of(target: str) -> str:
 
 def recipe_of(target: str) -> Recipe | None:
     """The resolved recipe of the run that `target` is, or lies in; None if it is nothing of a run."""
-    path = Path(target)
+    path = Path(target).expanduser()
     here = (RunFolder(path), RunFolder(path.parent)) if path.is_dir() else ()
     run = next((folder for folder in here if folder.exists), None)
     return run.previous() if run else None

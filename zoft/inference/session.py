@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,8 +18,8 @@ from zoft.engine.probe.view import ProbedModel
 from zoft.errors import EnvironmentProblem
 from zoft.inference.locate import named
 from zoft.models.adapters import load_adapter
-from zoft.models.load import load_model, load_tokenizer, require_causal
-from zoft.models.storage.fetch import cache_folder, local_safetensors
+from zoft.models.load import load_adapters_tokenizer, load_model, require_causal
+from zoft.models.storage.fetch import local_safetensors, make_cache_folder
 from zoft.planning.placement import Choice, budgets, choose
 from zoft.planning.workload import shape_of
 from zoft.recipe.resolved import Resolved
@@ -53,7 +53,7 @@ def find(target: str, model: ModelSection, say: Callable[[str], None] = print) -
         )
     except EnvironmentProblem as error:  # it was named on the command line, not in a recipe
         raise EnvironmentProblem(str(error).removeprefix("model.name: ")) from error
-    return Found(base, folder, adapter, load_tokenizer(folder, base))
+    return Found(base, folder, adapter, load_adapters_tokenizer(adapter, folder, base))
 
 
 @contextmanager
@@ -79,10 +79,10 @@ def opened(
     )
     keep_freed_memory()
     model: PreTrainedModel | PeftModel = loaded.model
-    cache_folder().mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=cache_folder()) as codes:
+    with ExitStack() as stack:
         streamer = None
         if loaded.blocks:
+            codes = stack.enter_context(TemporaryDirectory(dir=make_cache_folder()))
             assert place.residency != "device"
             streamer = stream(
                 loaded.blocks,

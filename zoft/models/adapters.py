@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import MethodType
+from typing import Any
 
 import torch
 from peft import (
@@ -22,15 +23,20 @@ from peft import (
     PromptTuningInit,
     get_peft_model,
 )
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from zoft.errors import EnvironmentProblem, RecipeError, first_line, lacks_memory
+from zoft.models.storage.safetensors import tensors_in
 from zoft.models.targets import feedforward, find_targets
 from zoft.recipe.sections.tune import TuneSection
+from zoft.system.silence import quiet
 
 _CONFIG = "adapter_config.json"
+_TABLES = "zoft_brings_tables"  # an attribute of the loaded model
+_MISSING = "Found missing adapter keys while loading the checkpoint:"
 _PARTS = ("lora_", "ia3_", "prompt_encoder")  # of the names that peft gives its parameters
 
 
@@ -111,14 +117,43 @@ def load_adapter(
 ) -> PeftModel:
     """The base model with the adapter of `folder`. Raises EnvironmentProblem if they do not fit."""
     try:
-        with _peft_behind_transformers():
+        with quiet(), _peft_behind_transformers() as said:
+            tables = _make_room(model, Path(folder))
             adapted = PeftModel.from_pretrained(model, str(folder))
     except Exception as error:  # peft, safetensors and torch each have their own for a misfit
         if lacks_memory(error):
             raise
         problem = f"cannot load the adapter {folder}: {_reason(error)}"
         raise EnvironmentProblem(problem) from error
+    if missing := next((text for text in said if _MISSING in text), None):
+        names = missing.partition(_MISSING)[2].strip(" .")
+        raise EnvironmentProblem(
+            f"the adapter {folder} lacks weights that its {_CONFIG} asks for: {names}"
+        )
+    # What peft keeps a copy of (modules_to_save, say) it saves on its own.
+    kept = isinstance(model.get_input_embeddings(), AuxiliaryTrainingWrapper)
+    setattr(adapted, _TABLES, tables and not kept)
     return _still(adapted, dtype)
+
+
+def brings_tables(model: PeftModel) -> bool:
+    """Whether the adapter was loaded with tables of words of its own, which it is to keep."""
+    return bool(getattr(model, _TABLES, False))
+
+
+def _make_room(model: PreTrainedModel, folder: Path) -> bool:
+    """Resize the vocabulary to the table of words that lies in an adapter's files, if one does, and
+    say whether it does. The loaded table then replaces the base's."""
+    table: Any = model.get_input_embeddings()
+    name = next((name for name, module in model.named_modules() if module is table), None)
+    for file in folder.glob("adapter_model*.safetensors"):
+        found = tensors_in(file)
+        names = (f"base_model.model.{name}.{end}" for end in ("weight", "base_layer.weight"))
+        if stored := next((found[key] for key in names if key in found), None):
+            if stored.shape[0] != table.weight.shape[0]:
+                model.resize_token_embeddings(stored.shape[0], mean_resizing=False)
+            return True
+    return False
 
 
 def is_adapter(folder: Path | str) -> bool:
@@ -130,7 +165,7 @@ def base_of(folder: Path | str) -> tuple[str, str | None]:
     """(name, revision) of the model that the adapter was trained on. Raises EnvironmentProblem."""
     file = Path(folder) / _CONFIG
     try:
-        config = json.loads(file.read_text())
+        config = json.loads(file.read_text(encoding="utf-8"))
         name, revision = config["base_model_name_or_path"], config.get("revision")
     except (OSError, ValueError, KeyError) as error:
         raise EnvironmentProblem(f"cannot read {file}: {first_line(error)}") from error
@@ -142,17 +177,32 @@ def base_of(folder: Path | str) -> tuple[str, str | None]:
 def _reason(error: Exception) -> str:
     """What peft says in one line; a module that it cannot wrap it prints whole, over many."""
     module = re.match(r"Target module (\w+)\(.* is not supported", str(error), re.DOTALL)
-    return f"peft cannot wrap a module of class {module[1]}" if module else first_line(error)
+    if module:
+        return f"peft cannot wrap a module of class {module[1]}"
+    return _misfit(str(error)) or first_line(error)
+
+
+def _misfit(text: str) -> str | None:
+    """The first tensor whose shape is not the model's, and whether it is the vocabulary's."""
+    found = re.search(
+        r"size mismatch for (\S+): copying a param with shape torch\.Size\(\[(.*?)\]\) from checkpoint, "
+        r"the shape in current model is torch\.Size\(\[(.*?)\]\)",
+        text,
+    )
+    if found is None:
+        return None
+    name, stored, there = found.groups()
+    return f"its {name} has shape [{stored}], the model's has [{there}]"
 
 
 @contextmanager
-def _peft_behind_transformers() -> Iterator[None]:
-    """Keep back warnings for peft's authors: 0.21 reads a property that transformers 5.23 renamed, and
-    gives experts (in all-linear of some mixtures) a pattern of ranks that it does not find again."""
+def _peft_behind_transformers() -> Iterator[list[str]]:
+    """Keep back what peft warns of, which is for authors of code; yield it as it comes."""
+    said: list[str] = []
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys", RuntimeWarning)
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-        yield
+        warnings.simplefilter("always")
+        warnings.showwarning = lambda message, *_, **__: said.append(str(message))
+        yield said
 
 
 def _still(adapted: PeftModel, dtype: torch.dtype) -> PeftModel:

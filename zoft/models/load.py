@@ -26,7 +26,10 @@ from zoft.models.quantization import is_quantized, load_quantized, quantized_ten
 from zoft.models.storage.gathered import Source, read
 from zoft.models.storage.safetensors import Reader, stored_tensors
 from zoft.recipe.schema import ModelSection
-from zoft.system.silence import quiet
+from zoft.system.silence import misfit, quiet, reports_kept
+
+# Where the words of a tokenizer may lie.
+VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken", "tekken.json")
 
 
 def load_tokenizer(location: Path | str, section: ModelSection) -> PreTrainedTokenizerBase:
@@ -38,8 +41,21 @@ def load_tokenizer(location: Path | str, section: ModelSection) -> PreTrainedTok
             )
     except Exception as error:  # transformers, tokenizers and a model's own code: any class
         problem = f"cannot load the tokenizer of {section.name}: {first_line(error)}"
+        if not any(next(Path(location).glob(name), None) for name in VOCABULARIES):
+            problem = (
+                f"{section.name} holds no tokenizer ({', '.join(VOCABULARIES)}): copy the files of the "
+                "model that it was made from into its folder"
+            )
         raise EnvironmentProblem(problem) from error
     return tokenizer
+
+
+def load_adapters_tokenizer(
+    adapter: Path | str | None, base: Path | str, section: ModelSection
+) -> PreTrainedTokenizerBase:
+    """The tokenizer that lies with an adapter, whose template it learnt; else the one of its base."""
+    own = adapter is not None and (Path(adapter) / "tokenizer_config.json").is_file()
+    return load_tokenizer(adapter if adapter is not None and own else base, section)
 
 
 @dataclass(frozen=True)
@@ -75,18 +91,21 @@ def load_model(
     `load_quantized` raises.
     """
     sources: dict[str, Source] = {}
+    said: list[str] = []
     try:
-        if section.quantization != "none":
-            model, report = load_quantized(location, section, dtype=dtype, device=device)
-            _require_exact(section.name, report)
-        else:
-            model, sources = _load(location, section, dtype, whole=streamed is None)
+        with reports_kept(said):
+            if section.quantization != "none":
+                model, report = load_quantized(location, section, dtype=dtype, device=device)
+                _require_exact(section.name, report)
+            else:
+                model, sources = _load(location, section, dtype, whole=streamed is None)
     except ZoftError:
         raise
     except Exception as error:  # transformers raises nearly every class for a folder it dislikes
         if lacks_memory(error):
             raise
-        raise EnvironmentProblem(f"cannot load {section.name}: {first_line(error)}") from error
+        reason = misfit("\n".join(said)) or first_line(error)
+        raise EnvironmentProblem(f"cannot load {section.name}: {reason}") from error
     blocks: dict[int, Block] = {}
     if streamed is not None:
         found_blocks = find_blocks(model)

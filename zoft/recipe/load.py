@@ -125,7 +125,7 @@ def dump_recipe(recipe: Recipe) -> str:
 
 
 def _find(source: str | Path) -> Path:
-    path = Path(source)
+    path = Path(source).expanduser()
     if path.is_file():
         return path
     if shipped := packaged.path_of(str(source)):

@@ -6,10 +6,10 @@ COMPLETE file and renamed. Names that begin with a dot and end in `.partial` are
 
 from __future__ import annotations
 
-import errno
 import json
 import re
 import shutil
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from zoft.engine.optimizers.update import Weights
-from zoft.errors import EnvironmentProblem, first_line
+from zoft.errors import EnvironmentProblem, disk_words, first_line, system_error
+from zoft.models.adapters import brings_tables
 from zoft.models.blocks import is_placeholder
 from zoft.models.storage.safetensors import Stored, Writer, tensors_in
 from zoft.models.storage.save import save_tensor_by_tensor
@@ -51,9 +52,11 @@ def save(folder: Path, writer: Callable[[Path], None]) -> None:
             partial.mkdir()
             writer(partial)
             complete.write(partial)
-    except (OSError, SafetensorError) as error:
-        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-        reason = "the disk is full" if full else first_line(error)
+    except Exception as error:  # tokenizers and safetensors have no class for a disk's refusal
+        refused = system_error(error)
+        if refused is None and not isinstance(error, (OSError, SafetensorError)):
+            raise
+        reason = disk_words(refused) if refused else first_line(error)
         raise EnvironmentProblem(f"cannot write {folder}: {reason}") from error
 
 
@@ -105,12 +108,16 @@ def write_model(
     """
     if isinstance(model, PeftModel):
         # "auto" would ask the Hub whether the vocabulary grew; tuned parameters are the adapter's.
-        model.save_pretrained(str(folder), save_embedding_layers=False)
+        with warnings.catch_warnings(
+            action="ignore"
+        ):  # what they say was checked by `load_adapter`
+            state = _with_tables(model) if brings_tables(model) else None
+            model.save_pretrained(str(folder), save_embedding_layers=bool(state), state_dict=state)
         (folder / "README.md").unlink(missing_ok=True)  # peft's empty form of a model card
         config = folder / "adapter_config.json"
-        content = json.loads(config.read_text())
+        content = json.loads(config.read_text(encoding="utf-8"))
         for key in ("target_modules", "feedforward_modules"):  # peft's sets have no order
-            if content.get(key):
+            if isinstance(content.get(key), list):  # a string is an expression
                 content[key] = sorted(content[key])
         config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
     else:
@@ -125,6 +132,15 @@ def write_model(
         finally:
             model.config.use_cache = cached
     tokenizer.save_pretrained(folder)
+
+
+def _with_tables(model: PeftModel) -> dict[str, Tensor]:
+    """The state with tables of words in float32: the same bytes, whatever the base computes in."""
+    base: Any = model.get_base_model()
+    tables = (base.get_input_embeddings(), base.get_output_embeddings())
+    wide = {table.weight: table.weight.float() for table in tables if table is not None}
+    state = model.state_dict(keep_vars=True)  # what is tied stays one tensor
+    return {name: wide.get(tensor, tensor) for name, tensor in state.items()}
 
 
 def _one_by_one(model: PreTrainedModel, weights: Weights) -> Iterator[tuple[str, Tensor]]:
@@ -157,7 +173,7 @@ def stored_state(folder: Path) -> dict[str, Stored]:
 def read_meta(folder: Path) -> dict[str, Any]:
     """The values that `write_state` wrote. Raises EnvironmentProblem."""
     try:
-        meta: dict[str, Any] = json.loads((folder / _META).read_text())
+        meta: dict[str, Any] = json.loads((folder / _META).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise EnvironmentProblem(
             f"cannot read the state in {folder}: {first_line(error)}"

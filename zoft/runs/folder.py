@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 from zoft.errors import EnvironmentProblem, RecipeError
 from zoft.recipe.load import dump_recipe, load_recipe
 from zoft.recipe.schema import Recipe
+from zoft.recipe.sections.data import DataSource
 from zoft.runs import checkpoint
 from zoft.runs.journal import nullable
 from zoft.runs.record import leaves, read_manifest
@@ -22,6 +24,9 @@ from zoft.system.atomic_io import lock, write_atomically
 BEGINNING = {
     "recipe.yaml", "resolved.yaml", "run.json", "start", "journal.jsonl", "working-copy.bin"
 }  # fmt: skip
+
+# Where base, data and adapter lie, which may have moved: `resume` compares what they hold.
+MOVED = re.compile(r"model\.(name|revision)|tune\.adapter|data\.train\.(\d+\.)?(path|revision)")
 
 # What may change from one part of a run to the next: it moves no weight. (`train.steps` moves none
 # under a constant rate.) The device and the micro-batch may change the last bits of a loss, which
@@ -34,6 +39,7 @@ FREE = (
     "train.micro_batch_size",
     "train.max_nonfinite",
     "output_dir",
+    "data.eval",
     "data.test",
     "eval",
     "checkpoint",
@@ -140,6 +146,7 @@ def run_of(path: Path) -> tuple[RunFolder, Path | None]:
 
     Raises EnvironmentProblem if there is none.
     """
+    path = path.expanduser()
     if RunFolder(path).exists:
         return RunFolder(path), None
     if RunFolder(path.parent).exists and path.is_dir():
@@ -164,13 +171,12 @@ def require_same(recipe: Recipe, previous: Recipe) -> None:
     free: tuple[str, ...] = FREE
     if previous.optimizer.schedule == recipe.optimizer.schedule == "constant":
         free = (*FREE, "train.steps")
-    now, before = (
-        {key: value for key, value, _ in leaves(section)} for section in (recipe, previous)
-    )
+    now, before = dict(_settings(recipe)), dict(_settings(previous))
     problems = [
         f"{key}: the run was started with {before.get(key)!r}, the recipe says {now.get(key)!r}"
         for key in dict.fromkeys([*before, *now])
         if before.get(key) != now.get(key)
+        and not MOVED.fullmatch(key)
         and not any(key == f or key.startswith(f"{f}.") for f in free)
     ]
     if problems:
@@ -179,3 +185,14 @@ def require_same(recipe: Recipe, previous: Recipe) -> None:
                 [*problems, "set it back to go on with the run, or choose another output_dir"]
             )
         )
+
+
+def _settings(recipe: Recipe) -> Iterator[tuple[str, Any]]:
+    """Every setting by its key; those of a mixture's sources by their number."""
+    for key, value, _ in leaves(recipe):
+        sources = value if isinstance(value, list) else []
+        if sources and all(isinstance(source, DataSource) for source in sources):
+            for number, source in enumerate(sources):
+                yield from ((name, v) for name, v, _ in leaves(source, f"{key}.{number}."))
+        else:
+            yield key, value

@@ -43,7 +43,7 @@ def export(target: str, out: str | None = None, kind: Kind = "f32") -> Path:
     a family that llama.cpp does not know, or that zoft leaves to llama.cpp's own converter.
     """
     where = weights_of(target)
-    recipe = recipe_of(Path(target))
+    recipe = recipe_of(Path(target).expanduser())
     trust = recipe is not None and recipe.model.trust_remote_code
     adapted = is_adapter(where)
     name, revision = base_of(where) if adapted else (where, None)
@@ -127,6 +127,6 @@ def _hand_over(
 
 def _called(target: str) -> str:
     """The run's name, or the model's: runs/movies/final -> movies."""
-    path = Path(target)
+    path = Path(target).expanduser()
     inside = recipe_of(path) is not None and recipe_of(path.parent) is not None
     return path.resolve().parent.name if inside else path.name.removesuffix(".gguf") or "model"

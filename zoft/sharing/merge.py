@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ from typing import Any, Literal
 
 import torch
 from peft import PeftConfig, PeftModel
-from torch import Tensor
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from zoft.data.examples import Choice, Example
@@ -19,7 +21,7 @@ from zoft.data.sets import prepare
 from zoft.errors import EnvironmentProblem, OutOfMemory, RecipeError, ZoftError, first_line
 from zoft.inference.locate import weights_of
 from zoft.models.adapters import base_of, is_adapter, load_adapter
-from zoft.models.load import load_model, load_tokenizer
+from zoft.models.load import load_adapters_tokenizer, load_model
 from zoft.models.storage.fetch import local_safetensors
 from zoft.models.storage.safetensors import stored_tensors
 from zoft.recipe.schema import ModelSection, Recipe
@@ -104,7 +106,7 @@ def merged_model(
     Raises ZoftError.
     """
     adapter = _adapter_of(target)
-    recipe = recipe_of(Path(target))
+    recipe = recipe_of(Path(target).expanduser())
     name, revision = base_of(adapter)
     section = ModelSection(name=name, revision=revision)
     if recipe is not None:
@@ -119,8 +121,7 @@ def merged_model(
     size = require_memory(folder)
     if also_on_disk is not None:
         require_space(also_on_disk, size)
-    own = (Path(adapter) / "tokenizer_config.json").is_file()
-    tokenizer = load_tokenizer(adapter if own else folder, section)
+    tokenizer = load_adapters_tokenizer(adapter, folder, section)
     prompts, prompts_of = prompts_for(recipe, tokenizer)
     check()
     base = load_model(folder, section, dtype=torch.float32, device="cpu").model
@@ -242,7 +243,7 @@ def _folder(place: Path) -> Iterator[None]:
 
 def _adapter_of(target: str) -> str:
     """The folder of the adapter. Raises ZoftError for what holds none, or one without weights."""
-    if not Path(target).is_dir():
+    if not Path(target).expanduser().is_dir():
         raise EnvironmentProblem(f"there is no run, checkpoint or adapter folder {target}")
     where = weights_of(target)
     if not is_adapter(where):
@@ -265,11 +266,40 @@ def _added(adapted: PeftModel, adapter: str) -> PreTrainedModel:
     if add is None:
         kind = str(adapted.peft_config["default"].peft_type.value).lower()
         raise RecipeError(f"{adapter} cannot be merged: peft has no way to for {kind} adapters")
+    untied = _untie(adapted)
     try:
-        model: PreTrainedModel = add(safe_merge=True)
+        with warnings.catch_warnings(action="ignore"):  # what they say was seen to above
+            model: PreTrainedModel = add(safe_merge=True)
     except (ValueError, NotImplementedError) as error:  # not finite, or a layer that cannot
         raise EnvironmentProblem(f"{adapter} cannot be merged: {first_line(error)}") from error
+    except RuntimeError as error:
+        if "base layer has no bias" not in str(error):
+            raise
+        why = "it has biases (lora_bias), and the base's layers have none to add them to"
+        raise RecipeError(f"{adapter} cannot be merged: {why}") from error
+    if untied:
+        for config in (model.config, model.config.get_text_config()):
+            config.tie_word_embeddings = False
     return model
+
+
+def _untie(adapted: PeftModel) -> bool:
+    """Give each place of a weight that an adapter changes a weight of its own: what is added to the
+    word table would move the head that shares it, too. Returns whether there were such."""
+    changed = {m.get_base_layer() for m in adapted.modules() if isinstance(m, BaseTunerLayer)}
+    places: dict[nn.Parameter, list[tuple[nn.Module, str]]] = {}
+    for module in adapted.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                places.setdefault(parameter, []).append((module, name))
+    untied = False
+    for parameter, owners in places.items():
+        if len(owners) > 1 and any(module in changed for module, _ in owners):
+            untied = True
+            for module, name in owners[1:]:
+                copied = nn.Parameter(parameter.detach().clone(), requires_grad=False)
+                module.register_parameter(name, copied)
+    return untied
 
 
 def _read_back(folder: Path) -> PreTrainedModel:

@@ -78,14 +78,17 @@ def base_of(header: Header, journal: Path, base: str | None) -> tuple[ModelSecti
     name, revision = (base, None) if base else (named["name"], named["revision"])
     run = RunFolder(journal.parent)
     trusted = run.resolved.is_file() and load_recipe(run.resolved).model.trust_remote_code
-    section = ModelSection(name=name, revision=revision, trust_remote_code=trusted)
     try:
         where = local_safetensors(name, revision, trust_remote_code=trusted)
     except EnvironmentProblem as error:
+        now = load_recipe(run.resolved).model if run.resolved.is_file() else None
+        if base is None and now is not None and now.name != name:  # moved, and resumed since
+            return base_of(header, journal, now.name)
         reason = str(error).removeprefix("model.name: ")
         raise EnvironmentProblem(
             f"the base model: {reason}; --base PATH says where it is"
         ) from error
+    section = ModelSection(name=name, revision=revision, trust_remote_code=trusted)
     found = fingerprint(where)
     if found != named["sha256"]:
         raise EnvironmentProblem(

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 from zoft.data.sets import Data
 from zoft.engine.build import order_for
-from zoft.models.storage.fetch import cache_folder
+from zoft.models.storage.fetch import make_cache_folder
 from zoft.recipe.resolved import Resolved
 from zoft.runs.folder import RunFolder
 from zoft.training.load import build_engine, choose_placement, load_model
@@ -33,8 +33,8 @@ def dry_run(
     """
     place = choose_placement(recipe, data, say)
     examples = data.examples["train"]
-    cache_folder().mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=cache_folder()) as folder:
+    streams = place.residency != "device"
+    with TemporaryDirectory(dir=make_cache_folder() if streams else None) as folder:
         run = RunFolder(Path(folder))
         model = load_model(recipe, run, files, place, None, resumed=False)
         engine = build_engine(recipe, run, model, data, place, None, say)

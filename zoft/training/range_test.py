@@ -32,7 +32,6 @@ from zoft.engine.diagnostics import measure_delivery
 from zoft.engine.optimizers.lr_schedule import learning_rate
 from zoft.engine.range_probes import Rung, best_perturbation, losses_at_rest, measure_rung, radius
 from zoft.errors import EnvironmentProblem, RecipeError
-from zoft.models.load import load_tokenizer
 from zoft.planning.out_of_memory import memory_explained
 from zoft.planning.resolve import resolve, with_data
 from zoft.recipe.load import load_recipe
@@ -42,7 +41,7 @@ from zoft.system.signals import stop_on_signals
 from zoft.training.dry_run import dry_run
 from zoft.training.load import base_files
 from zoft.training.trainer import Trainer
-from zoft.training.warm_start import warm_start
+from zoft.training.warm_start import tokenizer_for, warm_start
 
 LENGTHS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 BATCHES = 4
@@ -65,8 +64,9 @@ class Advice:
 
 def range_test(source: str, overrides: Sequence[str] = (), *, plot: str | None = None) -> Advice:
     """Print, and return, what suits the run of this recipe. Raises ZoftError."""
-    if plot is not None:
-        _require_plottable(Path(plot))
+    drawn = None if plot is None else Path(plot).expanduser()
+    if drawn is not None:
+        _require_plottable(drawn)
 
     def variant(*more: str) -> Resolved:
         return resolve(warm_start(load_recipe(source, [*overrides, *more])))
@@ -76,7 +76,7 @@ def range_test(source: str, overrides: Sequence[str] = (), *, plot: str | None =
         files = base_files(recipe, print)
         data = load_data(
             recipe,
-            load_tokenizer(files, recipe.model),
+            tokenizer_for(recipe, files),
             names=("train",),
             say=print,
             check=stop.check,
@@ -87,8 +87,8 @@ def range_test(source: str, overrides: Sequence[str] = (), *, plot: str | None =
             rungs, at_rest = _climb(trainer)
     advice = advise(recipe, rungs, at_rest)
     _tell(recipe, advice)
-    if plot is not None:
-        plot_range(Path(plot), advice.rungs, advice.rest, TOLERANCE, advice.radius, advice.best)
+    if drawn is not None:
+        plot_range(drawn, advice.rungs, advice.rest, TOLERANCE, advice.radius, advice.best)
         print(f"plot: {plot}")
     return advice
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
@@ -12,7 +13,6 @@ import torch
 from zoft.data.sets import Data, load_data
 from zoft.engine.build import Engine, order_for
 from zoft.errors import RecipeError
-from zoft.models.load import load_tokenizer
 from zoft.planning.out_of_memory import memory_explained
 from zoft.planning.placement import placed
 from zoft.planning.resolve import resolve, with_data
@@ -34,7 +34,7 @@ from zoft.training.load import base_files, build_engine, choose_placement, heade
 from zoft.training.preflight import preflight
 from zoft.training.start import resume_run, start_run
 from zoft.training.trainer import Hook, Trainer
-from zoft.training.warm_start import warm_start
+from zoft.training.warm_start import require_same_adapter, tokenizer_for, warm_start
 
 
 def train(
@@ -57,6 +57,7 @@ def train(
     resolved = resolve(warm_start(recipe, run.start if previous else None), previous)
     if previous is not None:
         require_same(resolved, previous)
+        require_same_adapter(resolved, previous, run.start)
         if already_finished(run, resolved, previous):
             return
     require_installed(resolved.logging.trackers)
@@ -74,7 +75,7 @@ def train(
         pusher = pusher_for(resolved, say, stop)
         saved = run.newest_checkpoint(at) if previous else None
         files = base_files(resolved, say)
-        tokenizer = load_tokenizer(files, resolved.model)
+        tokenizer = tokenizer_for(resolved, files, run.start if previous else None)
         data = load_data(resolved, tokenizer, say=say, check=stop.check)
         explained.sets = {**data.examples}
         resolved = with_data(resolved, data)
@@ -103,8 +104,15 @@ def _folder(recipe: Recipe, resume: str, output_dir: str | None) -> tuple[RunFol
         folder, at = RunFolder(Path(output_dir or recipe.output_dir).expanduser()), None
     else:
         folder, at = run_of(Path(resume).expanduser())
-        if output_dir is not None and Path(output_dir).resolve() != folder.path.resolve():
+        if (
+            output_dir is not None
+            and Path(output_dir).expanduser().resolve() != folder.path.resolve()
+        ):
             raise RecipeError(f"--resume {resume} goes on in {folder.path}: leave out --output-dir")
+    if re.search(
+        "[\ud800-\udfff]", str(folder.path)
+    ):  # the system's bytes, which no recipe can hold
+        raise RecipeError(f"output_dir: {str(folder.path)!a} is not UTF-8; choose another name")
     if resume == "none" or not folder.exists:
         require_empty(folder)
     return folder, at

@@ -23,7 +23,6 @@ from zoft.engine.objectives.objective import objective_for
 from zoft.errors import EnvironmentProblem, ZoftError, first_line
 from zoft.inference.scoring import require_fits
 from zoft.models.adapters import is_adapter
-from zoft.models.load import load_tokenizer
 from zoft.models.meta import load_config
 from zoft.models.storage.fetch import cache_folder, local_folder, local_safetensors
 from zoft.models.storage.safetensors import WEIGHTS, WEIGHTS_INDEX, stored_tensors
@@ -48,7 +47,7 @@ from zoft.system.silence import quiet
 from zoft.training.checks import Report
 from zoft.training.dry_run import dry_run
 from zoft.training.load import base_files
-from zoft.training.warm_start import warm_start
+from zoft.training.warm_start import tokenizer_for, warm_start
 
 PROBED_BYTES = 8 * 2**30  # of weights: what is read within seconds
 
@@ -81,7 +80,7 @@ def validate(source: str, overrides: Sequence[str] = ()) -> None:
         report.skip("tokenizer", "there is no model")
     else:
         with report.check("tokenizer") as ok:
-            tokenizer = _tokenizer(recipe.model)
+            tokenizer = _tokenizer(recipe)
             ok(f"{len(tokenizer):,} tokens")
     sets: dict[str, Encoded] = {}
     names = [name for name in SETS if getattr(recipe.data, name) is not None]
@@ -174,11 +173,12 @@ def _holds_weights(folder: Path | None) -> bool:
     return folder is not None and any((folder / x).is_file() for x in (WEIGHTS, WEIGHTS_INDEX))
 
 
-def _tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, also where a run would first convert or fetch it."""
+def _tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
+    """The run's tokenizer, also where a run would first convert or fetch the model."""
+    section = recipe.model
     path = Path(section.name).expanduser()
     if folder := local_folder(section.name):
-        return load_tokenizer(folder, section)
+        return tokenizer_for(recipe, folder)
     gguf = path.is_file()
     try:
         with quiet():

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
 from zoft.errors import EnvironmentProblem, RecipeError
 from zoft.inference.locate import hub_adapter, weights_of
-from zoft.models.adapters import is_adapter
+from zoft.models.adapters import is_adapter, of_adapter
+from zoft.models.load import load_adapters_tokenizer
+from zoft.models.storage.safetensors import tensors_in
 from zoft.recipe.schema import Recipe
 from zoft.recipe.sections.tune import TuneSection
 from zoft.runs.folder import RunFolder
@@ -24,7 +31,7 @@ def warm_start(recipe: Recipe, start: Path | None = None) -> Recipe:
     EnvironmentProblem for what is not there, RecipeError for what contradicts the adapter.
     """
     model, tune = recipe.model, recipe.tune
-    if RunFolder(Path(model.name)).exists:
+    if RunFolder(Path(model.name).expanduser()).exists:
         where = weights_of(model.name)
         if is_adapter(where):
             raise RecipeError(
@@ -33,9 +40,45 @@ def warm_start(recipe: Recipe, start: Path | None = None) -> Recipe:
             )
         model = model.model_copy(update={"name": where})
     if tune.adapter is not None:
-        folder = start if start and is_adapter(start) else adapter_folder(tune.adapter)
-        tune = _as_in(folder, tune)
+        tune = _as_in(_adapter_of(tune.adapter, start), tune)
     return recipe.model_copy(update={"model": model, "tune": tune})
+
+
+def tokenizer_for(
+    recipe: Recipe, files: Path, start: Path | None = None
+) -> PreTrainedTokenizerBase:
+    """The tokenizer that lies with the adapter to be tuned on (`start` as for `warm_start`), else the
+    one that lies with the base in `files`. Raises EnvironmentProblem."""
+    name = recipe.tune.adapter
+    folder = None if name is None else _adapter_of(name, start)
+    return load_adapters_tokenizer(folder, files, recipe.model)
+
+
+def _adapter_of(name: str, start: Path | None) -> Path:
+    return start if start and is_adapter(start) else adapter_folder(name)
+
+
+def require_same_adapter(recipe: Recipe, previous: Recipe, start: Path) -> None:
+    """Raise EnvironmentProblem if a resumed run's recipe names another adapter than it began with, by
+    its numbers; `previous` and `start` are what it began with."""
+    name = recipe.tune.adapter
+    if name is None or name == previous.tune.adapter:
+        return  # the same place, whatever became of it since
+    theirs, ours = _numbers(adapter_folder(name)), _numbers(start)
+    for key, tensor in ours.items():
+        if key not in theirs or not theirs[key].to(tensor.dtype).equal(tensor):
+            raise EnvironmentProblem(
+                f"tune.adapter: {name} is not the adapter that the run began with ({key} differs)"
+            )
+
+
+def _numbers(folder: Path) -> dict[str, Tensor]:
+    return {
+        key: tensor
+        for file in sorted(folder.glob("adapter_model*.safetensors"))
+        for key, tensor in load_file(file).items()
+        if of_adapter(key)
+    }
 
 
 def adapter_folder(name: str) -> Path:
@@ -61,7 +104,9 @@ def adapter_folder(name: str) -> Path:
 def _as_in(folder: Path, tune: TuneSection) -> TuneSection:
     """The settings of an adapter's config in place of defaults; a value that was set must agree."""
     try:
-        config: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text())
+        config: dict[str, Any] = json.loads(
+            (folder / "adapter_config.json").read_text(encoding="utf-8")
+        )
     except (OSError, ValueError) as error:
         raise EnvironmentProblem(
             f"tune.adapter: cannot read {folder}/adapter_config.json"
@@ -76,9 +121,21 @@ def _as_in(folder: Path, tune: TuneSection) -> TuneSection:
         found = {"virtual_tokens": config["num_virtual_tokens"]}
     elif isinstance(config.get("target_modules"), list):
         found["target_modules"] = sorted(config["target_modules"])
+    else:  # an expression, or parameters by name: the files say what it found
+        found["target_modules"] = _adapted_modules(folder)
     for key, value in found.items():
         said = getattr(tune, key)
         same = sorted(said) == value if isinstance(said, list) else said in (value, "auto")
         if key in tune.model_fields_set and not same:
             raise RecipeError(f"tune.{key}: {said}, but {tune.adapter} has {value}: leave it out")
     return tune.model_copy(update=found)
+
+
+def _adapted_modules(folder: Path) -> list[str] | str:
+    """Full names of the modules whose adapters lie in the files; auto if these do not say."""
+    names = (
+        re.fullmatch(r"base_model\.model\.(.+?)\.(?:lora_|ia3_).*", name)
+        for file in sorted(folder.glob("adapter_model*.safetensors"))
+        for name in tensors_in(file)
+    )
+    return sorted({found[1] for found in names if found}) or "auto"

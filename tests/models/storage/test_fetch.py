@@ -15,7 +15,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from zoft.errors import EnvironmentProblem
 from zoft.models.meta import load_config
 from zoft.models.storage import fetch
-from zoft.models.storage.fetch import cache_folder, local_folder, local_safetensors
+from zoft.models.storage.fetch import (
+    cache_folder,
+    local_folder,
+    local_safetensors,
+    make_cache_folder,
+)
 from zoft.recipe.schema import ModelSection
 
 
@@ -127,6 +132,24 @@ def test_folders_that_are_no_models(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(EnvironmentProblem, match="is an adapter"):
         local_safetensors(str(tmp_path), None)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "somebody/some-model"])
+def test_a_folder_that_hides_a_model_of_the_hub_is_named(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(EnvironmentProblem, match="the folder of that name here hides it"):
+        local_safetensors(name, None)
+
+
+def test_a_cache_that_cannot_be_made_says_which_variable_names_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
+    with pytest.raises(EnvironmentProblem, match=r"cannot be made .*set XDG_CACHE_HOME"):
+        make_cache_folder()
 
 
 def gguf_file(path: Path, model: PreTrainedModel) -> None:

@@ -32,7 +32,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-from zoft.errors import EnvironmentProblem, first_line
+from zoft.errors import EnvironmentProblem, disk_words, first_line, system_error
 from zoft.models.storage.safetensors import WEIGHTS, WEIGHTS_INDEX
 from zoft.system.atomic_io import lock, staged
 from zoft.system.silence import quiet
@@ -82,7 +82,15 @@ def local_safetensors(
         return _from_bin(folder, companions, begin)
     if _has(folder, "adapter_config.json"):
         raise EnvironmentProblem(f"model.name: {name} is an adapter; name its base model")
-    raise EnvironmentProblem(f"model.name: {name} holds neither {WEIGHTS} nor {_BIN}")
+    hidden = not name.startswith((".", "/", "~")) and name.count("/") < 2 and path.is_dir()
+    raise EnvironmentProblem(
+        f"model.name: {name} holds neither {WEIGHTS} nor {_BIN}"
+        + (
+            "; if a model of the Hub is meant, the folder of that name here hides it"
+            if hidden
+            else ""
+        )
+    )
 
 
 def local_tokenizer(name: str, revision: str | None, *, trust_remote_code: bool = False) -> Path:
@@ -100,6 +108,18 @@ def cache_folder() -> Path:
     """Where converted models are kept."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "zoft" / "models"
+
+
+def make_cache_folder() -> Path:
+    """The same, made if need be. Raises EnvironmentProblem where it cannot be."""
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"{folder} cannot be made ({error.strerror}): set XDG_CACHE_HOME to a folder that can"
+        ) from error
+    return folder
 
 
 def _has(folder: Path, *names: str) -> bool:
@@ -183,7 +203,11 @@ def _from_bin(folder: Path, companions: tuple[str, ...], begin: Begin) -> Path:
     """Convert `pytorch_model*.bin`, unless they were converted before, and return the folder."""
     index = folder / _BIN_INDEX
     try:
-        names = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else ()
+        names = (
+            set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            if index.exists()
+            else ()
+        )
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise EnvironmentProblem(f"cannot read {index}: {first_line(error)}") from error
     shards = [folder / Path(name).name for name in sorted(names)] or [folder / _BIN]
@@ -237,8 +261,8 @@ def _once(key: str, source: Path, begin: Begin, build: Callable[[Path], None]) -
     target = cache_folder() / key
     if target.is_dir():
         return target
+    make_cache_folder()
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         with target.with_name(f".{key}.lock").open("w") as file:
             lock(file)  # the ranks of one machine convert together: one works
             if target.is_dir():
@@ -250,5 +274,7 @@ def _once(key: str, source: Path, begin: Begin, build: Callable[[Path], None]) -
     except (EnvironmentProblem, MemoryError):
         raise
     except Exception as error:  # whatever transformers, torch and gguf raise at a file they dislike
-        raise EnvironmentProblem(f"cannot convert {source}: {first_line(error)}") from error
+        refused = system_error(error)
+        reason = disk_words(refused) if refused else first_line(error)
+        raise EnvironmentProblem(f"cannot convert {source}: {reason}") from error
     return target

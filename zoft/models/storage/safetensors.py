@@ -89,7 +89,7 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
     if not index.is_file():
         return tensors_in(folder / WEIGHTS)
     with _explained(index):
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     tensors: dict[str, Stored] = {}
     for name in names:
         tensors |= tensors_in(folder / name)
