@@ -6,12 +6,14 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from statistics import fmean
 
 import torch
 
 from zoft.engine.estimator import Estimator, Loss, Losses
 from zoft.engine.moved import MovedModel
 from zoft.engine.objectives.batch import Forward
+from zoft.engine.optimizers.measurement import rms
 from zoft.engine.optimizers.update import Weights
 from zoft.engine.probe.directions import Direction
 from zoft.engine.probe.structures.table import values_of
@@ -40,30 +42,31 @@ class Noise:
         return self.projected_grad / self.noise if self.noise > 0 else math.inf
 
 
-def measure_noise(estimator: Estimator, losses: Loss, directions: int = 4, first: int = 0) -> Noise:
-    """Three probes per direction, on directions of step 0 (which trains nothing) from `first` on.
+def measure_noise(estimator: Estimator, losses: Loss, slopes: int = 4, first: int = 0) -> Noise:
+    """Three probes per direction, on directions of step 0 (which trains nothing) from `first` on, until
+    so many slopes are measured: with a direction for every example, the first gives a batch of them.
 
     c at epsilon and at 1.1 epsilon differ by the noise of both: sqrt(1 + 1/1.21) of the first's. A
     repeat at the same epsilon would be bit-equal and show nothing
-    (docs/methods.md#noise-of-the-forward-pass). With per-example directions every example's c counts.
+    (docs/methods.md#noise-of-the-forward-pass).
     """
     epsilon = estimator.perturbation
+    found: list[float] = []
     near: list[float] = []
     wide: list[float] = []
-    square = count = loss = 0.0
-    for k in range(first, first + directions):
-        z = estimator.direction(0, k)
+    means: list[float] = []
+    while len(found) < slopes:
+        z = estimator.direction(0, first + len(means))
         at_epsilon, mean = estimator.slopes(z, epsilon, losses)
-        loss += mean / directions
+        means.append(mean)
         others = (estimator.slopes(z, scale * epsilon, losses)[0] for scale in (1.1, 2))
-        for c, close, far in zip(at_epsilon, *others, strict=True):
-            square, count = square + c**2, count + 1
-            near.append(c - close)
-            wide.append(c - far)
-    rms = math.sqrt(square / count)
-    noise = math.sqrt(sum(x * x for x in near) / count / (1 + 1 / 1.21))
-    bias = math.sqrt(sum(x * x for x in wide) / count) / rms if rms > 0 else 0.0
-    return Noise(rms, noise, bias, loss)
+        for slope, close, far in zip(at_epsilon, *others, strict=True):
+            found.append(slope)
+            near.append(slope - close)
+            wide.append(slope - far)
+    c = rms(found)
+    bias = rms(wide) / c if c > 0 else 0.0
+    return Noise(c, rms(near) / math.sqrt(1 + 1 / 1.21), bias, fmean(means))
 
 
 def pairs_agree(estimator: Estimator, losses: Loss) -> bool:

@@ -73,7 +73,7 @@ def measure_rung(
     at_length = replace(estimator, perturbation=perturbation)
     found = []
     for number, batch in enumerate(batches):
-        found.append(measure_noise(at_length, batch, directions=1, first=number))
+        found.append(measure_noise(at_length, batch, slopes=1, first=number))
         between()
     c = rms([x.projected_grad for x in found])
     wide = rms([x.bias * x.projected_grad for x in found])
