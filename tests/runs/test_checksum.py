@@ -80,7 +80,6 @@ DAMAGE: dict[str, tuple[Callable[[Lines, Lines], Lines], int]] = {
     "the last newline is a letter": (lambda x, _: [*x[:6], x[6][:-1] + b"x"], 7),
     "the last newline is a zero": (lambda x, _: [*x[:6], x[6][:-1] + b"\0"], 7),
     "a letter at the end": (lambda x, _: [*x, b"x"], 8),
-    "the beginning of another step": (lambda x, _: [*x, x[6][:20]], 8),
     "the header of an early journal": (
         lambda x, _: [b'{"format":"zoft-journal","version":1}\n', *x[1:]], 2,
     ),

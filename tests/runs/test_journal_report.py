@@ -82,7 +82,7 @@ def test_stats(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_verify_says_what_it_found(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with (run / "journal.jsonl").open("ab") as file:
-        file.write(b'{"step":10')
+        file.write(b'{"step": 1')
     out = answer(capsys, "verify", str(run))
     assert "version 1, 9 steps without a gap\n" in out
     assert "checksums  right in every line\n" in out

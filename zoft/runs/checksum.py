@@ -56,15 +56,14 @@ def unwritten(line: bytes) -> bool:
     return bytes(8) in line
 
 
-def torn(tail: bytes, step: int, before: int) -> bool:
-    """Whether what is behind the last newline can be the beginning of the line of `step`.
+def torn(tail: bytes, before: int) -> bool:
+    """Whether what is behind the last newline can be the beginning of a line.
 
     A line that has its closing brace must be right: it was written whole, but for the newline.
     """
-    begins = b'{"step":%d,' % step
     if b"}" in tail:
         return _is_right(tail, before)
-    return unwritten(tail) or tail.startswith(begins) or begins.startswith(tail)
+    return tail.startswith(b"{") or unwritten(tail)
 
 
 def _is_right(line: bytes, before: int) -> bool:

@@ -187,7 +187,7 @@ def parse(path: Path, content: bytes) -> Content:
             raise _damaged(path, step, error) from error
         entries.append(entry)
         size += len(line) + 1
-    if tail and checksum is not None and not torn(tail, len(lines), checksum):
+    if tail and checksum is not None and not torn(tail, checksum):
         raise _damaged(path, len(lines), "it has no newline, and is not the beginning of a line")
     return Content(header, entries, size, checksum)
 
