@@ -122,18 +122,19 @@ def print_summary(folder: RunFolder) -> None:
 def already_finished(folder: RunFolder, recipe: Resolved, previous: Recipe) -> bool:
     """Whether nothing is left to do; then say what came out. Raises EnvironmentProblem for a journal
     that is damaged."""
+    _, entries = read(folder.journal)
     run = folder.manifest()
     final = run.get("final")
     if run.get("status") != "finished" or not final or final["step"] < recipe.train.steps:
         return False
     if recipe.data.test != previous.data.test:
         return False  # another test set: score it
-    if len(read(folder.journal)[1]) < final["step"]:
-        return False  # lines are missing at its end: take these steps again
     if final["step"] > recipe.train.steps:
         raise RecipeError(
             f"train.steps: the run in {folder.path} already took {final['step']} steps"
         )
+    if len(entries) < final["step"]:
+        return False  # lines are missing at the journal's end: take these steps again
     print(f"{folder.path} is finished ({final['step']} steps)")
     print_summary(folder)
     return True
