@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from support import kills, small, tiny
 from support.failures import Killed, killed_after
+from support.written import change_header
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from zoft.engine.estimator import Estimator, Losses
@@ -541,8 +542,7 @@ def test_a_journal_of_another_layout_is_refused(finished: Finished, tmp_path: Pa
     recipe, _ = finished
     target = tmp_path / "run"
     train(str(recipe), ["train.steps=3"], output_dir=str(target))
-    text = (target / "journal.jsonl").read_text()
-    (target / "journal.jsonl").write_text(text.replace('"layout":1', '"layout":3', 1))
+    change_header(target / "journal.jsonl", layout=3)
     with pytest.raises(EnvironmentProblem, match="layout"):
         train(str(recipe), output_dir=str(target), resume="auto")
 

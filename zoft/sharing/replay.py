@@ -14,7 +14,8 @@ from zoft.models.load import load_tokenizer
 from zoft.models.storage.fetch import snapshot
 from zoft.runs import checkpoint
 from zoft.runs import complete as manifest
-from zoft.runs.artefact import JOURNAL, START, expected, journal_of
+from zoft.runs.artefact import JOURNAL, START, expected, journal_of, require_whole
+from zoft.runs.checksum import UNPROTECTED, protected
 from zoft.runs.journal import Entry, Header, read
 from zoft.sharing.rebuild import base_of, rebuild, require_known
 from zoft.system.signals import Stop, stop_on_signals
@@ -32,6 +33,8 @@ def replay(
     """
     journal = _journal(source)
     header, entries = read(journal)
+    if not protected(header):
+        print(f"checksums: {UNPROTECTED}")
     step = _step(at, header, entries, journal)
     target = Path(out).expanduser() if out else _beside(source, journal) / f"replayed-{step:06d}"
     _require_new(target)
@@ -80,12 +83,9 @@ def _beside(source: str, journal: Path) -> Path:
 
 
 def _step(at: int | None, header: Header, entries: Sequence[Entry], journal: Path) -> int:
-    ends = header["result"]["step"] if "result" in header else len(entries)
-    if len(entries) < ends and (at is None or at > len(entries)):
-        raise EnvironmentProblem(
-            f"{journal} breaks off: it holds {len(entries)} of {ends} steps; --at {len(entries)} "
-            "replays these"
-        )
+    if at is None or at > len(entries):
+        hint = f"; --at {len(entries)} replays these"
+        require_whole(journal, header, len(entries), hint)
     if at is not None and not 0 <= at <= len(entries):
         raise RecipeError(f"--at {at}: {journal} holds steps 1 to {len(entries)} (0: the start)")
     return len(entries) if at is None else at
