@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import random
-import statistics
-import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -200,22 +198,3 @@ def test_missing_last_lines_are_found_where_something_tells_of_them(
     change_header(path, result={"step": 4, "files": {}})
     assert main(["journal", "verify", str(path)]) == 4
     assert "it holds 6 steps, and the header says 4\n" in capsys.readouterr().err
-
-
-def test_a_checksum_takes_less_than_a_tenth_of_a_millisecond_a_step(tmp_path: Path) -> None:
-    """The median over 1,000 pairs of lines with 16 slopes each, of which one has a checksum."""
-    written(tmp_path / "early")
-    unprotect(tmp_path / "early")
-    early, _, _ = Journal.reopen(tmp_path / "early", math.inf)
-    chance = random.Random(0)
-    more = []
-    with early, Journal.create(tmp_path / "now", HEADER, math.inf) as now:
-        for step in range(1, 1001):
-            values = [tuple(round(chance.gauss(0, 9), 7) for _ in range(16)) for _ in range(3)]
-            line, seconds = Entry(Measurement(step, *values), 1e-4), {}
-            for log in (early, now) if step % 2 else (now, early):
-                begun = time.perf_counter()
-                log.append(line)
-                seconds[log] = time.perf_counter() - begun
-            more.append(seconds[now] - seconds[early])
-    assert statistics.median(more) < 1e-4
