@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from zoft.data.files import Row, one_line
@@ -122,7 +123,7 @@ def place_of(value: Any, known: Sequence[str]) -> int | None:
 def is_alike(value: Any, written: str) -> bool:
     if str(value).lower() in ("true", "false") and written.lower() == str(value).lower():
         return True
-    if not isinstance(value, int | float):
+    if not isinstance(value, int | float | Decimal):
         return False
     try:
         return float(written) == value
