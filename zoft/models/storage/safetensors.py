@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from zoft.errors import EnvironmentProblem
+from zoft.models.storage.faults import NO_POINTER, POINTER
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
@@ -254,7 +255,9 @@ def _explained(file: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise EnvironmentProblem(f"cannot read {file}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+    except KeyError as error:
+        raise EnvironmentProblem(f"cannot read {file}: it lacks {error}") from error
+    except (ValueError, TypeError, AttributeError, struct.error) as error:
         raise EnvironmentProblem(f"cannot read {file}: {error or type(error).__name__}") from error
 
 
@@ -263,9 +266,13 @@ def _header(file: Path) -> dict[str, Stored]:
     from the header's end."""
     with file.open("rb") as stream:
         size = os.fstat(stream.fileno()).st_size
-        (length,) = struct.unpack("<Q", stream.read(8))
+        begin = stream.read(len(POINTER))
+        if begin == POINTER:
+            raise ValueError(NO_POINTER)
+        (length,) = struct.unpack("<Q", begin[:8])
         if length > min(size, _HEADER_LIMIT):
             raise ValueError("it is no safetensors file")
+        stream.seek(8)
         header = json.loads(stream.read(length))
     header.pop("__metadata__", None)
     tensors = {}
