@@ -14,8 +14,8 @@ from peft import PeftModel, get_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from zoft.errors import EnvironmentProblem
-from zoft.models.storage.faults import NO_POINTER, POINTER, read_object
-from zoft.models.storage.safetensors import tensors_in
+from zoft.models.storage.faults import read_object
+from zoft.models.storage.safetensors import IS_POINTER, POINTER, tensors_in
 
 CONFIG = "adapter_config.json"
 _SAFETENSORS, _BIN = "adapter_model.safetensors", "adapter_model.bin"
@@ -65,7 +65,7 @@ def names_in(folder: Path | str) -> list[str]:
         raise EnvironmentProblem(f"{folder} holds neither {_SAFETENSORS} nor {_BIN}")
     with file.open("rb") as stream:
         if stream.read(len(POINTER)) == POINTER:
-            raise EnvironmentProblem(f"cannot read {file}: {NO_POINTER}")
+            raise EnvironmentProblem(f"cannot read {file}: {IS_POINTER}")
     try:
         return list(torch.load(file, map_location="cpu", weights_only=True))
     except Exception as error:  # code, damage: torch, pickle and zipfile have classes of their own

@@ -14,9 +14,8 @@ import transformers
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from zoft.errors import first_line
+from zoft.models.storage.safetensors import IS_POINTER, POINTER
 
-POINTER = b"version https://git-lfs.github.com/"
-NO_POINTER = "it is a pointer of Git LFS; fetch the file itself: git lfs pull"
 FILES = ("config.json", "tokenizer_config.json", "tokenizer.json", "generation_config.json")
 
 
@@ -73,7 +72,7 @@ def read_object(file: Path) -> tuple[dict[str, Any], str | None]:
     try:
         content = file.read_bytes()
         if content.startswith(POINTER):
-            return {}, NO_POINTER
+            return {}, IS_POINTER
         if content.startswith(codecs.BOM_UTF8):
             return {}, "it begins with a byte order mark; save it as UTF-8 without one"
         found = json.loads(content)

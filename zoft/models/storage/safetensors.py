@@ -22,10 +22,11 @@ import torch
 from torch import Tensor
 
 from zoft.errors import EnvironmentProblem
-from zoft.models.storage.faults import NO_POINTER, POINTER
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
+POINTER = b"version https://git-lfs.github.com/"  # what stands where Git LFS fetched no file
+IS_POINTER = "it is a pointer of Git LFS; fetch the file itself: git lfs pull"
 _PIECE = 8 << 20  # bytes read or written at a time; whole elements of every type
 _READAHEAD = 4 << 20  # how far around a range the kernel may have cached what nobody asked for
 _HEADER_LIMIT = 100_000_000  # bytes, as the safetensors package has it
@@ -268,7 +269,7 @@ def _header(file: Path) -> dict[str, Stored]:
         size = os.fstat(stream.fileno()).st_size
         begin = stream.read(len(POINTER))
         if begin == POINTER:
-            raise ValueError(NO_POINTER)
+            raise ValueError(IS_POINTER)
         (length,) = struct.unpack("<Q", begin[:8])
         if length > min(size, _HEADER_LIMIT):
             raise ValueError("it is no safetensors file")
