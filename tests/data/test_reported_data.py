@@ -27,6 +27,7 @@ Row = dict[str, Any]
 ASKED, SAID = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "great"}
 TALK = [ASKED, SAID]
 LABELS = {"0": "bad", "1": "great"}
+WORDS: Row = {"template": "{text} It was", "labels": LABELS, "format": "classification"}
 HEAD = "{{ bos_token }}{% for m in messages %}"
 TAIL = "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
 TURN = "[{{ m.role }}]{{ m.content }}{{ eos_token }}"
@@ -140,6 +141,26 @@ def test_places_without_one_reading_are_refused(name: str, tmp_path: Path) -> No
 
 def test_a_variable_of_the_shell_is_told_how_it_is_written() -> None:
     assert "${env:NAME}" in refused(lambda: read(Path("$HOME/a.jsonl")))
+
+
+def test_blanks_in_a_header_are_seen() -> None:
+    message = refused(lambda: encoded([{"text": "a", " label": "1"}], **WORDS))
+    assert "expected a column 'label'" in message
+    assert "found text, ' label'" in message
+
+
+@pytest.mark.parametrize("label", [1, 1.0, True, "1", Decimal(1)])
+def test_a_label_is_found_whatever_its_column_is_of(label: object) -> None:
+    row = {"text": "a", "label": label}
+    assert marked(row, **WORDS).endswith("« great»")
+
+
+@pytest.mark.parametrize("label", ["1.0", " 1", -1, [1], 10**400, float("nan"), float("inf")])
+def test_a_label_that_is_none_is_named(label: object) -> None:
+    row = {"text": "a", "label": label}
+    message = refused(lambda: marked(row, **WORDS))
+    assert "is not in data.labels (0, 1)" in message
+    assert len(message) < 600
 
 
 # Columns

@@ -17,6 +17,7 @@ from support import tiny
 from torch import Tensor
 
 from zoft.errors import EnvironmentProblem
+from zoft.inference.session import find
 from zoft.models.adapters import base_of, load_adapter
 from zoft.models.load import load_tokenizer
 from zoft.models.meta import build_outline, load_config
@@ -249,6 +250,18 @@ def test_what_changes_nothing_is_read(name: str, tmp_path: Path) -> None:
         expected = load_adapter(tiny.llama(), folder)(IDS).logits
         SAME[name](folder)
         assert torch.equal(load_adapter(tiny.llama(), folder)(IDS).logits, expected)
+
+
+@pytest.mark.parametrize(
+    "base", ["/workspace/models/llama", "C:\\models\\llama", "x/no-such-model"]
+)
+def test_a_base_of_another_machine_says_where_it_is_named(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+    message = refused(lambda: find(str(tmp_path), ModelSection(name="here")))
+    assert f"the base that {tmp_path}/adapter_config.json names" in message
 
 
 @pytest.mark.parametrize("base", [None, "", 3, ["x"]])

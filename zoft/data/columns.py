@@ -102,7 +102,9 @@ class RowReader:
     def _lacks(self, name: str) -> DataError:
         if elsewhere := beneath(self.row, lambda one: name in one):
             return DataError(elsewhere)
-        found = ", ".join(key for key, value in self.row.items() if value is not None)
+        named = [key for key, value in self.row.items() if value is not None]
+        # A blank in a header is seen only in quotes.
+        found = ", ".join(key if key == key.strip() else repr(key) for key in named)
         return self.error(
             f"expected a column {name!r} ({self.section.format} reads {', '.join(self.needed)}; "
             f"data.columns renames), found {found or 'none'}"
