@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from zoft.data.encoding import Encoded
+from zoft.data.encoding import Encoded, endings
 from zoft.data.examples import Choice, Example, TextExample, length
 from zoft.data.sets import prepare
 from zoft.data.tokens import Tokens
@@ -163,11 +163,12 @@ def _starts(example: Example, tokens: Tokens) -> int:
 def _ends(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> str:
     if isinstance(examples[0], Choice):
         return "not trained: words are compared"
-    if tokenizer.eos_token_id is None:
+    found = endings(examples, tokenizer)
+    if not found and tokenizer.eos_token_id is None:
         return "not trained: the tokenizer has none"
-    last = [x.ids[x.supervised[-1]] for x in examples if isinstance(x, TextExample)]
-    trained = last.count(tokenizer.eos_token_id)
-    return f"{tokenizer.eos_token!r} trained at the end of {trained:,} of {len(examples):,} rows"
+    token, rows = next(iter(found.most_common(1)), (tokenizer.eos_token, 0))
+    hint = "" if rows else ": the model does not learn to stop"
+    return f"{token!r} trained at the end of {rows:,} of {len(examples):,} rows{hint}"
 
 
 def _counted(numbers: Counter[int], rows: int) -> str:

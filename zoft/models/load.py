@@ -23,6 +23,7 @@ from zoft.errors import EnvironmentProblem, ZoftError, first_line, lacks_memory
 from zoft.models.blocks import Block, find_blocks, owned_parameters, placeholder
 from zoft.models.empty_weights import build_empty_model
 from zoft.models.quantization import is_quantized, load_quantized, quantized_tensors
+from zoft.models.storage.faults import explained
 from zoft.models.storage.gathered import Source, read
 from zoft.models.storage.safetensors import Reader, stored_tensors
 from zoft.recipe.schema import ModelSection
@@ -40,7 +41,7 @@ def load_tokenizer(location: Path | str, section: ModelSection) -> PreTrainedTok
                 str(location), trust_remote_code=section.trust_remote_code, local_files_only=True
             )
     except Exception as error:  # transformers, tokenizers and a model's own code: any class
-        problem = f"cannot load the tokenizer of {section.name}: {first_line(error)}"
+        problem = f"cannot load the tokenizer of {section.name}: {explained(error, location)}"
         if not any(next(Path(location).glob(name), None) for name in VOCABULARIES):
             problem = (
                 f"{section.name} holds no tokenizer ({', '.join(VOCABULARIES)}): copy the files of the "
@@ -104,7 +105,7 @@ def load_model(
     except Exception as error:  # transformers raises nearly every class for a folder it dislikes
         if lacks_memory(error):
             raise
-        reason = misfit("\n".join(said)) or first_line(error)
+        reason = misfit("\n".join(said)) or explained(error, location)
         raise EnvironmentProblem(f"cannot load {section.name}: {reason}") from error
     blocks: dict[int, Block] = {}
     if streamed is not None:

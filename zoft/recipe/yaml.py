@@ -88,7 +88,11 @@ def _hint(text: str, mark: Any) -> str:
         return ""
     line = lines[mark.line]
     before = line[: mark.column].rstrip()
-    if "${env:" in line:
+    if "\t" in line:
+        return "; indent with blanks, not with tabs"
+    if "\u00a0" in line:
+        return "; it holds a no-break space, write a plain one"
+    if "${" in line:
         return '; between { } or [ ], write "${env:NAME}" in quotes'
     if before.endswith(("}", "]")):
         return "; a text that begins with a brace or bracket is written in quotes"

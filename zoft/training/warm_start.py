@@ -15,6 +15,7 @@ from zoft.errors import EnvironmentProblem, RecipeError
 from zoft.inference.locate import hub_adapter, weights_of
 from zoft.models.adapters import is_adapter, of_adapter
 from zoft.models.load import load_adapters_tokenizer
+from zoft.models.storage.adapter_files import adapters_below
 from zoft.models.storage.safetensors import tensors_in
 from zoft.recipe.schema import Recipe
 from zoft.recipe.sections.tune import TuneSection
@@ -92,7 +93,7 @@ def adapter_folder(name: str) -> Path:
         where = None if local else hub_adapter(name)
         if where is None:
             kind = (
-                "holds no adapter"
+                f"holds no adapter{adapters_below(Path(name).expanduser())}"
                 if local
                 else "is no adapter here, nor can one be had from the Hub"
             )

@@ -33,6 +33,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from zoft.errors import EnvironmentProblem, disk_words, first_line, system_error
+from zoft.models.storage.adapter_files import adapters_below
 from zoft.models.storage.safetensors import WEIGHTS, WEIGHTS_INDEX
 from zoft.system.atomic_io import lock, staged
 from zoft.system.silence import quiet
@@ -82,6 +83,8 @@ def local_safetensors(
         return _from_bin(folder, companions, begin)
     if _has(folder, "adapter_config.json"):
         raise EnvironmentProblem(f"model.name: {name} is an adapter; name its base model")
+    if below := adapters_below(folder):
+        raise EnvironmentProblem(f"model.name: {name} is no model{below}")
     hidden = not name.startswith((".", "/", "~")) and name.count("/") < 2 and path.is_dir()
     raise EnvironmentProblem(
         f"model.name: {name} holds neither {WEIGHTS} nor {_BIN}"
