@@ -165,7 +165,7 @@ def test_quantizers_count_where_they_are_installed(
 ) -> None:
     installed: set[str] = set()
     monkeypatch.setattr(
-        "zoft.planning.footprint.find_spec", lambda name: name if name in installed else None
+        "zoft.system.process_size.find_spec", lambda name: name if name in installed else None
     )
     bare = footprint(*planned(tmp_path))
     installed.add("torchao")
