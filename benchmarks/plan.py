@@ -144,7 +144,7 @@ def _configs() -> dict[str, PreTrainedConfig]:
         ),
         "258M, Qwen3-MoE": Qwen3MoeConfig(
             vocab_size=WORDS, hidden_size=512, num_hidden_layers=8, num_attention_heads=8,
-            num_key_value_heads=2, head_dim=64, num_experts=16, num_experts_per_tok=4,
+            num_key_value_heads=2, num_experts=16, num_experts_per_tok=4,
             moe_intermediate_size=1024, intermediate_size=1024, tie_word_embeddings=False,
         ),
         "129M, Mamba": MambaConfig(vocab_size=WORDS, hidden_size=768, num_hidden_layers=24),

@@ -26,7 +26,9 @@ from zoft.recipe.resolved import Resolved
 from zoft.system.device import DTYPES
 
 # As configs call them: the experts that a token goes through, and all of them.
-CHOSEN = ("num_experts_per_tok", "moe_topk", "moe_top_k", "moe_k", "top_k_experts")
+CHOSEN = (
+    "num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k", "moe_k", "top_k_experts",
+)  # fmt: skip
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 Sets = Mapping[str, Sequence[Example] | None]
