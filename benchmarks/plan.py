@@ -68,7 +68,8 @@ class Setting:
 
     @property
     def name(self) -> str:
-        way = " ".join(x for x in self.changes if x not in SHORT) or "all weights"
+        usual = "as shipped" if self.model.startswith("quickstart") else "all weights"
+        way = " ".join(x for x in self.changes if x not in SHORT) or usual
         return f"{way}, converted first" if self.fresh else way
 
 
@@ -88,7 +89,7 @@ def _settings() -> list[Setting]:
         *of("dense", "494M, Qwen2", ("model.dtype=bfloat16",)),
         *of("LoRA", "494M, Qwen2", (LORA,), ("tune.method=ia3",), (LORA, "model.quantization=int8")),
         *of("MoE", "258M, Qwen3-MoE", (), (LORA,), ("tune.layers=[4,7]",), (LORA, DISK)),
-        *of("SSM", "129M, Mamba", (), (LORA,), ("tune.layers=[12,23]",)),
+        *of("SSM", "129M, Mamba", (LORA,), (LORA, "tune.layers=[12,23]")),
         *of("SSM", "129M, Mamba2", (), (LORA,)),
         Setting("LoRA", "494M, Qwen2.gguf", (LORA,), fresh=True),
     ]  # fmt: skip
