@@ -173,6 +173,18 @@ def test_experts_are_cast_one_after_the_other(tmp_path: Path) -> None:
     assert found[0] == found[1]
 
 
+def test_experts_are_copied_as_a_result_is_written(tmp_path: Path) -> None:
+    """All of them at once, into the pieces of the files; an adapter's result has none."""
+    name = "saving of experts"
+    made, lora = recipe(tmp_path), recipe(tmp_path, tune={"method": "lora"})
+    model = tiny.mixtral()
+    model.config.save_pretrained(tmp_path)
+    experts = sum(4 * p.numel() for n, p in model.named_parameters() if ".experts." in n)
+    assert phase(footprint(made, shape_of(made)), name).device == experts > 0
+    assert phase(footprint(lora, shape_of(lora)), name).device == 0
+    assert phase(footprint(made, shape_of(made), "disk"), name).device == 0
+
+
 def test_micro_batches_take_fewer_activations(tmp_path: Path) -> None:
     whole, half = (
         footprint(*planned(tmp_path, train={"batch_size": 8, "micro_batch_size": size}))

@@ -136,6 +136,9 @@ def footprint(
     loading = item("loading", max(0, max(map(count.kept, here)) - settled))
     checks = item(CHECKS, count.checks())
     phases = [loading, checks, *_passes(count, recipe, shape, item)]
+    if recipe.tune.method == "full" and not streamed:  # transformers takes them apart in copies
+        experts = sum(count.kept(w) for w in shape.weights if w.kind == "experts")
+        phases.append(item("saving of experts", experts))
     if shape.converted:
         held = sum(x.device + x.host for x in items if cpu or x.host)
         sizes = [4 * w.numel for w in shape.weights if not w.adapter]
