@@ -17,6 +17,7 @@ import typer
 
 from zoft.cli import data, hub, journal, machine, recipes, runs, share, talk, tuning
 from zoft.errors import EnvironmentProblem, ZoftError, disk_words, system_error
+from zoft.system.host_memory import keep_few_kernels
 from zoft.system.signals import LeftAtOnce, leaving_at_once
 from zoft.system.surroundings import hush, leave_stdout, settle
 
@@ -115,6 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     settle()
     if argv is None:  # a program of its own, not a part of one
         hush()
+        keep_few_kernels()
     code = _explained(list(sys.argv[1:] if argv is None else argv))
     try:
         sys.stdout.flush()

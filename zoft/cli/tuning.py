@@ -69,8 +69,10 @@ def plan(
     read = require_valid(recipe, overrides)
     with quiet_imports():
         from zoft.planning.tables import plan as run_plan
+        from zoft.training.warm_start import tokenizer_for, warm_start
 
-    run_plan(recipe, overrides or [], as_json=json, recipe=read)
+    found = {"begin": warm_start, "tokenizer": tokenizer_for}
+    run_plan(recipe, overrides or [], as_json=json, recipe=read, **found)
 
 
 def range_test(

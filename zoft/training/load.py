@@ -71,7 +71,8 @@ def base_files(recipe: Resolved, say: Say) -> Path:
 
 def choose_placement(recipe: Resolved, data: Data, say: Say) -> Choice:
     """Where the weights will be: the fastest place that the memory budgets allow."""
-    place = choose(recipe, shape_of(recipe, data.examples), *budgets(recipe))
+    shape = shape_of(recipe, data.examples, len(data.tokenizer))
+    place = choose(recipe, shape, *budgets(recipe))
     if place.residency != "device":
         say(f"residency: {place.why}")
     return place

@@ -46,10 +46,11 @@ def warm_start(recipe: Recipe, start: Path | None = None) -> Recipe:
 
 
 def tokenizer_for(
-    recipe: Recipe, files: Path, start: Path | None = None
+    recipe: Recipe, files: Path | None = None, start: Path | None = None
 ) -> PreTrainedTokenizerBase:
     """The tokenizer that lies with the adapter to be tuned on (`start` as for `warm_start`), else the
-    one that lies with the base in `files`. Raises EnvironmentProblem."""
+    one of the base, with its `files` (None: wherever it is, without its weights). Raises
+    EnvironmentProblem."""
     name = recipe.tune.adapter
     folder = None if name is None else _adapter_of(name, start)
     return load_adapters_tokenizer(folder, files, recipe.model)
