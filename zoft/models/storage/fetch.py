@@ -34,6 +34,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from zoft.errors import EnvironmentProblem, disk_words, first_line, system_error
 from zoft.models.storage.safetensors import WEIGHTS, WEIGHTS_INDEX
+from zoft.system import demo
 from zoft.system.atomic_io import lock, staged
 from zoft.system.silence import quiet
 
@@ -65,7 +66,7 @@ def local_safetensors(
     begin = partial(say, f"converting {name} to safetensors, once (into {cache_folder()}) ...")
     if name.endswith(".gguf"):
         if not path.is_file():
-            raise EnvironmentProblem(f"model.name: there is no file {name}")
+            raise EnvironmentProblem(f"model.name: there is no file {name}{demo.hint(name)}")
         return _from_gguf(path, begin)
     if path.is_dir():
         folder = path
