@@ -147,6 +147,8 @@ def snapshot(
         )
     except HFValidationError as error:
         problem = f"{name!r} is neither a folder here nor a Hub id"
+        if key and "@" in name:
+            problem += ": a revision is written as model.revision"
         raise EnvironmentProblem(f"{key}{problem}") from error
     except GatedRepoError as error:
         problem = f"{name} is gated: accept its terms at {constants.ENDPOINT}/{name}, then {login}"
@@ -155,7 +157,7 @@ def snapshot(
         problem = f"{name} is neither a folder here nor a model on the Hub; if it is private, "
         raise EnvironmentProblem(f"{key}{problem}{login}") from error
     except RevisionNotFoundError as error:
-        raise EnvironmentProblem(f"model.revision: {name} has no {revision!r}") from error
+        raise EnvironmentProblem(f"{name} has no revision {revision!r}") from error
     except LocalEntryNotFoundError as error:
         problem = f"{name} is neither a folder here nor in the cache, and the Hub is out of reach"
         raise EnvironmentProblem(f"{key}{problem}") from error
