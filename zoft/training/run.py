@@ -25,7 +25,7 @@ from zoft.runs.journal import Header, Journal
 from zoft.runs.metrics import Metrics
 from zoft.runs.report.page import reported
 from zoft.runs.trackers.launcher import require_installed, tracked
-from zoft.sharing.hub.push import pusher_for
+from zoft.sharing.hub.push import pushing
 from zoft.system.device import peak_memory_bytes
 from zoft.system.signals import Stop, stop_on_signals
 from zoft.training.finish import already_finished, finish, print_summary, record_status
@@ -70,9 +70,9 @@ def train(
         stop_on_signals("; nothing is lost: go on with --resume auto") as stop,
         memory_explained(resolved, variant) as explained,
         closing(narrator_for(resolved, lambda: peak_memory_bytes(device))) as narrator,
+        pushing(resolved, narrator.say, stop) as pusher,
     ):
         say = narrator.say
-        pusher = pusher_for(resolved, say, stop)
         saved = run.newest_checkpoint(at) if previous else None
         files = base_files(resolved, say)
         tokenizer = tokenizer_for(resolved, files, run.start if previous else None)
