@@ -321,6 +321,20 @@ def test_a_loss_that_is_not_finite_changes_nothing_and_ends_the_run(
     assert all(torch.equal(seen[0][name], value) for name, value in expected.items())
 
 
+@pytest.mark.parametrize(("bad", "steps"), [(torch.nan, 2), (torch.inf, 1)])
+def test_a_run_of_skipped_steps_alone_does_not_end_well(
+    bad: float, steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = str(small.write(tmp_path))
+    spoil(monkeypatch, lambda _: bad)
+    for resume in ("none", "auto"):
+        with pytest.raises(Diverged, match=rf"in none of the {steps} steps: no weight") as error:
+            train(recipe, [f"train.steps={steps}", "train.max_nonfinite=3"], resume=resume)
+        assert error.value.exit_code == 6
+        assert not (tmp_path / "run/final").exists()
+        assert json.loads((tmp_path / "run/run.json").read_text())["status"] == "diverged"
+
+
 def test_an_isolated_bad_step_is_skipped_and_replayed_as_such(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -564,6 +578,34 @@ def test_another_test_set_is_scored_on_a_finished_run(
     [final] = events(tmp_path / "run", "final")
     assert final["set"] == "test"
     assert "test  " in capsys.readouterr().out
+
+
+def test_another_eval_set_is_scored_and_compared_with_none_of_the_scores_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = str(small.write(tmp_path))
+    folder = tmp_path / "run"
+    train(recipe, ["train.steps=6", "optimizer.schedule=constant"])
+    capsys.readouterr()
+    copy = tmp_path / "copy.jsonl"
+    shutil.copy(tmp_path / "eval.jsonl", copy)
+    longer = ["train.steps=7", "optimizer.schedule=constant"]
+    train(recipe, [*longer, f"data.eval.path={copy}"], resume="auto")  # the same rows
+    assert [e["step"] for e in events(folder, "eval")] == [0, 5, 6, 7]
+    train(recipe, [*longer, "~data.eval", f"data.test.path={copy}"], resume="auto")
+    capsys.readouterr()
+
+    other = [*longer, f"data.eval.path={tmp_path}/test.jsonl"]
+    train(recipe, other, resume="auto")
+    [new] = events(folder, "eval")
+    assert (new["step"], new["rows"]) == (7, 12)
+    assert [e["step"] for e in events(folder, "eval_before")] == [0, 5, 6, 7]
+    said = capsys.readouterr().out
+    assert "before tuning" not in said
+    assert "zero-shot" not in said
+    assert "(12 rows)" in said
+    train(recipe, other, resume="auto")
+    assert "is finished (7 steps)" in capsys.readouterr().out
 
 
 def test_an_interrupted_extension_leaves_no_stale_result(
