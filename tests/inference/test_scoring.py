@@ -249,6 +249,6 @@ def test_virtual_tokens_take_positions() -> None:
     model = attach_adapter(tiny.opt(), TuneSection(method="prompt"), seed=0)
     full, fits = (TextExample(tuple(9 for _ in range(n)), (n - 1,)) for n in (128, 123))
     with pytest.raises(DataError, match=r"128 tokens and 5 virtual .*data\.max_length=123 "):
-        require_fits(model, [full], objective)
-    require_fits(model, [fits], objective)
+        require_fits(model, [full], objective, tiny.tokenizer())
+    require_fits(model, [fits], objective, tiny.tokenizer())
     assert not needs_mask(view_of(model), objective, [fits, fits], CPU)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from support import kills, small, tiny
 from support.failures import Killed, killed_after
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from zoft.cli.main import main
 from zoft.engine.estimator import Estimator, Losses
 from zoft.errors import (
     DataError,
@@ -521,6 +523,34 @@ def test_other_data_or_another_base_is_refused_on_resume(tmp_path: Path) -> None
     tiny.llama(seed=1).save_pretrained(tmp_path / "model")
     with pytest.raises(EnvironmentProblem, match="model is not the one"):
         train(str(recipe), resume="auto")
+
+
+@pytest.mark.parametrize("verb", ["train", "validate", "eval", "generate", "chat"])
+def test_a_token_that_the_model_does_not_know_is_named(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = small.write(tmp_path)
+    tokenizer = tiny.tokenizer(
+        chat_template="{% for m in messages %}{{ m.content }}{% endfor %}<|new|>"
+    )
+    tokenizer.add_tokens([f"<|spare{i}|>" for i in range(tiny.VOCABULARY - len(tokenizer))])
+    tokenizer.add_tokens(["<|new|>"])
+    tokenizer.save_pretrained(tmp_path / "model")
+    model = str(tmp_path / "model")
+    monkeypatch.setattr("sys.stdin", io.StringIO("abc\n"))
+    target = {
+        "eval": [model],
+        "generate": [model, "--prompt", "a<|new|>"],
+        "chat": [model, "--max-new-tokens", "4"],
+    }
+    more = [str(recipe), "data.template={text}<|new|> It was"]
+    with_recipe = verb in ("train", "validate", "eval")
+    capsys.readouterr()
+    assert main([verb, *target.get(verb, []), *(more if with_recipe else [])]) == 3
+    error = capsys.readouterr().err
+    table = tiny.VOCABULARY
+    assert f"'<|new|>' as token {table}, and the model knows tokens 0 to {table - 1}" in error
+    assert f"model.resize_token_embeddings({table + 1})" in error
 
 
 def test_examples_that_the_model_has_no_place_for_are_refused(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def _score(recipe: Resolved, found: Found, stop: Stop) -> dict[str, dict[str, An
             status.update(f"{what} {done:,}/{rows:,} rows")
 
         for name, examples in data.examples.items():
-            require_fits(view.model, examples, objective)
+            require_fits(view.model, examples, objective, found.tokenizer)
             view.masked = needs_mask(view, objective, examples[: recipe.eval.batch_size], device)
             results[name] = evaluate_set(
                 view,

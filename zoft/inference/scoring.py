@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from math import fsum
 from typing import Any
 
@@ -131,7 +131,12 @@ def score(
     return total
 
 
-def require_fits(model: nn.Module, examples: Sequence[Example], objective: Objective) -> None:
+def require_fits(
+    model: nn.Module,
+    examples: Sequence[Example],
+    objective: Objective,
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
     """Raise DataError if an example is longer than the model has positions, or has unknown tokens."""
     config: Any = model.config
     positions = getattr(config, "max_position_embeddings", None)
@@ -142,12 +147,23 @@ def require_fits(model: nn.Module, examples: Sequence[Example], objective: Objec
             f"the longest example has {longest} tokens{before}, the model has {positions} positions: "
             f"set data.max_length={positions - virtual} and data.on_overflow=truncate (or drop)"
         )
-    table = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-    largest = max(max(objective.collate([x], longest).input_ids.view(-1)) for x in examples)
-    if largest >= table:
+    require_known(
+        model, (int(objective.collate([x], longest).input_ids.max()) for x in examples), tokenizer
+    )
+
+
+def require_known(
+    model: nn.Module, tokens: Iterable[int], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Raise DataError for a token that the model's table of words has no row for."""
+    rows, largest = model.get_input_embeddings().weight.shape[0], max(tokens)  # type: ignore[operator]
+    if largest >= rows:
+        text = tokenizer.convert_ids_to_tokens(largest)
         raise DataError(
-            f"the tokenizer gives token {int(largest)}, the model knows {table}: they do not belong "
-            "together"
+            f"the tokenizer writes {text!r} as token {largest}, and the model knows tokens 0 to "
+            f"{rows - 1:,}: take the tokenizer that belongs to the model, or give the model room with "
+            f"transformers' model.resize_token_embeddings({max(len(tokenizer), largest + 1)}) and "
+            "save it"
         )
 
 

@@ -121,7 +121,7 @@ def build_engine(
     model, device = loaded.model, torch.device(recipe.device)
     objective = objective_for(recipe.objective.name)
     for examples in data.examples.values():
-        require_fits(model, examples, objective)
+        require_fits(model, examples, objective, data.tokenizer)
     parameters = tuned_parameters(model, recipe.tune)
     ids = parameter_ids(parameters)
     tuned = tuned_weights(parameters, ids, decays(model))
