@@ -20,6 +20,6 @@ from zoft.inference.prompts import spelled
 )
 def test_a_template_that_fails_is_a_line(template: str | dict[str, str]) -> None:
     tokenizer = tiny.tokenizer()
-    tokenizer.chat_template = template  # type: ignore[assignment]
+    tokenizer.chat_template = template
     with pytest.raises(DataError, match="the chat template fails"):
         spelled(tokenizer, [{"role": "user", "content": "a"}])

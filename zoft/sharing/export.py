@@ -20,17 +20,8 @@ from zoft.models.storage.names import split_revision
 from zoft.recipe.schema import ModelSection
 from zoft.runs.checkpoint import require_space
 from zoft.sharing.gguf.writer import Kind, llama_cpp_name, why_not_written, write_gguf
-from zoft.sharing.merge import (
-    Merged,
-    apart,
-    logits,
-    merged_model,
-    new_place,
-    prompts_for,
-    recipe_of,
-    require_close,
-    require_memory,
-)
+from zoft.sharing.logits import Merged, apart, logits, prompts_for, require_close
+from zoft.sharing.merge import merged_model, new_place, recipe_of, require_memory
 from zoft.system.signals import Stop, stop_on_signals
 from zoft.system.silence import quiet
 
