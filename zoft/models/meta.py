@@ -32,7 +32,7 @@ def load_config(section: ModelSection) -> PreTrainedConfig:
     name, file = str(folder or section.name), {}
     if folder is None and not path.is_file() and section.name.startswith((".", "/", "~")):
         hint = demo.hint(section.name)
-        raise EnvironmentProblem(f"model.name: there is no file or folder {section.name}{hint}")
+        raise EnvironmentProblem(f"model.name: there is no {section.name}{hint}")
     if folder is None and path.suffix == ".gguf":  # not converted yet
         name, file = str(path.parent), {"gguf_file": path.name}
     try:
