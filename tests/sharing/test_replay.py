@@ -172,8 +172,12 @@ def test_an_artefact_is_small(finished: Callable[..., Path], tmp_path: Path) -> 
     assert len(lines[0]) < 1200 + 80 * len(json.loads(lines[0])["parameters"])
 
 
+@pytest.mark.parametrize("revision", [None, "refs/pr/1"])
 def test_a_journal_from_the_hub(
-    finished: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    revision: str | None,
+    finished: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     write_artefact(finished("lora"), tmp_path / "hub")
     asked = []
@@ -184,10 +188,10 @@ def test_a_journal_from_the_hub(
         return tmp_path / "hub"
 
     monkeypatch.setattr(replays, "snapshot", snapshot)
-    target = replay("someone/tuned")
+    target = replay(f"someone/tuned@{revision}" if revision else "someone/tuned")
     assert target == Path("tuned/replayed-000005")
     wanted = ("journal.jsonl", "start/*.json", "start/*.safetensors")
-    assert asked == [(("someone/tuned", None, wanted), {"ignored": (), "key": ""})]
+    assert asked == [(("someone/tuned", revision, wanted), {"ignored": (), "key": ""})]
 
 
 def test_a_journal_of_before_the_tune_entry_is_read(

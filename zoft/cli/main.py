@@ -65,7 +65,7 @@ def _group(name: str, summary: str, text: str) -> typer.Typer:
 GROUPS: list[str] = []
 shipped = _group(
     "recipes",
-    "List, show or copy the packaged recipes.",
+    "List, show or copy the packaged recipes; fetch their demo.",
     """Example: zoft recipes cp quickstart mine.yaml
 
     The recipes that are shipped with zoft. `zoft train` takes their names as well as files.
@@ -74,6 +74,7 @@ shipped = _group(
 shipped.command(short_help="List the packaged recipes.")(recipes.ls)
 shipped.command(short_help="Print a packaged recipe.")(recipes.show)
 shipped.command(short_help="Copy a packaged recipe, to change it.")(recipes.cp)
+shipped.command(short_help="Fetch the model and the data of the quickstart recipes.")(recipes.demo)
 
 rows = _group(
     "data",

@@ -20,6 +20,7 @@ from zoft.models.storage.save import as_in_checkpoint
 from zoft.models.storage.tracing import trace
 from zoft.recipe.schema import ModelSection
 from zoft.recipe.sections.tune import TuneSection
+from zoft.system import demo
 from zoft.system.silence import quiet
 
 
@@ -31,7 +32,8 @@ def load_config(section: ModelSection) -> PreTrainedConfig:
     path, folder = Path(section.name).expanduser(), local_folder(section.name)
     name, file = str(folder or section.name), {}
     if folder is None and not path.is_file() and section.name.startswith((".", "/", "~")):
-        raise EnvironmentProblem(f"model.name: there is no {section.name}")
+        hint = demo.hint(section.name)
+        raise EnvironmentProblem(f"model.name: there is no {section.name}{hint}")
     if folder is None and path.suffix == ".gguf":  # not converted yet
         name, file = str(path.parent), {"gguf_file": path.name}
     try:

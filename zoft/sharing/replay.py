@@ -12,6 +12,7 @@ from zoft.engine.optimizers.optimizer import Optimizer
 from zoft.errors import EnvironmentProblem, RecipeError
 from zoft.models.load import load_tokenizer
 from zoft.models.storage.fetch import snapshot
+from zoft.models.storage.names import split_revision
 from zoft.runs import checkpoint
 from zoft.runs import complete as manifest
 from zoft.runs.artefact import JOURNAL, START, expected, journal_of, require_whole
@@ -28,7 +29,8 @@ def replay(
 ) -> Path:
     """Write the weights that the journal of `source` leads to as Hugging Face files; their folder.
 
-    `source` is a run, an artefact, a journal.jsonl or a Hub repository; `at` a step (None: the last);
+    `source` is a run, an artefact, a journal.jsonl or a Hub repository (perhaps
+    with @revision); `at` a step (None: the last);
     `base` the base model, where it is not found by its name. Raises ZoftError.
     """
     journal = _journal(source)
@@ -67,10 +69,11 @@ def _journal(source: str) -> Path:
     """The journal on this machine; of a Hub repository, with the adapter that it starts from."""
     path = Path(source).expanduser()
     if not path.exists():
-        if source.startswith((".", "/", "~")) or source.count("/") > 1:
+        repository, revision = split_revision(source)
+        if source.startswith((".", "/", "~")) or repository.count("/") > 1:
             raise EnvironmentProblem(f"there is no {source}")
         wanted = (JOURNAL, f"{START}/*.json", f"{START}/*.safetensors")
-        path = snapshot(source, None, wanted, ignored=(), key="")
+        path = snapshot(repository, revision, wanted, ignored=(), key="")
         if not (path / JOURNAL).is_file():
             raise EnvironmentProblem(f"the repository {source} holds no {JOURNAL}")
     return journal_of(path)
@@ -79,7 +82,7 @@ def _journal(source: str) -> Path:
 def _beside(source: str, journal: Path) -> Path:
     """Where the result goes: to the run; of a Hub repository, here."""
     local = Path(source).expanduser().exists()
-    return journal.parent if local else Path(source.rpartition("/")[2])
+    return journal.parent if local else Path(split_revision(source)[0].rpartition("/")[2])
 
 
 def _step(at: int | None, header: Header, entries: Sequence[Entry], journal: Path) -> int:

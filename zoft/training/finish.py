@@ -127,8 +127,8 @@ def already_finished(folder: RunFolder, recipe: Resolved, previous: Recipe) -> b
     final = run.get("final")
     if run.get("status") != "finished" or not final or final["step"] < recipe.train.steps:
         return False
-    if recipe.data.test != previous.data.test:
-        return False  # another test set: score it
+    if (recipe.data.eval, recipe.data.test) != (previous.data.eval, previous.data.test):
+        return False  # another set: score it
     if final["step"] > recipe.train.steps:
         raise RecipeError(
             f"train.steps: the run in {folder.path} already took {final['step']} steps"

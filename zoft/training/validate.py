@@ -203,7 +203,7 @@ def _examples(
     found = sets[name]
     if shape is not None and shape.outline is not None:
         objective = objective_for(recipe.objective.name)
-        require_fits(shape.outline, found.examples, objective)
+        require_fits(shape.outline, found.examples, objective, tokenizer)
     return recipe, found
 
 
