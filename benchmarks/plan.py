@@ -113,7 +113,13 @@ def main() -> None:
         for setting in chosen:
             row = {"model": setting.model, "way": setting.name}
             if not log.find(**row):
-                log.add(**row, **_run(folder, setting))
+                try:
+                    log.add(**row, **_run(folder, setting))
+                except subprocess.CalledProcessError as error:  # it said why
+                    ended = f"ended with {error.returncode}"
+                    named = f"{setting.family} | {setting.model} | {setting.name}"
+                    lines.append(f"| {named} | | | {ended} |")
+                    continue
             found = log.find(**row)[-1]
             planned, measured = found["planned"], found["measured"]
             worst = max(worst, planned / measured, measured / planned)
