@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from math import prod
 from typing import Literal
 
@@ -133,7 +134,7 @@ def footprint(
     if not cpu:
         items.append(Item("CUDA", CUDA_CONTEXT, CUDA_HOST))
     settled = count.scratch() + count.directions() + sum(count.moments(w) for w in here)
-    loading = item("loading", max(0, max(map(count.kept, here)) - settled))
+    loading = item("loading", max(0, _loading([count.kept(w) for w in here]) - settled))
     checks = item(CHECKS, count.checks())
     phases = [loading, checks, *_passes(count, recipe, shape, item)]
     if recipe.tune.method == "full" and not streamed:  # transformers takes them apart in copies
@@ -151,6 +152,12 @@ def footprint(
         tuple(x for x in items if x.device or x.host or x.disk),
         tuple(phases),
     )
+
+
+def _loading(sizes: Sequence[int]) -> int:
+    """Bytes beyond all weights while they come one by one: of each a copy beside those before it."""
+    there = accumulate(sizes)
+    return max(before + size for before, size in zip(there, sizes, strict=True)) - sum(sizes)
 
 
 def _on_host(name: str, device: int = 0, host: int = 0, disk: int = 0) -> Item:
