@@ -133,10 +133,7 @@ def footprint(
     ]
     if not cpu:
         items.append(Item("CUDA", CUDA_CONTEXT, CUDA_HOST))
-    settled = count.scratch() + count.directions() + sum(count.moments(w) for w in here)
-    loading = item("loading", max(0, _loading([count.kept(w) for w in here]) - settled))
-    checks = item(CHECKS, count.checks())
-    phases = [loading, checks, *_passes(count, recipe, shape, item)]
+    phases = [*_before_the_steps(count, here, item), *_passes(count, recipe, shape, item)]
     if recipe.tune.method == "full" and not streamed:  # transformers takes them apart in copies
         experts = sum(count.kept(w) for w in shape.weights if w.kind == "experts")
         phases.append(item("saving of experts", experts))
@@ -154,10 +151,16 @@ def footprint(
     )
 
 
-def _loading(sizes: Sequence[int]) -> int:
-    """Bytes beyond all weights while they come one by one: of each a copy beside those before it."""
-    there = accumulate(sizes)
-    return max(before + size for before, size in zip(there, sizes, strict=True)) - sum(sizes)
+def _before_the_steps(
+    count: _Count, here: Sequence[Weight], item: Callable[..., Item]
+) -> Iterator[Item]:
+    """Loading, where every tensor has a copy beside those that came before it and nothing else is
+    there yet, and the checks of the probes."""
+    settled = count.scratch() + count.directions() + sum(count.moments(w) for w in here)
+    sizes = [count.kept(w) for w in here]
+    most = max(before + size for before, size in zip(accumulate(sizes), sizes, strict=True))
+    yield item("loading", max(0, most - sum(sizes) - settled))
+    yield item(CHECKS, count.checks())
 
 
 def _on_host(name: str, device: int = 0, host: int = 0, disk: int = 0) -> Item:
