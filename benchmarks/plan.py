@@ -35,7 +35,7 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from zoft.planning.footprint import Footprint, footprint
+from zoft.planning.memory.footprint import Footprint, footprint
 from zoft.planning.placement import budgets, choose
 from zoft.planning.plan import read_data
 from zoft.planning.resolve import resolve

@@ -9,7 +9,7 @@ import torch
 
 from zoft.errors import EnvironmentProblem, OutOfMemory
 from zoft.models.load import cannot_stream
-from zoft.planning.footprint import CUDA_CONTEXT, Footprint, Residency, footprint
+from zoft.planning.memory.footprint import CUDA_CONTEXT, Footprint, Residency, footprint
 from zoft.planning.workload import Shape
 from zoft.recipe.resolved import Resolved
 from zoft.system.host_memory import free_host_bytes, gib

@@ -27,7 +27,7 @@ from zoft.models.meta import load_config
 from zoft.models.storage.fetch import cache_folder, local_folder, local_safetensors
 from zoft.models.storage.safetensors import WEIGHTS, WEIGHTS_INDEX, stored_tensors
 from zoft.planning.doctor.model import decoder_lines
-from zoft.planning.footprint import footprint
+from zoft.planning.memory.footprint import footprint
 from zoft.planning.placement import budgets, choose
 from zoft.planning.resolve import on_device, resolve, with_data
 from zoft.planning.workload import Shape, shape_of
