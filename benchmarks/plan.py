@@ -89,8 +89,8 @@ def _settings() -> list[Setting]:
         *of("dense", "494M, Qwen2", ("model.dtype=bfloat16",)),
         *of("LoRA", "494M, Qwen2", (LORA,), ("tune.method=ia3",), (LORA, "model.quantization=int8")),
         *of("MoE", "258M, Qwen3-MoE", (), (LORA,), ("tune.layers=[4,7]",), (LORA, DISK)),
-        *of("SSM", "129M, Mamba", (LORA,), (LORA, "tune.layers=[12,23]")),
-        *of("SSM", "129M, Mamba2", (), (LORA,)),
+        *of("SSM", "84M, Mamba", (LORA,), (LORA, "tune.layers=[6,11]")),
+        *of("SSM", "84M, Mamba2", (), (LORA,)),
         Setting("LoRA", "494M, Qwen2.gguf", (LORA,), fresh=True),
     ]  # fmt: skip
 
@@ -154,9 +154,9 @@ def _configs() -> dict[str, PreTrainedConfig]:
             num_key_value_heads=2, num_experts=16, num_experts_per_tok=4,
             moe_intermediate_size=1024, intermediate_size=1024, tie_word_embeddings=False,
         ),
-        "129M, Mamba": MambaConfig(vocab_size=WORDS, hidden_size=768, num_hidden_layers=24),
-        "129M, Mamba2": Mamba2Config(
-            vocab_size=WORDS, hidden_size=768, num_hidden_layers=24, num_heads=24, n_groups=1,
+        "84M, Mamba": MambaConfig(vocab_size=WORDS, hidden_size=768, num_hidden_layers=12),
+        "84M, Mamba2": Mamba2Config(
+            vocab_size=WORDS, hidden_size=768, num_hidden_layers=12, num_heads=24, n_groups=1,
             tie_word_embeddings=True,
         ),
         "none": OPTConfig(
