@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Iterable, Set
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -28,6 +28,9 @@ def tuned_parameters(model: nn.Module, tune: TuneSection) -> dict[str, nn.Parame
     """
     towers = _of_towers(model, tune)
     names = _learning(model, tune, towers)
+    if tune.tail == "head":  # its rows are solved; what a probe adds to the others' is noise
+        head: Any = model.get_output_embeddings()  # type: ignore[operator]
+        names = {name: p for name, p in names.items() if p is not head.weight}
     problems = [
         f"tune.{key}: {glob!r} matches no parameter{_near(glob, names)}"
         for key, globs in (("include", tune.include), ("exclude", tune.exclude))

@@ -19,6 +19,7 @@ from zoft.engine.offload.weights import Streamed
 from zoft.engine.optimizers.optimizer import Optimizer, optimizer_for
 from zoft.engine.optimizers.update import Resident, Tuned, Weights
 from zoft.engine.probe.structures.table import layout_of
+from zoft.engine.tail import FILE, HeadRows
 from zoft.errors import EnvironmentProblem
 from zoft.models.adapters import load_adapter
 from zoft.models.load import fingerprint, load_model
@@ -116,6 +117,11 @@ def rebuild(
     adapted = any("lora_" in name for name, *_ in header["parameters"])
     if header.get("tune", {}).get("method", "full") != "full":
         adapted = True
+    tail = header.get("tune", {}).get("tail", "none") != "none"
+    if tail and not (start / FILE).is_file():
+        raise EnvironmentProblem(
+            f"{journal} begins with solved rows of the head: {start} must hold {FILE}"
+        )
     if adapted and not start.is_dir():
         raise EnvironmentProblem(
             f"{journal} is an adapter's: {start} must hold the one that it starts from"
@@ -128,6 +134,8 @@ def rebuild(
     model: PreTrainedModel | PeftModel = loaded.model
     if adapted:
         model = load_adapter(model, start, own)
+    if tail:
+        HeadRows.read(start).put(model)
     tuned = _tuned(model, header, journal)
     weights: Weights = Resident(tuned)
     if loaded.blocks and not adapted:

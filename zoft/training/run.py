@@ -32,7 +32,7 @@ from zoft.training.finish import already_finished, finish, print_summary, record
 from zoft.training.hooks import Checkpoints, Evaluations, Narration
 from zoft.training.load import base_files, build_engine, choose_placement, header_of, load_model
 from zoft.training.preflight import preflight
-from zoft.training.start import resume_run, start_run
+from zoft.training.start import begin_with_tail, resume_run, start_run
 from zoft.training.trainer import Hook, Trainer
 from zoft.training.warm_start import require_same_adapter, tokenizer_for, warm_start
 
@@ -132,6 +132,7 @@ def _begin(
     """Look at the first step, then make the folder: a run that can't start leaves nothing behind."""
     examples = data.examples["train"]
     trainer = Trainer(recipe, engine, examples, order_for(recipe, examples), stop.check)
+    tail = begin_with_tail(trainer, narrator.say)
     found = preflight(trainer, spare, narrator.say)
     optimizer = recipe.optimizer.model_copy(update={"paired": found.paired})
     trainer = Trainer(
@@ -144,7 +145,7 @@ def _begin(
     header["optimizer"] = optimizer.model_dump(mode="json")
     header["noise"] = found.noise
     stop.patient = True
-    return trainer, start_run(trainer, run, header, recipe_text(source), data.tokenizer)
+    return trainer, start_run(trainer, run, header, recipe_text(source), data.tokenizer, tail)
 
 
 def _go_on(

@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from zoft import __version__
+from zoft.engine.tail import Solved, solve_head
 from zoft.errors import EnvironmentProblem, RecipeError
 from zoft.models.quantization import library_of
 from zoft.recipe.resolved import Resolved
@@ -25,15 +26,40 @@ from zoft.training.hooks import write_model
 from zoft.training.trainer import Trainer
 
 
+def begin_with_tail(trainer: Trainer, say: Callable[[str], None]) -> Solved | None:
+    """Solve the rows of the head that `tune.tail` names on training rows drawn as steps draw them, and
+    put them into the model. Raises RecipeError."""
+    tune = trainer.recipe.tune
+    if tune.tail == "none":
+        return None
+    begun, size = time.perf_counter(), trainer.recipe.train.batch_size
+    wanted, number = min(tune.tail_rows, len(trainer.train_set)), 0
+    rows: dict[int, None] = {}  # in the order in which they come
+    while len(rows) < wanted:
+        number += 1
+        rows.update(dict.fromkeys(int(row) for row in trainer.order.rows(number)))
+    examples = [trainer.train_set[row] for row in list(rows)[:wanted]]
+    solved = solve_head(trainer.engine, examples, size, trainer.check)
+    solved.rows.put(trainer.engine.model)
+    (loss, hits), (new_loss, new_hits) = solved.before, solved.after
+    say(
+        f"tail: the head's rows of {len(solved.rows.words)} words, solved on {solved.examples:,} rows "
+        f"in {time.perf_counter() - begun:.0f} s; on rows left out, loss {loss:.3f} -> {new_loss:.3f}, "
+        f"accuracy {hits:.3f} -> {new_hits:.3f}"
+    )
+    return solved
+
+
 def start_run(
     trainer: Trainer,
     run: RunFolder,
     header: Header,
     text: str,
     tokenizer: PreTrainedTokenizerBase,
+    tail: Solved | None,
 ) -> Journal:
     """Make the folder of a run at its first step: recipes (`text` is the one that was given), run.json,
-    the adapter that it starts from, and the journal."""
+    the adapter or the head's rows that it starts from, and the journal."""
     recipe = trainer.recipe
     with run.claimed():
         (run.path / "recipe.yaml").write_text(text, encoding="utf-8")
@@ -42,8 +68,11 @@ def start_run(
             checkpoint.save(
                 run.start, lambda folder: write_model(trainer.engine, tokenizer, folder)
             )
+        if tail:
+            checkpoint.save(run.start, tail.rows.write)
         run.update_manifest(
             status="running",
+            tail=tail and tail.summary(),
             command=sys.argv,
             started=datetime.now(UTC).isoformat(timespec="seconds"),
             versions=versions(),

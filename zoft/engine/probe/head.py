@@ -27,7 +27,8 @@ def chunk_words(rows: int, columns: int) -> int:
 @dataclass(frozen=True, slots=True)
 class HeadRequest:
     """What the head computes: of the hidden states at flat `positions` (N,) the logits (N, n) of the
-    tokens `vocab` (n,), or of all, or, with `targets` (N,), -log p of these as (N, 1). Positions count
+    tokens `vocab` (n,), or of all, or, with `targets` (N,), -log p of these as (N, 1), or the `hidden`
+    states themselves (N, d) in float32. Positions count
     the `tokens` that the model was given in each row; virtual ones may stand in front of them. Without
     positions: the logits (R, 1, V) of the last column, which is all that the next token needs."""
 
@@ -35,6 +36,7 @@ class HeadRequest:
     tokens: int
     vocab: Tensor | None = None
     targets: Tensor | None = None
+    hidden: bool = False
 
 
 class HeadForward:
@@ -69,6 +71,8 @@ class HeadForward:
         virtual = tokens - request.tokens
         positions = request.positions + virtual * (1 + request.positions // request.tokens)
         hidden = hidden.reshape(-1, hidden.shape[-1])[positions]
+        if request.hidden:
+            return hidden.float()
         with self.parameters.narrowed(self._rows(positions, tokens)):
             if request.targets is not None:
                 return self._losses(hidden, request.targets)

@@ -33,6 +33,7 @@ class ProbedModel:
     `tuned` maps a parameter's name to it, `ids` to its id in the directions' address. `example` is a
     small (1, T) int64 tensor of token ids; one forward pass on it shows which module reads what.
     `masked` says whether the model needs an attention mask over padding; it is set once that is known.
+    `head_ends_the_model`: what the head gives is what the model returns.
     Raises RecipeError if a tuned parameter is never read.
     """
 
@@ -59,7 +60,7 @@ class ProbedModel:
         ]
         self._scales: tuple[float, ...] = ()
         self._examples: int | None = None
-        self._head_ends_the_model = self._check_head_ends_the_model(example)
+        self.head_ends_the_model = self._check_head_ends_the_model(example)
 
     @property
     def delivered(self) -> dict[nn.Parameter, torch.dtype]:
@@ -165,12 +166,23 @@ class ProbedModel:
         """-log p of each of `targets` (N,) in float32: (copies * N,), see `logits`."""
         request = HeadRequest(self._copied(positions, input_ids.numel()), input_ids.shape[1])
         wanted = targets.repeat(len(self._scales))
-        if self._head_ends_the_model:
+        if self.head_ends_the_model:
             request = replace(request, targets=wanted)
             return self._run(request, input_ids, attention_mask, examples)[:, 0]
         logits = self._run(request, input_ids, attention_mask, examples)
         # In float16 a loss near 4 has an ulp of 4e-3.
         return nn.functional.cross_entropy(logits.float(), wanted, reduction="none")
+
+    def hidden(
+        self, input_ids: Tensor, positions: Tensor, attention_mask: Tensor | None = None
+    ) -> Tensor:
+        """What the head reads at the flat `positions` (N,), (copies * N, d) float32, where the head
+        ends the model."""
+        assert self.head_ends_the_model
+        request = HeadRequest(
+            self._copied(positions, input_ids.numel()), input_ids.shape[1], hidden=True
+        )
+        return self._run(request, input_ids, attention_mask, None)
 
     # -- a pass -----------------------------------------------------------------------------------
 

@@ -43,6 +43,16 @@ class TuneSection(Section):
     virtual_tokens: Counted = Field(
         5, description="prefix, prompt: tokens that stand in front of every example."
     )
+    tail: Literal["none", "head"] = Field(
+        "none",
+        description="full: what learns by exact gradients instead of probes. head: the label words' "
+        "rows of the output head, for a choice between single words, solved before the first step from "
+        "one plain pass over `tail_rows` training rows, and held. The rest of the head, and a table of "
+        "words tied to it, do not learn then.",
+    )
+    tail_rows: Counted = Field(
+        1000, description="tail: training rows that it is solved on, at most."
+    )
     include: list[str] = Field(
         ["*"], description="Tune the parameters whose name matches one of these globs ..."
     )
@@ -67,6 +77,14 @@ class TuneSection(Section):
         if layers and method in ("prefix", "prompt"):
             raise ValueError(f"virtual tokens stand in front of every block: not with {method}")
         return layers
+
+    @field_validator("tail")
+    @classmethod
+    def _of_full_tuning(cls, tail: str, info: ValidationInfo) -> str:
+        method = info.data.get("method", "full")
+        if tail != "none" and method != "full":
+            raise ValueError(f"{tail} writes to the model's own head: not with {method} yet")
+        return tail
 
     @field_validator("adapter")
     @classmethod

@@ -9,6 +9,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Literal
 
+from zoft.engine.tail import FILE as TAIL
 from zoft.errors import EnvironmentProblem, RecipeError
 from zoft.models.adapters import is_adapter
 from zoft.recipe.schema import Recipe
@@ -101,7 +102,9 @@ def _config(path: Path, base: Base) -> bytes:
 def _journal(run: RunFolder, base: Base) -> Files:
     """The journal as an artefact and, where there is one, the adapter that the run began with."""
     files: Files = {JOURNAL: without_paths(shared_journal(run.journal), base)}
-    if run.start.is_dir():
+    if (run.start / TAIL).is_file():
+        files[f"start/{TAIL}"] = run.start / TAIL
+    elif run.start.is_dir():
         files["start/adapter_model.safetensors"] = run.start / "adapter_model.safetensors"
         files["start/adapter_config.json"] = _config(run.start / "adapter_config.json", base)
     return files

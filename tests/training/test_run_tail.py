@@ -1,0 +1,85 @@
+"""Runs whose head learns by exact gradients before the first step."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from support import small, tiny
+from transformers import AutoModelForCausalLM
+
+from zoft.errors import RecipeError
+from zoft.inference.evaluate import evaluate
+from zoft.runs.complete import weight_files
+from zoft.runs.metrics import Metrics
+from zoft.sharing.replay import replay
+from zoft.training.run import train
+
+TAIL = ["tune.tail=head", "data.labels={0: bad, 1: great}"]
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
+def recipe(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tail")
+    return small.write(folder, tie=request.param)
+
+
+@pytest.fixture(scope="module")
+def whole(recipe: Path) -> Path:
+    train(str(recipe), TAIL)
+    return recipe.parent / "run"
+
+
+def test_the_first_score_is_that_of_the_solved_rows(whole: Path) -> None:
+    first = next(e for e in Metrics(whole / "metrics.jsonl").read() if e["event"] == "eval")
+    assert first["step"] == 0
+    assert first["accuracy"] == 1.0  # "abc" and "xyz" can be told apart from any states
+    found = json.loads((whole / "run.json").read_text())["tail"]
+    assert found["rows"] == 48
+    assert found["left_out"]["loss"] < found["before"]["loss"]
+
+
+def test_the_head_is_held_while_the_body_learns(whole: Path, recipe: Path) -> None:
+    base = AutoModelForCausalLM.from_pretrained(recipe.parent / "model")
+    tuned = AutoModelForCausalLM.from_pretrained(whole / "final")
+    changed = (base.lm_head.weight != tuned.lm_head.weight).any(1).nonzero()[:, 0].tolist()
+    tokenizer = tiny.tokenizer()
+    words = [tokenizer.encode(f" {x}", add_special_tokens=False) for x in ("bad", "great")]
+    assert changed == sorted(token for [token] in words)
+    assert not torch.equal(
+        base.model.layers[0].mlp.up_proj.weight, tuned.model.layers[0].mlp.up_proj.weight
+    )
+
+
+@pytest.mark.parametrize("kept", [0, 5])
+def test_a_resumed_run_ends_in_the_same_bytes(kept: int, recipe: Path, tmp_path: Path) -> None:
+    stopped = [*TAIL, "train.steps=7", f"checkpoint.every={kept}", "optimizer.schedule=constant"]
+    train(str(recipe), stopped, output_dir=str(tmp_path / "a"))
+    longer = [*stopped, "train.steps=12"]
+    train(str(recipe), longer, output_dir=str(tmp_path / "a"), resume="auto")
+    train(str(recipe), longer, output_dir=str(tmp_path / "b"))
+    assert weight_files(tmp_path / "a" / "final") == weight_files(tmp_path / "b" / "final")
+
+
+def test_a_replay_ends_in_the_same_bytes(whole: Path, tmp_path: Path) -> None:
+    replay(str(whole), out=str(tmp_path / "again"))
+    assert weight_files(tmp_path / "again") == weight_files(whole / "final")
+
+
+def test_other_adapters_and_other_choices_are_refused(recipe: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"tune\.tail.*not with lora"):
+        train(str(recipe), [*TAIL, "tune.method=lora"], output_dir=str(tmp_path / "run"))
+    long = ["tune.tail=head", "data.labels={0: bad, 1: terrible}"]
+    with pytest.raises(RecipeError, match=r"tune\.tail.*words of one token"):
+        train(str(recipe), long, output_dir=str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_evaluation_scores_what_the_run_scored(
+    whole: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    final = [e for e in Metrics(whole / "metrics.jsonl").read() if e["event"] == "final"][-1]
+    evaluate(str(whole), str(recipe), [])
+    assert f"{final['accuracy']:.4f}"[:5] in capsys.readouterr().out

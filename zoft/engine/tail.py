@@ -1,0 +1,202 @@
+"""The rows of the output head that a choice between single words reads, by their exact gradient.
+
+One plain pass over a training row gives its last hidden state h, and with it the loss of every value
+of these rows: logits = W h. Cross-entropy in W is convex, so it is minimised to the end on the hidden
+states that were collected, before the first step, and held from then on. A pull towards the start
+W0, strength * mean variance of h * |W - W0|^2, keeps few rows of data from moving it far; its strength
+is the one with the least loss on rows that were left out, in five folds.
+Source: docs/methods.md#the-tail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from zoft.data.examples import Choice, Example
+from zoft.engine.build import Engine
+from zoft.errors import RecipeError
+
+STRENGTHS = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01)  # from the start outwards: each begins where one ended
+FOLDS, ITERATIONS = 5, 60
+FILE = "tail.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class HeadRows:
+    """Values (n, d) float32 of the head's rows of the tokens `words` (n,)."""
+
+    words: Tensor
+    values: Tensor
+
+    def put(self, model: nn.Module) -> None:
+        """Write them into the model's head, rounded to its type; a tied table of words has them too."""
+        weight = head_of(model).weight
+        assert isinstance(weight, Tensor)
+        weight.detach()[self.words.to(weight.device)] = self.values.to(weight)
+
+    def write(self, folder: Path) -> None:
+        save_file({"words": self.words, "values": self.values}, folder / FILE)
+
+    @classmethod
+    def read(cls, folder: Path) -> HeadRows:
+        return cls(**load_file(folder / FILE))
+
+
+@dataclass(frozen=True, slots=True)
+class Solved:
+    """The rows, on how many examples they were solved, the pull's strength, and loss and accuracy on
+    examples that were left out: before, and with rows that were solved on the others."""
+
+    rows: HeadRows
+    examples: int
+    strength: float
+    before: tuple[float, float]
+    after: tuple[float, float]
+
+    def summary(self) -> dict[str, Any]:
+        """For run.json."""
+        (loss, hits), (new_loss, new_hits) = self.before, self.after
+        return {
+            "rows": self.examples,
+            "strength": self.strength,
+            "before": {"loss": loss, "accuracy": hits},
+            "left_out": {"loss": new_loss, "accuracy": new_hits},
+        }
+
+
+def head_of(model: nn.Module) -> nn.Module:
+    """The output head."""
+    found: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
+    return found
+
+
+def solve_head(
+    engine: Engine, examples: Sequence[Example], size: int, check: Callable[[], None]
+) -> Solved:
+    """Solve the label words' rows on `examples`, in passes of `size` of them; nothing is changed.
+
+    Raises RecipeError where the examples are not a choice between the same single tokens, or the
+    model changes its logits behind the head.
+    """
+    words = _label_words(examples)
+    if not engine.view.head_ends_the_model:
+        raise RecipeError(
+            "tune.tail: this model changes its logits behind the head; set tune.tail=none"
+        )
+    hidden, labels = _hidden_states(engine, examples, size, check)
+    head: Any = head_of(engine.model)
+    start = head.weight.detach()[words.to(head.weight.device)].double().cpu()
+    bias = (
+        0.0 if head.bias is None else head.bias.detach()[words.to(head.bias.device)].double().cpu()
+    )
+    problem = _Problem(hidden, labels, start, hidden @ start.T + bias)
+    strength, after = problem.best_strength()
+    values = problem.solve(strength).float()
+    return Solved(
+        HeadRows(words, values), len(examples), strength, score(problem.logits, labels), after
+    )
+
+
+def score(logits: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy."""
+    hits = (logits.argmax(1) == labels).double().mean()
+    return float(nn.functional.cross_entropy(logits, labels)), float(hits)
+
+
+def _label_words(examples: Sequence[Example]) -> Tensor:
+    choices = [x.options for x in examples if isinstance(x, Choice)]
+    first = choices[0] if len(choices) == len(examples) else ()
+    if not first or any(len(option) != 1 for option in first) or any(x != first for x in choices):
+        raise RecipeError(
+            "tune.tail: the head's rows are solved for a choice between the same words of one token "
+            "each (objective choice); set tune.tail=none"
+        )
+    return torch.tensor([option[0] for option in first])
+
+
+def _hidden_states(
+    engine: Engine, examples: Sequence[Example], size: int, check: Callable[[], None]
+) -> tuple[Tensor, Tensor]:
+    """(N, d) float64 of the states that the head reads, and the labels (N,), by plain passes over rows
+    of like length."""
+    order = sorted(range(len(examples)), key=lambda i: len(_prompt(examples[i])))
+    found: list[Tensor] = []
+    with engine.view.plain():
+        for begin in range(0, len(order), size):
+            for batch in engine.batches([examples[i] for i in order[begin : begin + size]], size):
+                mask = batch.attention_mask() if engine.view.masked else None
+                found.append(engine.view.hidden(batch.input_ids, batch.positions, mask).cpu())
+            check()
+    place = torch.tensor(order).argsort()
+    labels = torch.tensor([x.label for x in examples if isinstance(x, Choice)])
+    return torch.cat(found)[place].double(), labels
+
+
+def _prompt(example: Example) -> Sequence[int]:
+    assert isinstance(example, Choice)
+    return example.prompt
+
+
+@dataclass(frozen=True, slots=True)
+class _Problem:
+    """Hidden states (N, d), labels (N,), the rows at the start (n, d) and their logits (N, n)."""
+
+    hidden: Tensor
+    labels: Tensor
+    start: Tensor
+    logits: Tensor
+
+    def solve(self, *strengths: float) -> Tensor:
+        """The rows with the pull of the last of `strengths`, one after the other."""
+        *_, change = self._path(strengths)
+        return self.start + change
+
+    def best_strength(self) -> tuple[float, tuple[float, float]]:
+        """The strength with the least loss on folds that were left out, and its score there."""
+        fold = torch.arange(len(self.labels)) % FOLDS
+        logits = torch.empty(len(STRENGTHS), *self.logits.shape, dtype=torch.float64)
+        for number in range(FOLDS):
+            inside, out = fold != number, fold == number
+            part = _Problem(
+                self.hidden[inside], self.labels[inside], self.start, self.logits[inside]
+            )
+            for found, change in zip(logits, part._path(STRENGTHS), strict=True):
+                found[out] = self.logits[out] + self.hidden[out] @ change.T
+        scores = [score(found, self.labels) for found in logits]
+        best = min(range(len(STRENGTHS)), key=lambda i: scores[i][0])
+        return STRENGTHS[best], scores[best]
+
+    def _path(self, strengths: Sequence[float]) -> list[Tensor]:
+        """How far the rows go from the start with each pull, each begun where the one before ended."""
+        change = torch.zeros_like(self.start)
+        found = []
+        for strength in strengths:
+            change = self._minimise(change, strength)
+            found.append(change)
+        return found
+
+    def _minimise(self, begin: Tensor, strength: float) -> Tensor:
+        change = begin.clone().requires_grad_()
+        pull = strength * float(self.hidden.var(0).mean())
+        optimizer = torch.optim.LBFGS(
+            [change], max_iter=ITERATIONS, line_search_fn="strong_wolfe", tolerance_grad=1e-6
+        )
+
+        def closure() -> Tensor:
+            logits = self.logits + self.hidden @ change.T
+            away = torch.softmax(logits.detach(), 1)
+            away[torch.arange(len(away)), self.labels] -= 1
+            loss = nn.functional.cross_entropy(logits.detach(), self.labels)
+            change.grad = away.T @ self.hidden / len(away) + 2 * pull * change.detach()
+            return loss + pull * change.detach().square().sum()
+
+        with torch.no_grad():
+            optimizer.step(closure)  # type: ignore[no-untyped-call]
+        return change.detach()
