@@ -9,6 +9,7 @@ and replayed from that alone into a folder that goes away; the replay itself com
 
 from __future__ import annotations
 
+import random
 import shutil
 import statistics
 import time
@@ -23,7 +24,8 @@ from zoft.engine.objectives.objective import objective_for
 from zoft.models.load import load_model
 from zoft.models.storage.fetch import local_safetensors
 from zoft.runs.artefact import shared_journal
-from zoft.runs.journal import read
+from zoft.runs.checksum import marked
+from zoft.runs.journal import as_line, read
 from zoft.sharing.replay import replay
 from zoft.system.device import DTYPES
 from zoft.system.host_memory import keep_freed_memory
@@ -42,9 +44,22 @@ def main() -> None:
     a = parser.parse_args()
     keep_freed_memory()
     lines = list(_speeds(a.recipe, a.dtype, a.batch, a.repeats)) if a.repeats else []
+    lines += ["", f"The checksum of a line: {_checksum_seconds() * 1e6:.1f} us a step."]
     if a.runs:
         lines += ["", *_artefacts(a.runs)]
     report(f"Replay, batch {a.batch}, {a.dtype} passes", lines, to_file=a.append)
+
+
+def _checksum_seconds(pairs: int = 3000) -> float:
+    """What the checksum adds to a line of 48 numbers: the median over pairs, nothing synced."""
+    chance, more = random.Random(0), []
+    for step in range(1, pairs + 1):
+        slopes = [round(chance.gauss(0, 9), 7) for _ in range(48)]
+        line = as_line({"step": step, "lr": 1e-4, "projected_grad": slopes})
+        begun = time.perf_counter()
+        marked(line, 0)
+        more.append(time.perf_counter() - begun)
+    return statistics.median(more)
 
 
 def _speeds(name: str, dtype: str, batch: int, repeats: int) -> Iterator[str]:

@@ -5,7 +5,7 @@ ZoftError              1  unexpected
 ├── DataError          3  data
 ├── EnvironmentProblem 4  files, network, authentication, disk, missing hardware
 ├── OutOfMemory        5  with the overrides that would fit
-├── Diverged           6  too many non-finite losses in a row; the last good checkpoint is kept
+├── Diverged           6  too many non-finite losses in a row, or no other
 └── Interrupted        130 / 143  resumable
 """
 
@@ -52,7 +52,7 @@ class OutOfMemory(ZoftError):
 
 
 class Diverged(ZoftError):
-    """`train.max_nonfinite` steps in a row had a loss that is not finite."""
+    """`train.max_nonfinite` steps in a row, or all steps of a run, had a loss that is not finite."""
 
     exit_code = 6
 

@@ -34,6 +34,7 @@ def fake_train(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Calls]:
         module.train = train  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "zoft.training.run", module)
         monkeypatch.setattr("zoft.cli.tuning.require_valid", lambda *_: "read")
+        monkeypatch.setattr("zoft.cli.tuning.require_demo", lambda *_: None)
         return calls
 
     return install

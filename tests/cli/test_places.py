@@ -4,6 +4,7 @@ and the verbs that write, where no file takes a byte."""
 from __future__ import annotations
 
 import io
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -93,12 +94,18 @@ def test_every_verb_does_its_work(
     assert all(line.startswith("error: ") for line in lines)
 
 
-@pytest.mark.parametrize("verb", ["train", "merge", "export", "replay", "recipes cp"])
+@pytest.mark.parametrize(
+    "verb", ["train", "merge", "export", "replay", "recipes cp", "range", "runs show"]
+)
 def test_a_verb_that_cannot_write_says_so_in_a_line(
     verb: str, folder: Path, tmp_path: Path
 ) -> None:
     """A limit of no byte for a file stands in for a full disk; python leaves it to the writer."""
-    command = [sys.executable, "-m", "zoft", *arguments(verb, folder, tmp_path / "new")]
+    more = ["--plot", str(tmp_path / "range.png")] if verb == "range" else []
+    if verb == "runs show":
+        folder = Path(shutil.copytree(folder, tmp_path / "copy"))
+        (folder / "run" / "report.html").unlink()
+    command = [sys.executable, "-m", "zoft", *arguments(verb, folder, tmp_path / "new"), *more]
     done = subprocess.run(
         ["bash", "-c", 'ulimit -f 0; exec "$@"', "bash", *command], capture_output=True, text=True
     )

@@ -321,14 +321,38 @@ def test_truncation_keeps_bos_and_the_options() -> None:
 def test_truncation_keeps_the_completion() -> None:
     row = {"prompt": "abcdefgh", "completion": "xyz"}
 
+    section = {"format": "prompt-completion", "on_overflow": "truncate"}
+
     def cut(limit: int) -> str:
-        section = {"format": "prompt-completion", "on_overflow": "truncate"}
         return marked(first([row], max_length=limit, **section))
 
     assert cut(13) == "<s>abcdefgh«xyz</s>»"
     assert cut(8) == "<s>fgh«xyz</s>»"
     assert cut(5) == "<s>«xyz</s>»"
-    assert cut(3) == "<s>«xy»"
+    assert "1 longer than data.max_length (4)" in failure([row], max_length=4, **section)
+
+
+def test_truncation_of_a_chat_keeps_its_last_reply() -> None:
+    def cut(limit: int, *texts: str) -> str:
+        roles = ("user", "assistant") * len(texts)
+        talk = [{"role": r, "content": t} for r, t in zip(roles, texts, strict=False)]
+        section = {"format": "messages", "on_overflow": "truncate", "max_length": limit}
+        return marked(first([{"messages": talk}], CHAT, **section), CHAT)
+
+    long = "u" * 40
+    assert cut(40, long, "ab") == "<s>" + "u" * 24 + "</s>[assistant]«ab</s>»"
+    # An earlier reply that loses its beginning is not learnt.
+    assert cut(60, "a", "bcdefg", long, "z").endswith("u</s>[assistant]«z</s>»")
+    assert cut(67, "a", "bcdefg", long, "z").startswith("<s>cdefg</s>[user]uuu")
+    # What nobody answers goes first.
+    assert cut(30, "a", "bc", long).endswith("[assistant]«bc</s>»")
+
+
+@pytest.mark.parametrize("prompt", ["", "u"])
+def test_a_reply_that_is_too_long_is_dropped(prompt: str) -> None:
+    talk = [{"role": "user", "content": prompt}, {"role": "assistant", "content": "x" * 50}]
+    section = {"format": "messages", "on_overflow": "truncate", "max_length": 40}
+    assert "1 longer than" in failure([{"messages": talk}], CHAT, **section)
 
 
 sequences = st.builds(
@@ -362,8 +386,8 @@ def test_what_is_shortened_fits_and_predicts_the_same_tokens(
         return
     short = shortened(example, limit, start)
     if short is None:
-        assert isinstance(example, Choice)
-        assert limit < max(start, 1) + max(map(len, example.options))
+        learnt = example.options if isinstance(example, Choice) else [example.supervised]
+        assert limit < max(start, 1) + max(map(len, learnt))
         return
     assert length(short) == limit
     match example, short:
@@ -371,7 +395,8 @@ def test_what_is_shortened_fits_and_predicts_the_same_tokens(
             before = [example.ids[p] for p in example.supervised]
             after = [short.ids[p] for p in short.supervised]
             assert after
-            assert after == before[: len(after)]
+            prompted = example.supervised[0] > max(start, 1)
+            assert after == (before if prompted else before[: len(after)])
             assert short.ids[:start] == example.ids[:start]
             assert short.supervised[0] >= 1
         case Choice(), Choice():

@@ -142,6 +142,16 @@ def test_the_metric_comes_first(
         assert found["accuracy"] == scored(view, "choice", CHOICES, 3, False).accuracy
 
 
+def test_every_part_of_an_evaluation_counts_its_rows(view: ProbedModel) -> None:
+    told: list[tuple[str, int, int]] = []
+    section = EvalSection(batch_size=3, metric="f1", max_new_tokens=3)
+    evaluate_set(
+        view, objective_for("lm"), SEQUENCES, tiny.tokenizer(), section,
+        device=CPU, told=lambda *now: told.append(now),
+    )  # fmt: skip
+    assert told == [(what, done, 7) for what in ("writing", "scoring") for done in (0, 3, 6, 7)]
+
+
 def test_lm_loss_of_a_choice_is_that_of_its_right_option(view: ProbedModel) -> None:
     texts = [
         TextExample(x.ids + c.options[c.label], ()) for x, c in zip(SEQUENCES, CHOICES, strict=True)
@@ -239,6 +249,6 @@ def test_virtual_tokens_take_positions() -> None:
     model = attach_adapter(tiny.opt(), TuneSection(method="prompt"), seed=0)
     full, fits = (TextExample(tuple(9 for _ in range(n)), (n - 1,)) for n in (128, 123))
     with pytest.raises(DataError, match=r"128 tokens and 5 virtual .*data\.max_length=123 "):
-        require_fits(model, [full], objective)
-    require_fits(model, [fits], objective)
+        require_fits(model, [full], objective, tiny.tokenizer())
+    require_fits(model, [fits], objective, tiny.tokenizer())
     assert not needs_mask(view_of(model), objective, [fits, fits], CPU)

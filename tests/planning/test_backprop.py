@@ -9,8 +9,8 @@ from support.recipes import of_tiny_llama as recipe
 
 from zoft.planning import backprop
 from zoft.planning.backprop import first_order
-from zoft.planning.footprint import libraries
 from zoft.planning.workload import shape_of
+from zoft.system.process_size import libraries
 
 
 def test_adamw_takes_sixteen_bytes_a_weight_and_its_activations(tmp_path: Path) -> None:

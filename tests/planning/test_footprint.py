@@ -9,14 +9,18 @@ from support.recipes import of_tiny_llama as recipe
 
 from zoft.planning.footprint import (
     ALIGN,
+    CHECKS,
     CUDA_CONTEXT,
     CUDA_HOST,
     Footprint,
     Item,
     footprint,
 )
+from zoft.planning.placement import choose
 from zoft.planning.workload import Shape, shape_of
 from zoft.recipe.resolved import Resolved
+from zoft.system.host_memory import KEPT_KERNELS
+from zoft.system.process_size import KERNEL
 
 WEIGHTS = {w: sum(p.numel() for p in tiny.llama().parameters()) * 4 for w in ("float32",)}
 BLOCK = sum(p.numel() for p in tiny.llama().model.layers[0].parameters()) * 4
@@ -123,6 +127,64 @@ def test_a_dense_probe_holds_a_modules_weight_and_a_paired_one_two(tmp_path: Pat
     assert item(rank1, "scratch").device < item(one, "scratch").device
 
 
+def phase(found: Footprint, name: str) -> Item:
+    return next((x for x in found.phases if x.name == name), Item(name))
+
+
+def test_weights_that_are_really_moved_lie_beside_the_model(tmp_path: Path) -> None:
+    """What is tuned outside the blocks and in one of them, and the logits of one example."""
+    made, shape = planned(tmp_path)
+    logits = 24 * tiny.VOCABULARY * 4
+    checks = phase(footprint(made, shape), CHECKS)
+    assert checks.device == REST + BLOCK + logits
+    half = planned(tmp_path, model={"dtype": "bfloat16", "compute_dtype": "bfloat16"})
+    largest = 4 * max(w.numel for w in shape.weights)
+    assert phase(footprint(*half), CHECKS).device == (REST + BLOCK) // 2 + largest + logits
+    made, shape = planned(tmp_path, tune={"layers": [1, 1], "method": "full"})
+    assert phase(footprint(made, shape), CHECKS).device == BLOCK + logits
+
+
+def test_a_check_without_room_is_left_out(tmp_path: Path) -> None:
+    made, shape = planned(tmp_path, train={"batch_size": 1}, optimizer={"paired": False})
+    found = footprint(made, shape)
+    assert found.unchecked.device < found.device
+    for budget, checked in ((found.device, True), (found.device - 1, False)):
+        choice = choose(made, shape, budget, 0)
+        assert choice.residency == "device"
+        assert (phase(choice.footprint, CHECKS).device > 0) is checked
+        assert choice.spare == budget - found.held
+
+
+def test_products_that_are_compiled_count_in_low_precision_on_a_cpu(tmp_path: Path) -> None:
+    name = "compiled products"
+    low = planned(tmp_path, model={"compute_dtype": "bfloat16"})
+    assert item(footprint(*low), name).device == KEPT_KERNELS * KERNEL
+    assert item(footprint(on_a_gpu(low[0]), low[1]), name) == Item(name)
+    assert item(footprint(*planned(tmp_path)), name) == Item(name)
+
+
+def test_experts_are_cast_one_after_the_other(tmp_path: Path) -> None:
+    """An expert's matrix, not all of a layer's."""
+    made = recipe(tmp_path, model={"compute_dtype": "bfloat16"})
+    found = []
+    for experts in (4, 16):
+        tiny.mixtral(num_local_experts=experts).config.save_pretrained(tmp_path)
+        found.append(item(footprint(made, shape_of(made)), "scratch").device)
+    assert found[0] == found[1]
+
+
+def test_experts_are_copied_as_a_result_is_written(tmp_path: Path) -> None:
+    """All of them at once, into the pieces of the files; an adapter's result has none."""
+    name = "saving of experts"
+    made, lora = recipe(tmp_path), recipe(tmp_path, tune={"method": "lora"})
+    model = tiny.mixtral()
+    model.config.save_pretrained(tmp_path)
+    experts = sum(4 * p.numel() for n, p in model.named_parameters() if ".experts." in n)
+    assert phase(footprint(made, shape_of(made)), name).device == experts > 0
+    assert phase(footprint(lora, shape_of(lora)), name).device == 0
+    assert phase(footprint(made, shape_of(made), "disk"), name).device == 0
+
+
 def test_micro_batches_take_fewer_activations(tmp_path: Path) -> None:
     whole, half = (
         footprint(*planned(tmp_path, train={"batch_size": 8, "micro_batch_size": size}))
@@ -165,7 +227,7 @@ def test_quantizers_count_where_they_are_installed(
 ) -> None:
     installed: set[str] = set()
     monkeypatch.setattr(
-        "zoft.planning.footprint.find_spec", lambda name: name if name in installed else None
+        "zoft.system.process_size.find_spec", lambda name: name if name in installed else None
     )
     bare = footprint(*planned(tmp_path))
     installed.add("torchao")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
-from support import small
+from support import small, tiny
 
 from zoft.cli.main import main
 from zoft.errors import OutOfMemory
+from zoft.models.adapters import attach_adapter
 from zoft.planning import plan as planning
 from zoft.planning.footprint import Residency, footprint
 from zoft.planning.plan import make_plan, stream, streamed_step
@@ -18,6 +20,8 @@ from zoft.planning.step_time import Seconds
 from zoft.planning.tables import plan
 from zoft.planning.workload import shape_of
 from zoft.recipe.load import load_recipe
+from zoft.recipe.sections.tune import TuneSection
+from zoft.system.host_memory import gib
 
 SECONDS = Seconds(block=0.2, block_update=0.01, rest=0.1, rest_update=0.02)
 
@@ -75,6 +79,88 @@ def test_a_config_without_weights_or_data_is_enough(recipe: Path, tmp_path: Path
     assert not made.shape.known
     assert made.shape.train.longest == 40
     assert made.times is not None
+
+
+def test_what_is_assumed_is_said_with_its_cause(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each set for itself: one that cannot be read leaves the lengths of the other."""
+    (tmp_path / "eval.jsonl").unlink()
+    counted = make_plan(str(recipe), ["data.max_length=40"])
+    assert list(counted.assumed) == ["eval"]
+    assert counted.shape.train.number == 48
+    assert counted.shape.evaluation is not None
+    assert counted.shape.evaluation.longest == 40 > counted.shape.train.longest
+    for file in (tmp_path / "model").glob("token*"):
+        file.unlink()
+    plan(str(recipe), ["data.max_length=40"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "assumed: data.train as long as data.max_length allows; 48 rows; tokens not" in said
+    assert "holds no tokenizer" in said
+    assert "eval.jsonl: no such file" in said
+    assert "could not be read" not in said
+
+
+@pytest.mark.parametrize("build", [tiny.llama, tiny.qwen2])
+def test_a_gguf_file_is_planned_as_validate_counts_it(
+    build: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before it is converted: with the tokenizer that it holds, and with room for the conversion."""
+    monkeypatch.setattr(planning, "calibrate", lambda *_: SECONDS)
+    recipe = small.write(tmp_path, build=build)
+    file = tmp_path / "model.gguf"
+    assert main(["export", str(tmp_path / "model"), str(file)]) == 0
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    changes = [f"model.name={file}", "data.max_length=200"]
+    apart = make_plan(str(recipe), ["data.max_length=200"]).shape
+    made = make_plan(str(recipe), changes)
+    assert made.assumed == {}
+    assert (made.shape.train, made.shape.evaluation) == (apart.train, apart.evaluation)
+    assert made.shape.converted == file.stat().st_size
+    assert "conversion of the base" in {x.name for x in made.footprint.phases}
+    capsys.readouterr()
+    main(["validate", str(recipe), *changes])
+    assert f"ok, {gib(made.footprint.device)} at the peak, " in capsys.readouterr().out
+    assert not (tmp_path / "cache").exists()
+
+
+def test_an_adapter_that_is_tuned_on_is_planned_with_its_rank_and_its_tokenizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(planning, "calibrate", lambda *_: SECONDS)
+    recipe, theirs = small.write(tmp_path, "lora"), tmp_path / "theirs"
+    model: Any = attach_adapter(
+        tiny.llama(), TuneSection(method="lora", r=3, target_modules=["v_proj"]), 0
+    )
+    model.save_pretrained(theirs)
+    template = tiny.CHAT_TEMPLATE.replace("[{{ m['role'] }}]", "It is {{ m['role'] }} who says ")
+    template = template.replace("[assistant]", "It is assistant who says ")
+    tiny.tokenizer(chat_template=template).save_pretrained(theirs)
+    rows = [{"messages": [{"role": role, "content": "a"} for role in ("user", "assistant")]}] * 3
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tiny.tokenizer(chat_template=tiny.CHAT_TEMPLATE).save_pretrained(tmp_path / "model")
+    recipe.write_text(
+        f"model: {{name: {tmp_path}/model, compute_dtype: float32}}\ndevice: cpu\n"
+        f"output_dir: {tmp_path}/run\ntune: {{method: lora}}\n"
+        f"data: {{train: {{path: {tmp_path}/chats.jsonl}}, format: messages}}\n"
+        "train: {steps: 2, batch_size: 2}\n"
+    )
+
+    def planned(*more: str) -> dict[str, Any]:
+        assert main(["plan", str(recipe), *more, "--json"]) == 0
+        found: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return found
+
+    base, tuned = planned(), planned(f"tune.adapter={theirs}")
+    assert tuned["recipe"]["tune"]["r"] == 3
+    assert tuned["recipe"]["tune"]["target_modules"] == ["v_proj"]
+    assert main(["data", "preview", str(recipe), f"tune.adapter={theirs}"]) == 0
+    assert "It is assistant who says ⟦a" in capsys.readouterr().out
+    examples = [
+        next(x["device"] for x in found["chosen"]["items"] if x["name"] == "examples")
+        for found in (base, tuned)
+    ]
+    assert examples[0] < examples[1]
 
 
 def test_a_gpu_that_is_not_here_is_planned_for_without_times(

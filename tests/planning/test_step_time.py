@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,23 @@ def test_a_large_batch_is_measured_on_some_of_its_rows(
     assert calibrate._affordable(made, shape) == (3, 24)
     monkeypatch.setitem(calibrate.WORK, "cpu", 4.0 * weights * 12.5)
     assert calibrate._affordable(made, shape) == (1, 12)
+
+
+def test_of_a_mixture_the_experts_count_that_a_token_goes_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More experts, of which a token goes to as many as before, are no more arithmetic."""
+    made = recipe(tmp_path, train={"batch_size": 512}, objective={"name": "lm"})
+    monkeypatch.setitem(calibrate.WORK, "cpu", 1e8)
+    found = []
+    for experts in (4, 64):
+        tiny.mixtral(num_local_experts=experts).config.save_pretrained(tmp_path)
+        shape = shape_of(made)
+        assert shape.active == 2 / experts
+        found.append((calibrate._affordable(made, shape), calibrate._share_of_a_block(shape)))
+    assert found[0][0] == found[1][0]
+    assert found[0][1] == pytest.approx(found[1][1], rel=0.05)  # but for the router
+    assert found[0][0] < calibrate._affordable(made, replace(shape, active=0.01))
 
 
 def test_reading_is_tried_on_the_models_own_files(tmp_path: Path) -> None:

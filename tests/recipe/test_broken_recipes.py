@@ -45,6 +45,25 @@ TEXTS: dict[str, tuple[str | bytes, list[tuple[str, str]]]] = {
         at("{path:", "{split: a, pth:"),
         [(":4:3: data.train.path: missing", ""), (":4:21: data.train.pth: ", "data.train.path?")],
     ),
+    "a number in quotes": (
+        at("lr: 1e-6", 'lr: "1e-6"'),
+        [(":8:3: optimizer.lr: found '1e-6'", "expected a finite number or auto, without quotes")],
+    ),
+    "steps in quotes": (
+        at("steps: 10", "steps: '10'"),
+        [(":10:3: train.steps: found '10'", "a whole number, without quotes")],
+    ),
+    "words for a number": (
+        at("lr: 1e-6", "lr: nan%"), [(":8:3: optimizer.lr: found 'nan%'", "finite number or auto")]
+    ),
+    "a variable of the shell": (
+        at("{path: t.jsonl}", "{path: ${HOME}/t.jsonl}"), [(":4:", 'write "${env:NAME}" in quotes')]
+    ),
+    "a tab": (at("  lr: 1e-6", "\tlr: 1e-6"), [(":8:1: not YAML", "not with tabs")]),
+    "a no-break space": (
+        at("optimizer:\n  lr: 1e-6", "optimizer:\u00a0{name: mezo, lr: 1e-6}"),
+        [(":7:", "no-break space, write a plain one")],
+    ),
     "typo in a choice": (
         at("lr: 1e-6", "name: mezzo"),
         [(":8:3: optimizer.name: found 'mezzo'", "r-adazo or mezo")],

@@ -82,6 +82,23 @@ def test_refused(override: str, what: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("override", "what"),
+    [
+        ('data.labels={0: a, "0": b}', r"data\.labels\.0: written twice"),
+        ("optimizer={lr: 1e-3, lr: 1e-4}", r"optimizer\.lr: written twice"),
+        ("data.train=[{path: a, limit: 1, limit: 2}]", r"data\.train\.limit: written twice"),
+    ],
+)
+def test_a_key_that_is_written_twice_is_refused(override: str, what: str) -> None:
+    with pytest.raises(ValueError, match=what):
+        apply({}, override)
+
+
+def test_a_text_may_look_like_a_section_with_a_key_twice() -> None:
+    assert parse("{a: 1, a: 2}", ("data", "template")) == "{a: 1, a: 2}"
+
+
+@pytest.mark.parametrize(
     ("key", "text", "value"),
     [
         ("optimizer.lr", "1e-6", 1e-6),

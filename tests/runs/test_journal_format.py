@@ -38,7 +38,7 @@ def test_the_example_prints_what_the_page_says() -> None:
 
 def test_zoft_computes_the_same() -> None:
     reader, printed = executed()
-    header, entries, _ = parse(Path("journal.jsonl"), reader.JOURNAL.encode())
+    header, entries, _, _ = parse(Path("journal.jsonl"), reader.JOURNAL.encode())
     assert set(NEEDED) <= set(header)
     start = {"a.weight": [0.5, -0.25, 1.0, 0.0, 2.0, -1.5], "a.bias": [1.0, 0.0, -1.0]}
     tuned = [

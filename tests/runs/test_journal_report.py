@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.written import change_header
 
 import zoft
 from zoft.cli.main import main
@@ -85,6 +85,7 @@ def test_verify_says_what_it_found(run: Path, capsys: pytest.CaptureFixture[str]
         file.write(b'{"step": 1')
     out = answer(capsys, "verify", str(run))
     assert "version 1, 9 steps without a gap\n" in out
+    assert "checksums  right in every line\n" in out
     assert "torn       10 bytes of a last line that was not finished: left out\n" in out
     assert "header     complete: 2 tensors, layout 1\n" in out
     assert "result     model.safetensors, by final\nsha256     " in out
@@ -134,10 +135,7 @@ def test_no_framework_is_loaded() -> None:
 
 
 def test_what_is_missing_is_said(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    lines = (run / "journal.jsonl").read_text().splitlines(keepends=True)
-    header = json.loads(lines[0])
-    del header["seed"]
-    (run / "journal.jsonl").write_text("".join([json.dumps(header) + "\n", *lines[1:]]))
+    change_header(run / "journal.jsonl", seed=None)
     assert main(["journal", "verify", str(run)]) == 4
     assert "the header lacks seed\n" in capsys.readouterr().err
     assert main(["journal", "stats", str(run / "gone")]) == 4

@@ -102,6 +102,17 @@ def test_the_tokenizer_comes_along(tmp_path: Path) -> None:
     assert (kinds[0], kinds[3], kinds[-1]) == (3, 1, 5)  # control, normal, unused
 
 
+def test_templates_that_have_names_come_along(tmp_path: Path) -> None:
+    templates = {"default": tiny.CHAT_TEMPLATE, "tool_use": "{{ tools }}"}
+    folder = saved(tmp_path / "model", tiny.llama())
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = templates
+    tokenizer.save_pretrained(folder)
+    fields = gguf.GGUFReader(exporting.export(str(folder), str(tmp_path / "a.gguf"))).fields
+    assert fields["tokenizer.chat_template"].contents() == tiny.CHAT_TEMPLATE
+    assert fields["tokenizer.chat_template.tool_use"].contents() == "{{ tools }}"
+
+
 @pytest.mark.parametrize("kind", ["f16", "bf16", "q8_0"])
 def test_smaller_types(kind: str, tmp_path: Path) -> None:
     folder = saved(tmp_path / "model", tiny.qwen2())

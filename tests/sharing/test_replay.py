@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from support import small
+from support.written import change_header, unprotect
 
 from zoft.cli.main import main
 from zoft.engine.kernels import reference
@@ -79,10 +80,7 @@ def write_artefact(run: Path, folder: Path) -> None:
 def copied(run: Path, folder: Path, **changes: Any) -> Path:
     """The run's journal and start alone, with changes to the header."""
     write_artefact(run, folder)
-    lines = (folder / "journal.jsonl").read_text().splitlines(keepends=True)
-    header = {**json.loads(lines[0]), **changes}
-    text = json.dumps({key: value for key, value in header.items() if value is not None})
-    (folder / "journal.jsonl").write_text("".join([text + "\n", *lines[1:]]))
+    change_header(folder / "journal.jsonl", **changes)
     return folder
 
 
@@ -174,8 +172,12 @@ def test_an_artefact_is_small(finished: Callable[..., Path], tmp_path: Path) -> 
     assert len(lines[0]) < 1200 + 80 * len(json.loads(lines[0])["parameters"])
 
 
+@pytest.mark.parametrize("revision", [None, "refs/pr/1"])
 def test_a_journal_from_the_hub(
-    finished: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    revision: str | None,
+    finished: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     write_artefact(finished("lora"), tmp_path / "hub")
     asked = []
@@ -186,10 +188,10 @@ def test_a_journal_from_the_hub(
         return tmp_path / "hub"
 
     monkeypatch.setattr(replays, "snapshot", snapshot)
-    target = replay("someone/tuned")
+    target = replay(f"someone/tuned@{revision}" if revision else "someone/tuned")
     assert target == Path("tuned/replayed-000005")
     wanted = ("journal.jsonl", "start/*.json", "start/*.safetensors")
-    assert asked == [(("someone/tuned", None, wanted), {"ignored": (), "key": ""})]
+    assert asked == [(("someone/tuned", revision, wanted), {"ignored": (), "key": ""})]
 
 
 def test_a_journal_of_before_the_tune_entry_is_read(
@@ -201,6 +203,7 @@ def test_a_journal_of_before_the_tune_entry_is_read(
 
 def test_skipped_steps_move_nothing(finished: Callable[..., Path], tmp_path: Path) -> None:
     folder = copied(finished(), tmp_path / "a", result=None)
+    unprotect(folder / "journal.jsonl")
     lines = (folder / "journal.jsonl").read_text().splitlines(keepends=True)
     step = json.loads(lines[2])
     lines[2] = json.dumps({**step, "projected_grad": [None, *step["projected_grad"][1:]]}) + "\n"

@@ -10,7 +10,7 @@ from typing import Any
 from support.recipes import chosen
 from zoft.engine.optimizers.measurement import Measurement
 from zoft.recipe.load import dump_recipe
-from zoft.runs.journal import Entry, Journal
+from zoft.runs.journal import Entry, Journal, as_line, header_line
 from zoft.runs.metrics import Metrics
 from zoft.runs.trackers.process import place
 
@@ -65,3 +65,20 @@ def tracked_run(folder: Path, steps: int = 4) -> Path:
 
 def take(metrics: Metrics, step: int) -> None:
     metrics.write("train", step, loss=1 / step, projected_grad=[3.0, -4.0], lr=1e-4, skipped=0)
+
+
+def change_header(journal: Path, **changes: Any) -> None:
+    """Give a journal another header with the right checksum; None takes an entry out."""
+    first, _, steps = journal.read_bytes().partition(b"\n")
+    header = {**json.loads(first), "crc32": None, **changes}
+    line = header_line({key: value for key, value in header.items() if value is not None})
+    journal.write_bytes(line + steps)
+
+
+def unprotect(journal: Path) -> None:
+    """Make a journal one that was written before there were checksums."""
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    for line in lines:
+        del line["crc32"]
+    del lines[0]["chain"]
+    journal.write_bytes(b"".join(map(as_line, lines)))

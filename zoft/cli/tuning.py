@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from zoft.cli.arguments import Overrides, RecipeArgument, require_valid
+from zoft.cli.arguments import Overrides, RecipeArgument, require_demo, require_valid
 from zoft.cli.imports import quiet_imports
 
 
@@ -25,12 +25,16 @@ def train(
         str | None,
         typer.Option(metavar="DIR", help="The run's folder, instead of the recipe's."),
     ] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Fetch the demo, if the recipe needs it: do not ask.")
+    ] = False,
 ) -> None:
     """Example: zoft train quickstart train.steps=300 --resume auto
 
     Tune a model by a recipe. A killed run resumes bit for bit with --resume auto.
     """
     read = require_valid(recipe, overrides)
+    require_demo(read, yes)
     with quiet_imports():
         from zoft.training.run import train as run_train
 
@@ -69,8 +73,10 @@ def plan(
     read = require_valid(recipe, overrides)
     with quiet_imports():
         from zoft.planning.tables import plan as run_plan
+        from zoft.training.warm_start import tokenizer_for, warm_start
 
-    run_plan(recipe, overrides or [], as_json=json, recipe=read)
+    found = {"begin": warm_start, "tokenizer": tokenizer_for}
+    run_plan(recipe, overrides or [], as_json=json, recipe=read, **found)
 
 
 def range_test(

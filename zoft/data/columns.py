@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from zoft.data.files import Row, one_line
@@ -101,7 +102,9 @@ class RowReader:
     def _lacks(self, name: str) -> DataError:
         if elsewhere := beneath(self.row, lambda one: name in one):
             return DataError(elsewhere)
-        found = ", ".join(key for key, value in self.row.items() if value is not None)
+        named = [key for key, value in self.row.items() if value is not None]
+        # A blank in a header is seen only in quotes.
+        found = ", ".join(key if key == key.strip() else repr(key) for key in named)
         return self.error(
             f"expected a column {name!r} ({self.section.format} reads {', '.join(self.needed)}; "
             f"data.columns renames), found {found or 'none'}"
@@ -122,7 +125,7 @@ def place_of(value: Any, known: Sequence[str]) -> int | None:
 def is_alike(value: Any, written: str) -> bool:
     if str(value).lower() in ("true", "false") and written.lower() == str(value).lower():
         return True
-    if not isinstance(value, int | float):
+    if not isinstance(value, int | float | Decimal):
         return False
     try:
         return float(written) == value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -167,21 +168,49 @@ def has_target(example: Example) -> bool:
             return bool(prompt)
 
 
+def endings(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> Counter[str]:
+    """The special tokens (EOS, the end of a turn) that are learnt last in a row, and in how many."""
+    special = {*tokenizer.added_tokens_decoder, tokenizer.eos_token_id}
+    last = (x.ids[x.supervised[-1]] for x in examples if isinstance(x, TextExample))
+    return Counter(str(tokenizer.convert_ids_to_tokens(i)) for i in last if i in special)
+
+
 def shortened(example: Example, limit: int, start: int) -> Example | None:
     """Cut an example down to `limit` tokens, or None if nothing to learn would remain.
 
-    The prompt loses tokens from its left, but keeps the `start` tokens (BOS) that the tokenizer put
-    there, or else its last one. If that is not enough, a TextExample also loses its end; options are
+    What is learnt follows a prompt: that loses tokens from its left, but keeps the `start` tokens (BOS)
+    that the tokenizer put there, or else its last one. Of a chat the last reply is kept whole; one that
+    loses its beginning is not learnt. A text that is learnt from its start loses its end; options are
     compared as wholes and never cut.
     """
-    excess = length(example) - limit
+    front = max(start, 1)
     match example:
         case TextExample(ids=ids, supervised=supervised):
-            cut = min(excess, max(supervised[0] - max(start, 1), 0))
-            kept = (ids[:start] + ids[start + cut :])[:limit]
-            moved = tuple(p - cut for p in supervised if p - cut < limit)
-            return replace(example, ids=kept, supervised=moved) if moved else None
+            runs = _runs(supervised)
+            if supervised[0] <= front and len(runs) == 1:
+                return replace(
+                    example, ids=ids[:limit], supervised=tuple(p for p in supervised if p < limit)
+                )
+            end = supervised[-1] + 1  # what follows the last reply teaches nothing
+            cut = max(end - limit, 0)
+            if runs[-1][0] - cut < front:
+                return None
+            kept = ids[:start] + ids[start + cut : end]
+            moved = tuple(p - cut for run in runs if run[0] - cut >= front for p in run)
+            return replace(example, ids=kept, supervised=moved)
         case Choice(prompt=prompt, options=options, label=label):
-            if len(prompt) - excess < max(start, 1):
+            excess = length(example) - limit
+            if len(prompt) - excess < front:
                 return None
             return Choice(prompt[:start] + prompt[start + excess :], options, label)
+
+
+def _runs(positions: Sequence[int]) -> list[list[int]]:
+    """Positions in stretches without a gap."""
+    found: list[list[int]] = []
+    for p in positions:
+        if found and p == found[-1][-1] + 1:
+            found[-1].append(p)
+        else:
+            found.append([p])
+    return found

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,15 @@ from zoft.recipe.yaml import TYPOGRAPHIC
 Row = dict[str, Any]
 Check = Callable[[], None]  # raises Interrupted if the run is to stop
 
+# What files that are no text begin with, and what to do about them.
+STARTS = (
+    (codecs.BOM_UTF16_LE, "it is UTF-16: convert it, iconv -f UTF-16 -t UTF-8"),
+    (codecs.BOM_UTF16_BE, "it is UTF-16: convert it, iconv -f UTF-16 -t UTF-8"),
+    (b"\x1f\x8b", "it is compressed: unpack it with gunzip"),
+    (b"\x28\xb5\x2f\xfd", "it is compressed: unpack it with unzstd"),
+    (b"PK\x03\x04", "it is a zip archive or a spreadsheet: unpack it, or save it as CSV"),
+    (b"PAR1", "it is Parquet: name it .parquet"),
+)
 EVERY = 256  # rows between two looks at whether to stop
 
 
@@ -41,7 +52,7 @@ def read_json(path: Path, check: Check) -> list[Row]:
         items, unit = [(1, parse_json(text, path, 1))], ""
     else:
         # Not splitlines: a JSON string may hold U+2028 and its like.
-        for n, line in enumerate(text.split("\n"), 1):
+        for n, line in enumerate(re.split(r"\r\n?|\n", text), 1):
             if line.strip():
                 items.append((n, parse_json(line, path, n)))
             if n % EVERY == 0:
@@ -68,6 +79,8 @@ def parse_json(text: str, path: Path, line: int) -> Any:
 
 def _hint(text: str, error: json.JSONDecodeError) -> str:
     """What to do about some JSON that people write by hand."""
+    if "\0" in text[error.pos : error.pos + 1]:
+        return "; zero bytes, as a crash leaves them: the file was not written to its end"
     if text[error.pos : error.pos + 1] in (*TYPOGRAPHIC,):
         return '; typographic quotes are no quotes, write "'
     if error.msg == "Extra data":
@@ -144,7 +157,7 @@ def read_parquet(path: Path, check: Check) -> list[Row]:
             if len(set(names)) < len(names):
                 raise DataError(f"{path}: a column name stands twice: {', '.join(names)}")
             for batch in file.iter_batches(EVERY):
-                rows += map(without_nulls, batch.to_pylist())
+                rows += map(without_nulls, batch.to_pylist(maps_as_pydicts="strict"))
                 check()
     except pyarrow.ArrowException as error:
         raise DataError(f"{path}: not a valid Parquet file ({one_line(error)})") from error
@@ -173,7 +186,8 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         byte = content[error.start]
-        raise DataError(f"{path}:{line}: not UTF-8 (byte 0x{byte:02x}); convert it") from error
+        way_out = next((way for start, way in STARTS if content.startswith(start)), "convert it")
+        raise DataError(f"{path}:{line}: not UTF-8 (byte 0x{byte:02x}); {way_out}") from error
 
 
 def one_line(error: BaseException) -> str:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from rich.console import Console
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from zoft.data.encoding import Encoded
+from zoft.data.encoding import Encoded, endings
 from zoft.data.examples import Choice, Example, TextExample, length
 from zoft.data.sets import prepare
 from zoft.data.tokens import Tokens
-from zoft.models.load import load_tokenizer
-from zoft.models.storage.fetch import local_tokenizer
 from zoft.recipe.load import load_recipe
 from zoft.recipe.resolved import with_defaults
 from zoft.recipe.schema import Recipe
@@ -27,24 +25,29 @@ TRAINED = "bold underline green"
 Stretch = tuple[str, bool]  # text, and whether it is learnt
 
 
-def preview(source: str, overrides: Sequence[str] = (), *, number: int = 3) -> None:
+def preview(
+    source: str,
+    overrides: Sequence[str] = (),
+    *,
+    number: int = 3,
+    begin: Callable[[Recipe], Recipe],
+    tokenizer: Callable[[Recipe], PreTrainedTokenizerBase],
+) -> None:
     """Print the first examples of each set and an account of its rows. Raises ZoftError.
 
-    Needs the tokenizer, not the weights.
+    `begin` puts in what the recipe's names of runs and adapters stand for, `tokenizer` finds the one
+    that a run would use; no weights are needed.
     """
-    recipe = with_defaults(load_recipe(source, overrides))
+    recipe = with_defaults(begin(load_recipe(source, overrides)))
     console = Console(highlight=False)
     console.soft_wrap = not console.is_terminal  # a pipe gets whole lines
-    where = local_tokenizer(
-        recipe.model.name, recipe.model.revision, trust_remote_code=recipe.model.trust_remote_code
-    )
-    tokenizer = load_tokenizer(where, recipe.model)
+    spelled = tokenizer(recipe)
     asked = recipe.data.format
-    recipe, sets = prepare(recipe, tokenizer)
+    recipe, sets = prepare(recipe, spelled)
     how = ", by the columns" if asked == "auto" else ""
     console.print(Text(f"format  {recipe.data.format}{how}"))
     for name, found in sets.items():
-        _print_set(name, found, recipe, tokenizer, console, number)
+        _print_set(name, found, recipe, spelled, console, number)
 
 
 def _print_set(
@@ -163,11 +166,12 @@ def _starts(example: Example, tokens: Tokens) -> int:
 def _ends(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> str:
     if isinstance(examples[0], Choice):
         return "not trained: words are compared"
-    if tokenizer.eos_token_id is None:
+    found = endings(examples, tokenizer)
+    if not found and tokenizer.eos_token_id is None:
         return "not trained: the tokenizer has none"
-    last = [x.ids[x.supervised[-1]] for x in examples if isinstance(x, TextExample)]
-    trained = last.count(tokenizer.eos_token_id)
-    return f"{tokenizer.eos_token!r} trained at the end of {trained:,} of {len(examples):,} rows"
+    token, rows = next(iter(found.most_common(1)), (tokenizer.eos_token, 0))
+    hint = "" if rows else ": the model does not learn to stop"
+    return f"{token!r} trained at the end of {rows:,} of {len(examples):,} rows{hint}"
 
 
 def _counted(numbers: Counter[int], rows: int) -> str:

@@ -8,7 +8,7 @@ from typing import Literal, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
-from zoft.data.encoding import Counts, Encoded, TemplateSeed, encode
+from zoft.data.encoding import Counts, Encoded, TemplateSeed, encode, endings
 from zoft.data.examples import Choice, Example
 from zoft.data.files import Check, never
 from zoft.data.formats.table import detect
@@ -96,6 +96,12 @@ def prepare(
         say(f"{name}: {in_words(found[name].counts)}" + _format(recipe, detected))
         if any(source.weight is not None for source in listed(sources)):
             say(f"{name}: {len(found[name].examples):,} by weight")
+        if (
+            name == "train"
+            and recipe.data.format != "classification"
+            and not endings(found[name].examples, tokenizer)
+        ):
+            say(f"warning: {_endless(tokenizer)}, so the model does not learn to stop")
     return recipe, found
 
 
@@ -121,6 +127,12 @@ def in_words(counts: Counts) -> str:
 
 def _format(recipe: Recipe, detected: bool) -> str:
     return f"; format {recipe.data.format}, by its columns" if detected else ""
+
+
+def _endless(tokenizer: PreTrainedTokenizerBase) -> str:
+    if tokenizer.eos_token_id is None:
+        return "the tokenizer has no EOS"
+    return "no reply is learnt with a special token behind it, by the chat template"
 
 
 def _settled(recipe: _Recipe, source: DataSource, rows: Rows) -> _Recipe:

@@ -35,6 +35,8 @@ def load_rows(source: DataSource, check: Check = never, needed: int | None = Non
     broken or empty, and EnvironmentProblem where the Hub cannot be reached.
     """
     path = Path(source.path).expanduser()
+    if path.is_symlink() and not path.exists():
+        raise DataError(f"{path}: a link to {path.readlink()}, where there is nothing")
     if source.streaming and path.exists():
         raise DataError(f"{path}: `streaming` is for sets on the Hub; remove it")
     if path.is_dir():
@@ -53,7 +55,9 @@ def load_rows(source: DataSource, check: Check = never, needed: int | None = Non
 def checked(file: Path, source: DataSource) -> Path:
     """The file itself, if it is of a kind that can be read and nothing contradicts it."""
     if file.suffix.lower() not in READERS:
-        raise DataError(f"{file}: expected a file that ends in {', '.join(READERS)}")
+        packed = file.suffix.lower() in (".gz", ".zst", ".xz", ".bz2", ".zip")
+        way_out = "; unpack it" if packed else ""
+        raise DataError(f"{file}: expected a file that ends in {', '.join(READERS)}{way_out}")
     if source.split or source.name:
         raise DataError(f"{file}: a file has no `split` and no `name`; remove them")
     return file
@@ -66,14 +70,25 @@ def files_of(folder: Path, source: DataSource) -> list[Path]:
     """
     if source.name:
         raise DataError(f"{folder}: `name` is for sets on the Hub; name the subfolder in `path`")
+    if any((folder / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
+        raise DataError(
+            f"{folder}: Arrow files, as save_to_disk writes them; write them again with to_parquet"
+        )
     splits: dict[str, list[Path]] = {}
     for file in sorted(folder.iterdir()):
         if file.suffix.lower() in READERS and not file.name.startswith("."):
             splits.setdefault(re.sub(r"[-_.]?\d+(-of-\d+)?$", "", file.stem), []).append(file)
     if not splits:
-        raise DataError(f"{folder}: holds no file that ends in {', '.join(READERS)}")
-    wanted = one_split(str(folder), source.split, list(splits))
-    return splits[wanted]
+        below = [sub.name for sub in sorted(folder.iterdir()) if sub.is_dir()]
+        way_out = f"; name a folder in it: {', '.join(below[:5])}" if below else ""
+        raise DataError(f"{folder}: holds no file that ends in {', '.join(READERS)}{way_out}")
+    found = splits[one_split(str(folder), source.split, list(splits))]
+    if len({file.suffix.lower() for file in found}) > 1:
+        names = ", ".join(file.name for file in found[:5])
+        raise DataError(
+            f"{folder}: several kinds of files, perhaps of the same rows; name one: {names}"
+        )
+    return found
 
 
 def read_hub(source: DataSource, check: Check, needed: int | None) -> list[Row]:
@@ -139,6 +154,10 @@ def looks_local(path: str) -> bool:
 
 def missing(path: Path) -> str:
     """What to say about a path that does not exist: the nearest names beside where it should be."""
+    if any(mark in path.name for mark in "*?"):
+        return f"{path}: no such file; a folder stands for its files: {path.parent}"
+    if str(path).startswith("$"):
+        return f"{path}: no such file; a variable is written ${{env:NAME}}"
     beside = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
     if near := difflib.get_close_matches(path.name, beside, n=3, cutoff=0.5):
         return f"{path}: no such file; did you mean {' or '.join(near)}?"

@@ -13,6 +13,7 @@ from zoft.engine.probe.view import ProbedModel
 from zoft.errors import DataError, RecipeError
 from zoft.inference.generation import Decoding, Ids, continued, require_room, text_of
 from zoft.inference.prompts import Turn, as_tokens, recipe_for, spelled
+from zoft.inference.scoring import require_known
 from zoft.inference.session import Found, find, opened
 from zoft.planning.out_of_memory import memory_explained
 from zoft.system.device import make_repeatable
@@ -64,6 +65,7 @@ def _converse(
             [ids] = as_tokens(found.tokenizer, [spelled(found.tokenizer, asked)])
             advice = "/reset begins anew, --max-new-tokens allows for shorter answers"
             require_room(view, [ids], decoding.max_new_tokens, advice)
+            require_known(view.model, ids, found.tokenizer)
         except DataError as error:
             if not console.is_terminal:
                 raise

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from rich.console import Console
 
 from zoft.data.sets import load_data
 from zoft.engine.objectives.objective import objective_for
@@ -50,9 +51,13 @@ def _score(recipe: Resolved, found: Found, stop: Stop) -> dict[str, dict[str, An
     objective = objective_for(recipe.objective.name)
     data = load_data(recipe, found.tokenizer, names=("eval", "test"), check=stop.check)
     results = {}
-    with opened(recipe, found, data.examples) as view:
+    with opened(recipe, found, data.examples) as view, Console().status("") as status:
+
+        def told(what: str, done: int, rows: int) -> None:
+            status.update(f"{what} {done:,}/{rows:,} rows")
+
         for name, examples in data.examples.items():
-            require_fits(view.model, examples, objective)
+            require_fits(view.model, examples, objective, found.tokenizer)
             view.masked = needs_mask(view, objective, examples[: recipe.eval.batch_size], device)
             results[name] = evaluate_set(
                 view,
@@ -62,6 +67,7 @@ def _score(recipe: Resolved, found: Found, stop: Stop) -> dict[str, dict[str, An
                 recipe.eval,
                 device=device,
                 between=stop.check,
+                told=told,
             )
             print(f"{name}: {in_words(results[name])}", flush=True)
     return results

@@ -50,7 +50,7 @@ def generate(
         with opened(recipe, found, {"eval": examples}, _aside) as view:
             tokens = decoding.max_new_tokens
             require_room(view, ids, tokens, "shorten it, or lower --max-new-tokens")
-            require_fits(view.model, examples, objective_for("lm"))
+            require_fits(view.model, examples, objective_for("lm"), found.tokenizer)
             for begin in range(0, len(ids), rows):
                 yield from completions(
                     view,

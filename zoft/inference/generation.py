@@ -52,12 +52,14 @@ def completions(
     batch_size: int,
     device: torch.device,
     between: Callable[[], None] = lambda: None,
+    counted: Callable[[int], None] = lambda _: None,
 ) -> list[str]:
     """What the model writes behind each prompt, in their order, without special tokens.
 
     Batches of like length, padded on the left and masked there, so that a text does not depend on
     its neighbours but for the last bits of its logits. `between` is called after every token: it may
-    stop by raising. With a temperature, prompts are taken one by one, each from the same seed.
+    stop by raising; `counted` after every batch, with the prompts so far. With a temperature, prompts
+    are taken one by one, each from the same seed.
     """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     size = 1 if decoding.drawn else batch_size
@@ -74,6 +76,7 @@ def completions(
         found |= dict(
             zip(chosen, (text_of(tokenizer, ids, decoding) for ids in written), strict=True)
         )
+        counted(len(found))
     return [found[i] for i in range(len(prompts))]
 
 

@@ -9,6 +9,7 @@ from huggingface_hub import hf_hub_download
 from zoft.errors import EnvironmentProblem
 from zoft.models.adapters import base_of, is_adapter
 from zoft.models.storage.fetch import snapshot
+from zoft.models.storage.names import split_revision
 from zoft.recipe.schema import ModelSection, Recipe
 from zoft.runs import checkpoint
 from zoft.runs.folder import RunFolder
@@ -30,27 +31,30 @@ def named(target: str, model: ModelSection) -> tuple[ModelSection, str | None]:
     """The base model that `target` names, with the settings of `model`, and the folder of the adapter
     on it if it has one. Raises EnvironmentProblem."""
     where = weights_of(target)
-    if target != model.name and not Path(where).exists():
+    if not Path(where).exists():
         where = hub_adapter(target) or target
     if is_adapter(where):
         name, revision = base_of(where)
         return model.model_copy(update={"name": name, "revision": revision}), where
-    own = target == model.name  # the recipe's own base, at the recipe's revision
-    revision = model.revision if own else None
-    return model.model_copy(update={"name": where, "revision": revision}), None
+    name, revision = split_revision(where)
+    if target == model.name:  # the recipe's own base, at the recipe's revision
+        revision = revision or model.revision
+    return model.model_copy(update={"name": name, "revision": revision}), None
 
 
 def hub_adapter(name: str) -> str | None:
-    """Where the files of an adapter on the Hub lie, fetched if need be; None for what is none.
+    """Where the files of an adapter on the Hub (`owner/name`, `owner/name@revision`) lie, fetched if
+    need be; None for what is none.
 
     Why there is nothing under a name is not said here: it is looked for as a model next. Raises
     EnvironmentProblem if an adapter cannot be fetched.
     """
+    repository, revision = split_revision(name)
     try:
-        hf_hub_download(name, "adapter_config.json")
+        hf_hub_download(repository, "adapter_config.json", revision=revision)
     except Exception:  # not there, not an id, no network, no right: many classes
         return None
-    return str(snapshot(name, None, ADAPTER_FILES, key=""))
+    return str(snapshot(repository, revision, ADAPTER_FILES, key=""))
 
 
 def weights_of(target: str) -> str:

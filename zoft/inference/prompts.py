@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from zoft.data.files import one_line
+from zoft.data.formats.forms import FAILURES
 from zoft.data.tokens import Ids, Tokens
 from zoft.errors import DataError, RecipeError
 from zoft.inference.locate import recipe_of
@@ -60,7 +60,7 @@ def spelled(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> str:
         return str(
             tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=True)
         )
-    except (TemplateError, TypeError, KeyError) as error:
+    except FAILURES as error:
         raise DataError(f"the chat template fails ({one_line(error)})") from error
 
 

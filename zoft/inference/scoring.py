@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from math import fsum
 from typing import Any
 
@@ -24,6 +24,8 @@ from zoft.recipe.schema import GENERATED, EvalSection
 
 LOOKED_AT = 64  # positions at which a pass with an attention mask is compared with one without
 
+Told = Callable[[str, int, int], None]  # what is done with the rows, with how many, of how many
+
 
 def evaluate_set(
     view: ProbedModel,
@@ -34,29 +36,30 @@ def evaluate_set(
     *,
     device: torch.device,
     between: Callable[[], None] = lambda: None,
+    told: Told = lambda *_: None,
 ) -> dict[str, Any]:
     """What the set scores at the current weights: loss, accuracy where rows have options, f1 and
     exact_match where `settings` ask for one of them (the metric first), then rows and seconds.
 
-    `between` is called after each batch, and after each token that is written. Raises DataError,
-    RecipeError if the rows have not what the metric needs.
+    `between` is called after each batch, and after each token that is written; `told` after each batch.
+    Raises DataError, RecipeError if the rows have not what the metric needs.
     """
+
+    def counted(what: str) -> Callable[[int], None]:
+        told(what, 0, len(examples))
+        return lambda done: told(what, done, len(examples))
+
     begun, metric = time.perf_counter(), metric_of(settings, examples)
-    size = settings.batch_size
     found: dict[str, float | None] = {}
+    how: dict[str, Any] = {"device": device, "between": between}
     if metric in GENERATED:  # first: it says at once what does not fit
-        found |= written_scores(view, examples, tokenizer, settings, device=device, between=between)
-    result = score(view, objective, examples, batch_size=size, device=device, between=between)
+        how["counted"] = counted("writing")
+        found |= written_scores(view, examples, tokenizer, settings, **how)
+    how |= {"batch_size": settings.batch_size, "counted": counted("scoring")}
+    result = score(view, objective, examples, **how)
     if result.hits is None and metric == "accuracy":
-        chosen = score(
-            view,
-            objective_for("choice"),
-            examples,
-            batch_size=size,
-            device=device,
-            between=between,
-        )
-        found["accuracy"] = chosen.accuracy
+        how["counted"] = counted("choosing")
+        found["accuracy"] = score(view, objective_for("choice"), examples, **how).accuracy
     elif result.hits is not None:
         found["accuracy"] = result.accuracy
     found["loss"] = result.mean
@@ -72,6 +75,7 @@ def written_scores(
     *,
     device: torch.device,
     between: Callable[[], None] = lambda: None,
+    counted: Callable[[int], None] = lambda _: None,
 ) -> dict[str, float]:
     """f1 and exact_match, 0 to 1, of what the model writes behind each row's prompt, greedily.
 
@@ -91,6 +95,7 @@ def written_scores(
         batch_size=settings.batch_size,
         device=device,
         between=between,
+        counted=counted,
     )
     pairs = list(zip(texts, answers, strict=True))
     return {
@@ -107,10 +112,11 @@ def score(
     batch_size: int,
     device: torch.device,
     between: Callable[[], None] = lambda: None,
+    counted: Callable[[int], None] = lambda _: None,
 ) -> Score:
     """The score of all examples at the current weights, batched by length to spare the padding.
 
-    `between` is called after each batch: to show progress, or to stop by raising.
+    After each batch, `between` is called, to stop by raising, and `counted` with the rows so far.
     """
     ordered = sorted(examples, key=lambda example: objective.width([example]))
     total: Score | None = None
@@ -120,11 +126,17 @@ def score(
             part = batch_score(objective, view, batch)
             total = part if total is None else total + part
             between()
+            counted(min(i + batch_size, len(ordered)))
     assert total is not None  # data.encode leaves no set empty
     return total
 
 
-def require_fits(model: nn.Module, examples: Sequence[Example], objective: Objective) -> None:
+def require_fits(
+    model: nn.Module,
+    examples: Sequence[Example],
+    objective: Objective,
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
     """Raise DataError if an example is longer than the model has positions, or has unknown tokens."""
     config: Any = model.config
     positions = getattr(config, "max_position_embeddings", None)
@@ -135,12 +147,23 @@ def require_fits(model: nn.Module, examples: Sequence[Example], objective: Objec
             f"the longest example has {longest} tokens{before}, the model has {positions} positions: "
             f"set data.max_length={positions - virtual} and data.on_overflow=truncate (or drop)"
         )
-    table = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-    largest = max(max(objective.collate([x], longest).input_ids.view(-1)) for x in examples)
-    if largest >= table:
+    require_known(
+        model, (int(objective.collate([x], longest).input_ids.max()) for x in examples), tokenizer
+    )
+
+
+def require_known(
+    model: nn.Module, tokens: Iterable[int], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Raise DataError for a token that the model's table of words has no row for."""
+    rows, largest = model.get_input_embeddings().weight.shape[0], max(tokens)  # type: ignore[operator]
+    if largest >= rows:
+        text = tokenizer.convert_ids_to_tokens(largest)
         raise DataError(
-            f"the tokenizer gives token {int(largest)}, the model knows {table}: they do not belong "
-            "together"
+            f"the tokenizer writes {text!r} as token {largest}, and the model knows tokens 0 to "
+            f"{rows - 1:,}: take the tokenizer that belongs to the model, or give the model room with "
+            f"transformers' model.resize_token_embeddings({max(len(tokenizer), largest + 1)}) and "
+            "save it"
         )
 
 

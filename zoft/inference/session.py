@@ -19,6 +19,7 @@ from zoft.errors import EnvironmentProblem
 from zoft.inference.locate import named
 from zoft.models.adapters import load_adapter
 from zoft.models.load import load_adapters_tokenizer, load_model, require_causal
+from zoft.models.storage.adapter_files import CONFIG
 from zoft.models.storage.fetch import local_safetensors, make_cache_folder
 from zoft.planning.placement import Choice, budgets, choose
 from zoft.planning.workload import shape_of
@@ -52,7 +53,9 @@ def find(target: str, model: ModelSection, say: Callable[[str], None] = print) -
             base.name, base.revision, trust_remote_code=base.trust_remote_code, say=say
         )
     except EnvironmentProblem as error:  # it was named on the command line, not in a recipe
-        raise EnvironmentProblem(str(error).removeprefix("model.name: ")) from error
+        way_out = f" (the base that {adapter}/{CONFIG} names: write there where it is now)"
+        problem = str(error).removeprefix("model.name: ") + (way_out if adapter else "")
+        raise EnvironmentProblem(problem) from error
     return Found(base, folder, adapter, load_adapters_tokenizer(adapter, folder, base))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from collections.abc import Iterator
@@ -29,12 +28,19 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from zoft.errors import EnvironmentProblem, RecipeError, first_line, lacks_memory
+from zoft.models.storage.adapter_files import (
+    CONFIG,
+    names_in,
+    read_config,
+    require_known,
+    some,
+    unknown_names,
+)
 from zoft.models.storage.safetensors import tensors_in
 from zoft.models.targets import feedforward, find_targets
 from zoft.recipe.sections.tune import TuneSection
 from zoft.system.silence import quiet
 
-_CONFIG = "adapter_config.json"
 _TABLES = "zoft_brings_tables"  # an attribute of the loaded model
 _MISSING = "Found missing adapter keys while loading the checkpoint:"
 _PARTS = ("lora_", "ia3_", "prompt_encoder")  # of the names that peft gives its parameters
@@ -116,6 +122,8 @@ def load_adapter(
     model: PreTrainedModel, folder: Path | str, dtype: torch.dtype = torch.float32
 ) -> PeftModel:
     """The base model with the adapter of `folder`. Raises EnvironmentProblem if they do not fit."""
+    require_known(folder)
+    names = names_in(folder)
     try:
         with quiet(), _peft_behind_transformers() as said:
             tables = _make_room(model, Path(folder))
@@ -125,15 +133,34 @@ def load_adapter(
             raise
         problem = f"cannot load the adapter {folder}: {_reason(error)}"
         raise EnvironmentProblem(problem) from error
-    if missing := next((text for text in said if _MISSING in text), None):
-        names = missing.partition(_MISSING)[2].strip(" .")
-        raise EnvironmentProblem(
-            f"the adapter {folder} lacks weights that its {_CONFIG} asks for: {names}"
-        )
+    _require_exact(adapted, folder, names, "".join(said))
     # What peft keeps a copy of (modules_to_save, say) it saves on its own.
     kept = isinstance(model.get_input_embeddings(), AuxiliaryTrainingWrapper)
     setattr(adapted, _TABLES, tables and not kept)
     return _still(adapted, dtype)
+
+
+def _require_exact(adapted: PeftModel, folder: Path | str, names: list[str], said: str) -> None:
+    """peft leaves what is missing at random, and drops what it has no place for."""
+    lacking = re.findall(r"'(.+?)'", said.partition(_MISSING)[2])
+    unknown = unknown_names(adapted, names)
+    problems = [
+        *([f"lacks weights that its {CONFIG} asks for: {some(lacking, 1)}"] if lacking else []),
+        *(
+            [f"holds weights that the model has no place for: {some(unknown, 1)}"]
+            if unknown
+            else []
+        ),
+    ]
+    if problems:
+        raise EnvironmentProblem(
+            f"the adapter {folder} {' and '.join(problems)}; was it made for another base?"
+        )
+    for name, parameter in adapted.named_parameters():
+        if of_adapter(name) and not parameter.isfinite().all():
+            raise EnvironmentProblem(
+                f"the adapter {folder} holds numbers that are not finite, in {name}"
+            )
 
 
 def brings_tables(model: PeftModel) -> bool:
@@ -158,19 +185,18 @@ def _make_room(model: PreTrainedModel, folder: Path) -> bool:
 
 def is_adapter(folder: Path | str) -> bool:
     """Whether the folder holds an adapter rather than a model."""
-    return (Path(folder) / _CONFIG).is_file()
+    return (Path(folder) / CONFIG).is_file()
 
 
 def base_of(folder: Path | str) -> tuple[str, str | None]:
     """(name, revision) of the model that the adapter was trained on. Raises EnvironmentProblem."""
-    file = Path(folder) / _CONFIG
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        name, revision = config["base_model_name_or_path"], config.get("revision")
-    except (OSError, ValueError, KeyError) as error:
-        raise EnvironmentProblem(f"cannot read {file}: {first_line(error)}") from error
-    if not name:
-        raise EnvironmentProblem(f"{file} does not name its base model")
+    config = read_config(folder)
+    name, revision = config.get("base_model_name_or_path"), config.get("revision")
+    if not name or not isinstance(name, str) or not isinstance(revision, str | None):
+        raise EnvironmentProblem(
+            f"{Path(folder) / CONFIG} does not name its base model; write its folder or Hub id "
+            "there, as base_model_name_or_path"
+        )
     return name, revision
 
 

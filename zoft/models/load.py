@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from zoft.errors import EnvironmentProblem, ZoftError, first_line, lacks_memory
 from zoft.models.blocks import Block, find_blocks, owned_parameters, placeholder
 from zoft.models.empty_weights import build_empty_model
 from zoft.models.quantization import is_quantized, load_quantized, quantized_tensors
+from zoft.models.storage.faults import explained
+from zoft.models.storage.fetch import local_folder, local_tokenizer
 from zoft.models.storage.gathered import Source, read
 from zoft.models.storage.safetensors import Reader, stored_tensors
 from zoft.recipe.schema import ModelSection
@@ -32,16 +35,21 @@ from zoft.system.silence import misfit, quiet, reports_kept
 VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken", "tekken.json")
 
 
-def load_tokenizer(location: Path | str, section: ModelSection) -> PreTrainedTokenizerBase:
-    """The tokenizer that lies beside the weights. Raises EnvironmentProblem."""
+def load_tokenizer(
+    location: Path | str, section: ModelSection, *, gguf: str | None = None
+) -> PreTrainedTokenizerBase:
+    """The tokenizer beside the weights, or in the file `gguf` there. Raises EnvironmentProblem."""
     try:
-        with quiet():
+        with quiet(), redirect_stderr(io.StringIO()):  # the bar of a file's words has no switch
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                str(location), trust_remote_code=section.trust_remote_code, local_files_only=True
+                str(location),
+                trust_remote_code=section.trust_remote_code,
+                local_files_only=True,
+                **({"gguf_file": gguf} if gguf else {}),
             )
     except Exception as error:  # transformers, tokenizers and a model's own code: any class
-        problem = f"cannot load the tokenizer of {section.name}: {first_line(error)}"
-        if not any(next(Path(location).glob(name), None) for name in VOCABULARIES):
+        problem = f"cannot load the tokenizer of {section.name}: {explained(error, location)}"
+        if not gguf and not any(next(Path(location).glob(name), None) for name in VOCABULARIES):
             problem = (
                 f"{section.name} holds no tokenizer ({', '.join(VOCABULARIES)}): copy the files of the "
                 "model that it was made from into its folder"
@@ -50,12 +58,28 @@ def load_tokenizer(location: Path | str, section: ModelSection) -> PreTrainedTok
     return tokenizer
 
 
+def find_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
+    """The tokenizer of a base model wherever that is: in a folder, in a `.gguf` file that was not
+    converted yet, on the Hub; no weights are fetched or converted. Raises EnvironmentProblem."""
+    if (folder := local_folder(section.name)) is not None:
+        return load_tokenizer(folder, section)
+    path = Path(section.name).expanduser()
+    if path.is_file() and path.suffix == ".gguf":
+        return load_tokenizer(path.parent, section, gguf=path.name)
+    where = local_tokenizer(
+        section.name, section.revision, trust_remote_code=section.trust_remote_code
+    )
+    return load_tokenizer(where, section)
+
+
 def load_adapters_tokenizer(
-    adapter: Path | str | None, base: Path | str, section: ModelSection
+    adapter: Path | str | None, base: Path | str | None, section: ModelSection
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer that lies with an adapter, whose template it learnt; else the one of its base."""
-    own = adapter is not None and (Path(adapter) / "tokenizer_config.json").is_file()
-    return load_tokenizer(adapter if adapter is not None and own else base, section)
+    """The tokenizer that lies with an adapter, whose template it learnt; else the one of its base, whose
+    files lie in `base` (None: wherever they are)."""
+    if adapter is not None and (Path(adapter) / "tokenizer_config.json").is_file():
+        return load_tokenizer(adapter, section)
+    return find_tokenizer(section) if base is None else load_tokenizer(base, section)
 
 
 @dataclass(frozen=True)
@@ -104,7 +128,7 @@ def load_model(
     except Exception as error:  # transformers raises nearly every class for a folder it dislikes
         if lacks_memory(error):
             raise
-        reason = misfit("\n".join(said)) or first_line(error)
+        reason = misfit("\n".join(said)) or explained(error, location)
         raise EnvironmentProblem(f"cannot load {section.name}: {reason}") from error
     blocks: dict[int, Block] = {}
     if streamed is not None:

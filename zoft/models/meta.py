@@ -14,11 +14,13 @@ from transformers.core_model_loading import build_glob_alternation
 from zoft.errors import EnvironmentProblem, first_line
 from zoft.models.adapters import attach_adapter, of_adapter
 from zoft.models.empty_weights import model_on_meta
+from zoft.models.storage.faults import config_fault, explained
 from zoft.models.storage.fetch import local_folder
 from zoft.models.storage.save import as_in_checkpoint
 from zoft.models.storage.tracing import trace
 from zoft.recipe.schema import ModelSection
 from zoft.recipe.sections.tune import TuneSection
+from zoft.system import demo
 from zoft.system.silence import quiet
 
 
@@ -30,7 +32,8 @@ def load_config(section: ModelSection) -> PreTrainedConfig:
     path, folder = Path(section.name).expanduser(), local_folder(section.name)
     name, file = str(folder or section.name), {}
     if folder is None and not path.is_file() and section.name.startswith((".", "/", "~")):
-        raise EnvironmentProblem(f"model.name: there is no {section.name}")
+        hint = demo.hint(section.name)
+        raise EnvironmentProblem(f"model.name: there is no {section.name}{hint}")
     if folder is None and path.suffix == ".gguf":  # not converted yet
         name, file = str(path.parent), {"gguf_file": path.name}
     try:
@@ -43,7 +46,7 @@ def load_config(section: ModelSection) -> PreTrainedConfig:
             )
     except Exception as error:  # transformers and a model's own code raise nearly every class
         raise EnvironmentProblem(
-            f"cannot read the config of {section.name}: {first_line(error)}"
+            f"cannot read the config of {section.name}: {explained(error, name)}"
         ) from error
     return config
 
@@ -65,7 +68,8 @@ def build_outline(
         with quiet():
             model = model_on_meta(config, stored, trust_remote_code)
     except Exception as error:  # the config may fit no decoder, or contradict itself: any class
-        raise EnvironmentProblem(f"cannot build the model: {first_line(error)}") from error
+        reason = config_fault(config.to_dict()) or first_line(error)
+        raise EnvironmentProblem(f"cannot build the model: {reason}") from error
     outline: nn.Module = model.eval().requires_grad_(False)  # type: ignore[no-untyped-call]
     model.config.use_cache = False
     if tune.method != "full":

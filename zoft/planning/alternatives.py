@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from zoft.data.examples import Example
 from zoft.errors import EnvironmentProblem, OutOfMemory, RecipeError
 from zoft.planning.footprint import Footprint, Residency, footprint
 from zoft.planning.placement import choose
-from zoft.planning.workload import Shape, Texts, shape_of
+from zoft.planning.workload import Sets, Shape, Texts, shape_of
 from zoft.recipe.resolved import Resolved
 
 Variant = Callable[..., Resolved]  # the recipe as it is resolved with some more overrides
-Sets = Mapping[str, Sequence[Example]] | None  # train, eval, test, where they are read
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +27,7 @@ class Alternative:
 def alternatives(
     recipe: Resolved,
     shape: Shape,
-    sets: Sets,
+    sets: Sets | None,
     chosen: Footprint,
     limits: tuple[int, int],
     variant: Variant,
@@ -77,10 +75,10 @@ def _ideas(recipe: Resolved, shape: Shape) -> list[tuple[str, ...]]:
     return ideas
 
 
-def _shape_of(other: Resolved, recipe: Resolved, shape: Shape, sets: Sets) -> Shape:
+def _shape_of(other: Resolved, recipe: Resolved, shape: Shape, sets: Sets | None) -> Shape:
     """The shape of a variant; made anew only where the model's own is another."""
     if (other.tune, other.model.compute_dtype) != (recipe.tune, recipe.model.compute_dtype):
-        shape = shape_of(other, sets)
+        shape = shape_of(other, sets, shape.words)
     if other.data.max_length < shape.train.longest:
         train = _shortened(shape.train, other.data.max_length)
         longest = shape.evaluation and _shortened(shape.evaluation, other.data.max_length)
@@ -102,4 +100,5 @@ def places(recipe: Resolved, shape: Shape) -> list[Residency]:
 def smallest(recipe: Resolved, shape: Shape) -> Footprint:
     """With no block resident, unless the recipe wants them on the device."""
     wanted = recipe.model.residency
-    return footprint(recipe, shape, places(recipe, shape)[-1] if wanted == "auto" else wanted)
+    place = places(recipe, shape)[-1] if wanted == "auto" else wanted
+    return footprint(recipe, shape, place).unchecked

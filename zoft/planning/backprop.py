@@ -8,11 +8,12 @@ from torch import nn
 
 from zoft.models.activations import trace_saved
 from zoft.models.meta import build_outline, load_config
-from zoft.planning.footprint import CUDA_CONTEXT, libraries
+from zoft.planning.footprint import CUDA_CONTEXT
 from zoft.planning.workload import Shape
 from zoft.recipe.resolved import Resolved
 from zoft.recipe.sections.tune import TuneSection
 from zoft.system.device import DTYPES
+from zoft.system.process_size import libraries
 
 ASSUMED = (
     "weights and gradients in float32 (LoRA: the base in the compute type), AdamW's two moments in "

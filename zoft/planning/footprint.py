@@ -8,8 +8,7 @@ the host, and all of its memory is called the device's.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from importlib.util import find_spec
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal
 
@@ -19,23 +18,19 @@ from zoft.engine.probe.structures.table import STRUCTURES
 from zoft.planning.workload import Shape, Texts, Weight
 from zoft.recipe.resolved import Resolved
 from zoft.recipe.schema import GENERATED
+from zoft.system import process_size
 from zoft.system.device import DTYPES
 
 Residency = Literal["device", "host", "disk"]
 
 ALIGN = 512  # bytes; where a tensor of a block's arena may begin
-# The resident size of a process that has tuned a model of no size, on Linux: torch, transformers, peft,
-# datasets, numba and its compiled kernels. Measured by `python benchmarks/plan.py --libraries`.
-LIBRARIES = 620 * 2**20
-# torchao and bitsandbytes, which peft imports where they are installed: resident size.
-QUANTIZERS = 50 * 2**20
 # Driver, cuBLAS, Triton's modules on an Ampere or Hopper card, and on its host: set aside, not measured.
 CUDA_CONTEXT = 700 * 2**20
 CUDA_HOST = 1500 * 2**20
 # On a CPU a pass takes so many times what lives in it: a heap has gaps where batches of other widths
 # were, and matrix products in low precision pack their operands. Measured, see benchmarks/RESULTS.md.
 HEAP_BLOCKS, HEAP_HEAD = 2.0, 1.8
-TOKEN = 40  # bytes of a token in a Python tuple: a pointer and an int
+CHECKS = "checks before the first step"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +67,16 @@ class Footprint:
     def disk(self) -> int:
         return sum(x.disk for x in self.items)
 
+    @property
+    def held(self) -> int:
+        """What is on the device between the passes."""
+        return sum(x.device for x in self.items)
+
+    @property
+    def unchecked(self) -> Footprint:
+        """Without what a run does beforehand only where there is room for it."""
+        return replace(self, phases=tuple(x for x in self.phases if x.name != CHECKS))
+
 
 def slots_for(device: str, *, tuned: bool) -> int:
     """One block computes and one is fetched. A third slot is for one that is written back, where that
@@ -106,6 +111,8 @@ def footprint(
     staging = 0 if cpu or residency != "disk" else min(len(streamed), 4 if count.writes_back else 2)
     here = [w for w in shape.weights if w.block is None or w.block in kept or w.adapter]
     base = [w for w in here if not w.adapter]
+    texts = [x for x in (shape.train, shape.evaluation) if x]
+    words = shape.words or shape.vocabulary
     items = [
         item("embeddings, norm, head", sum(count.kept(w) for w in base if w.block is None)),
         item("resident blocks", sum(count.kept(w) for w in base if w.block is not None)),
@@ -117,15 +124,26 @@ def footprint(
         item("buffers", shape.buffers),
         item("directions", count.directions()),
         item("scratch", count.scratch()),
-        item("examples", host=TOKEN * sum(x.tokens for x in (shape.train, shape.evaluation) if x)),
-        item("libraries", host=libraries()),
+        item("examples", host=sum(process_size.examples(x.number, x.tokens) for x in texts)),
+        item("tokenizer", host=process_size.tokenizer(words)),
+        item("libraries", host=process_size.libraries()),
+        item("compiled products", host=process_size.kernels() if cpu and count.compute < 4 else 0),
         item("result, checkpoints", disk=count.files()),
     ]
     if not cpu:
         items.append(Item("CUDA", CUDA_CONTEXT, CUDA_HOST))
     settled = count.scratch() + count.directions() + sum(count.moments(w) for w in here)
     loading = item("loading", max(0, max(map(count.kept, here)) - settled))
-    phases = [loading, *_passes(count, recipe, shape, item)]
+    checks = item(CHECKS, count.checks())
+    phases = [loading, checks, *_passes(count, recipe, shape, item)]
+    if recipe.tune.method == "full" and not streamed:  # transformers takes them apart in copies
+        experts = sum(count.kept(w) for w in shape.weights if w.kind == "experts")
+        phases.append(item("saving of experts", experts))
+    if shape.converted:
+        held = sum(x.device + x.host for x in items if cpu or x.host)
+        sizes = [4 * w.numel for w in shape.weights if not w.adapter]
+        whole = process_size.conversion(shape.converted, sizes, words)
+        phases.append(item("conversion of the base", host=max(0, whole - held)))
     return Footprint(
         residency,
         tuple(sorted(kept)),
@@ -152,11 +170,6 @@ def _passes(
         yield item("evaluation: head", count.head(texts, rows, 1))
         if recipe.eval.metric in GENERATED:
             yield item("evaluation: answers", count.answers(texts))
-
-
-def libraries() -> int:
-    """The resident size of a run without a model, with what is installed here."""
-    return LIBRARIES + (QUANTIZERS if find_spec("torchao") else 0)
 
 
 class _Count:
@@ -233,7 +246,9 @@ class _Count:
     def _matrix(self, weight: Weight) -> int:
         if not weight.tuned or weight.kind == "table":
             return 0
-        if weight.kind == "whole":
+        if weight.kind == "experts" and self.structure.covers(weight.shape):  # one after the other
+            return self._bytes(*weight.shape[-2:]).copy
+        if weight.kind in ("whole", "experts"):
             vector = weight.numel == max(weight.shape, default=1)  # IA3's have a row or a column
             return weight.numel * (4 * self.runs if vector else self.compute)
         return self._bytes(weight.shape[0], weight.shape[1]).copy
@@ -254,6 +269,20 @@ class _Count:
     def runs(self) -> int:
         """Rows of a pass that have a vector of their own."""
         return self.copies * (self.rows if self.recipe.optimizer.scope == "example" else 1)
+
+    def checks(self) -> int:
+        """What zoft/engine/moved.py takes: what is tuned outside the blocks and in the largest of them
+        once more, and all logits of one example; or the head as it is computed with."""
+        mine = [w for w in self.shape.weights if w.tuned or w.name == self.shape.head]
+        exact = all(self.kept(w) == 4 * w.numel for w in mine)
+        moved, largest = dict[int | None, int](), 0
+        for w in mine:
+            each = self.own if w.adapter else 4 if exact else self.compute
+            moved[w.block] = moved.get(w.block, 0) + each * w.numel * w.tuned
+            largest = max(largest, 0 if exact or w.adapter else 4 * w.numel * w.tuned)
+        outside, texts = moved.pop(None, 0), self.shape.train
+        logits = texts.rows * texts.typical * self.shape.vocabulary * 4
+        return outside + max(moved.values(), default=0) + largest + logits
 
     # -- passes -----------------------------------------------------------------------------------
 

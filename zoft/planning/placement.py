@@ -21,7 +21,7 @@ MARGIN = 0.05
 @dataclass(frozen=True, slots=True)
 class Choice:
     """A footprint that fits, and in one sentence why it was chosen. `spare` bytes of the device's budget
-    are not in it; None if that is not known."""
+    are free between its passes; None if that is not known."""
 
     footprint: Footprint
     why: str
@@ -67,8 +67,11 @@ def choose(
         resident = spread(number, shape.blocks)
         return footprint(recipe, shape, residency, resident, slots)
 
-    def fits(found: Footprint) -> bool:
-        return found.device <= device_bytes and found.host <= host_bytes
+    def fitting(found: Footprint) -> Footprint | None:
+        for one in (found, found.unchecked):
+            if one.device <= device_bytes and one.host <= host_bytes:
+                return one
+        return None
 
     refused = ""
     places: list[Residency] = ["device", "disk"] if cpu else ["device", "host", "disk"]
@@ -77,9 +80,10 @@ def choose(
     for residency in places if wanted == "auto" else [wanted]:
         if residency == "device" or not shape.blocks:
             found = at("device", shape.blocks)
-            if fits(found):
-                why = f"all of it fits on the device ({_sizes(found, cpu)})"
-                return Choice(found, why, device_bytes - found.device)
+            if chosen := fitting(found):
+                why = f"all of it fits on the device ({_sizes(chosen, cpu)})"
+                return Choice(chosen, why, device_bytes - chosen.held)
+            found = found.unchecked
             refused = f"on the device it needs {_sizes(found, cpu)}"
             continue
         most = 1
@@ -88,15 +92,18 @@ def choose(
                 range(shape.blocks), device_bytes, key=lambda n: at(residency, n).device
             )
         found = at(residency, max(0, most - 1))
-        if not fits(found):  # then nothing is fetched ahead
-            found = at(residency, 0, slots=1)
-        if fits(found):
+        chosen = fitting(found)
+        if not chosen:  # then nothing is fetched ahead
+            found = at(residency, 0, slots=1).unchecked
+            chosen = fitting(found)
+        if chosen:
+            found = chosen
             stay = f"{len(found.resident)} of {shape.blocks} blocks stay on the device"
             if found.slots == 1 < shape.blocks:
                 stay += ", one at a time is fetched"
             reason = f"{refused}; " if refused else ""
             why = f"{reason}streamed from the {residency}, {stay}"
-            return Choice(found, why, device_bytes - found.device)
+            return Choice(found, why, device_bytes - found.held)
         refused = f"even streamed from the {residency} it needs {_sizes(found, cpu)}"
     there = f"{gib(device_bytes)} may be used"
     if not cpu:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
-from zoft.data.sets import Data, load_data
+from zoft.data.encoding import Encoded
+from zoft.data.examples import Example
+from zoft.data.sets import SETS, Data, prepare
+from zoft.data.sources import load_rows
 from zoft.engine.offload.operations import Op
 from zoft.engine.offload.schedule import Schedule, Transfer
 from zoft.engine.offload.simulator import simulate
 from zoft.errors import OutOfMemory, ZoftError, first_line
-from zoft.models.load import load_tokenizer
+from zoft.models.load import find_tokenizer
 from zoft.models.meta import load_config
-from zoft.models.storage.fetch import local_folder
 from zoft.planning.alternatives import Alternative, alternatives, places, smallest
 from zoft.planning.backprop import FirstOrder, first_order
 from zoft.planning.footprint import Footprint, Residency, footprint
@@ -24,10 +27,11 @@ from zoft.planning.placement import budgets, choose
 from zoft.planning.resolve import resolve, with_data
 from zoft.planning.rounding import Diffusion, diffusion
 from zoft.planning.step_time import Seconds, bandwidth, calibrate, passes
-from zoft.planning.workload import Shape, shape_of
+from zoft.planning.workload import Sets, Shape, shape_of
 from zoft.recipe.load import load_recipe
 from zoft.recipe.resolved import Resolved
 from zoft.recipe.schema import Recipe
+from zoft.recipe.sections.data import listed
 
 UNLIMITED = 2**62  # bytes of a device that is not here and has no budget
 
@@ -56,10 +60,12 @@ class Times:
 @dataclass(frozen=True, slots=True)
 class Plan:
     """All that `zoft plan` says. `footprint` is the chosen one, or of what was asked for if nothing
-    fits, which `problem` says. Budgets are in bytes; None: none is known."""
+    fits, which `problem` says. `assumed`: why a set's texts are as long as they may be, by its name.
+    Budgets are in bytes; None: none is known."""
 
     recipe: Resolved
     shape: Shape
+    assumed: dict[str, str]
     device_budget: int | None
     host_budget: int | None
     footprint: Footprint
@@ -73,20 +79,34 @@ class Plan:
     first_order: FirstOrder | None
 
 
-def make_plan(source: str, overrides: Sequence[str] = (), written: Recipe | None = None) -> Plan:
+def _as_it_is(recipe: Recipe) -> Recipe:
+    return recipe
+
+
+def _of_base(recipe: Recipe) -> PreTrainedTokenizerBase:
+    return find_tokenizer(recipe.model)
+
+
+def make_plan(
+    source: str,
+    overrides: Sequence[str] = (),
+    written: Recipe | None = None,
+    *,
+    begin: Callable[[Recipe], Recipe] = _as_it_is,
+    tokenizer: Callable[[Recipe], PreTrainedTokenizerBase] = _of_base,
+) -> Plan:
     """Everything about one recipe (`written`, if it was read already), in some seconds.
 
-    Raises ZoftError, but not for want of memory.
+    `begin` puts in what its names of runs and adapters stand for, `tokenizer` finds the one that a run
+    would use. Raises ZoftError, but not for want of memory.
     """
 
     def variant(*more: str) -> Resolved:
-        return resolve(load_recipe(source, [*overrides, *more]), absent=True)
+        return resolve(begin(load_recipe(source, [*overrides, *more])), absent=True)
 
-    recipe = resolve(written, absent=True) if written else variant()
-    data = read_data(recipe)
-    sets = data.examples if data else None
-    recipe = with_data(recipe, data) if data else recipe
-    shape = shape_of(recipe, sets)
+    recipe = resolve(begin(written), absent=True) if written else variant()
+    read = read_data(recipe, tokenizer)
+    recipe, shape = read.recipe, read.shape
     here = _is_here(recipe)
     limits = budgets(recipe) if here else _said(recipe)
     problem = None
@@ -99,6 +119,7 @@ def make_plan(source: str, overrides: Sequence[str] = (), written: Recipe | None
     return Plan(
         recipe=recipe,
         shape=shape,
+        assumed=read.problems,
         device_budget=None if limits[0] == UNLIMITED else limits[0],
         host_budget=None if limits[1] in (0, UNLIMITED) else limits[1],
         footprint=chosen,
@@ -108,7 +129,7 @@ def make_plan(source: str, overrides: Sequence[str] = (), written: Recipe | None
         times=times,
         untimed=untimed,
         diffusion=diffusion(recipe, _weight_rms(recipe)),
-        alternatives=tuple(alternatives(recipe, shape, sets, chosen, limits, variant)),
+        alternatives=tuple(alternatives(recipe, shape, read.sets, chosen, limits, variant)),
         first_order=first_order(recipe, shape),
     )
 
@@ -131,13 +152,57 @@ def _said(recipe: Resolved) -> tuple[int, int]:
     return device, host
 
 
-def read_data(recipe: Resolved) -> Data | None:
-    """The data as a run would read it, or None where data or tokenizer are not there."""
+@dataclass(frozen=True)
+class Read:
+    """The recipe with what its rows decide, its sets as a run would read them, the size of their
+    tokenizer's vocabulary (0: it is not there), and why the other sets could not be read, by name."""
+
+    recipe: Resolved
+    examples: dict[str, Sequence[Example]]
+    words: int
+    problems: dict[str, str]
+
+    @property
+    def shape(self) -> Shape:
+        """The model and these texts in numbers."""
+        return shape_of(self.recipe, self.sets, self.words)
+
+    @property
+    def sets(self) -> Sets:
+        """Every set that will be used; None for what could not be read."""
+        return {**dict.fromkeys(self.problems), **self.examples}
+
+
+def read_data(
+    recipe: Resolved, tokenizer: Callable[[Recipe], PreTrainedTokenizerBase] = _of_base
+) -> Read:
+    """What can be read of the recipe's data."""
+    names = [name for name in SETS if getattr(recipe.data, name) is not None]
+    problems: dict[str, str] = {}
     try:
-        where = local_folder(recipe.model.name) or recipe.model.name
-        return load_data(recipe, load_tokenizer(where, recipe.model))
-    except (ZoftError, OSError):
-        return None
+        found = tokenizer(recipe)
+    except (ZoftError, OSError) as error:
+        for name in names:
+            problems[name] = _counted(recipe, name, f"tokens not counted, {first_line(error)}")
+        return Read(recipe, {}, 0, problems)
+    sets: dict[str, Encoded] = {}
+    for name in names:
+        try:
+            recipe, read = prepare(recipe, found, names=(name,))
+            sets.update(read)
+        except (ZoftError, OSError) as error:
+            problems[name] = first_line(error)
+    data = Data(found, recipe.data.format, sets)
+    return Read(with_data(recipe, data), {**data.examples}, len(found), problems)
+
+
+def _counted(recipe: Resolved, name: str, why: str) -> str:
+    """The number of rows without a tokenizer, and why that is all."""
+    try:
+        number = sum(len(load_rows(x)) for x in listed(getattr(recipe.data, name)))
+    except (ZoftError, OSError) as error:
+        return first_line(error)
+    return f"{number:,} rows; {why}"
 
 
 def _weight_rms(recipe: Resolved) -> float:

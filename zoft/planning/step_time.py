@@ -92,9 +92,9 @@ def _more(one: float, two: float, share: float) -> float:
 
 
 def _share_of_a_block(shape: Shape) -> float:
-    """Of the multiplications with one block: lookups cost none, and a head that sees few positions
-    little."""
-    first = sum(w.numel for w in shape.weights if w.block == 0)
+    """Of the multiplications with one block: lookups cost none, experts as many as a token goes to, and
+    a head that sees few positions little."""
+    first = sum(shape.computed(w) for w in shape.weights if w.block == 0)
     head = shape.hidden * shape.vocabulary if shape.train.scored > shape.train.longest / 2 else 0
     return first / max(1, first + head)
 
@@ -119,7 +119,7 @@ def _slice_bytes(recipe: Resolved, shape: Shape, blocks: int) -> int:
 def _affordable(recipe: Resolved, shape: Shape) -> tuple[int, int]:
     """Rows and tokens of a row, at most the recipe's, whose step is about WORK."""
     kind = torch.device(recipe.device).type
-    weights = sum(w.numel for w in shape.weights if w.kind == "product" and (w.block or 0) < 2)
+    weights = sum(shape.computed(w) for w in shape.weights if (w.block or 0) < 2)
     tokens = WORK[kind] / (2 * weights * 2 * recipe.optimizer.directions)
     length = max(8, min(shape.train.typical, int(tokens / shape.train.rows)))
     rows = max(1, min(recipe.train.micro_batch_size, int(tokens / shape.train.rows / length)))

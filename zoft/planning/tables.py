@@ -27,12 +27,14 @@ def plan(
     *,
     as_json: bool = False,
     recipe: Recipe | None = None,
+    **found: Any,
 ) -> None:
-    """Print the plan of a recipe, which was read already if `recipe` is given.
+    """Print the plan of a recipe, which was read already if `recipe` is given;
+    `found` is for `make_plan`.
 
     Raises OutOfMemory, after the plan, if nothing fits; ZoftError.
     """
-    made = make_plan(source, overrides, recipe)
+    made = make_plan(source, overrides, recipe, **found)
     if as_json:
         print(json.dumps(in_json(made), indent=2))
     else:
@@ -51,6 +53,7 @@ def in_json(made: Plan) -> dict[str, Any]:
         "recipe": made.recipe.model_dump(mode="json"),
         "budgets": {"device": made.device_budget, "host": made.host_budget},
         "data_known": made.shape.known,
+        "assumed": made.assumed,
         "chosen": memory(made.footprint),
         "why": made.why,
         "problem": made.problem,
@@ -99,11 +102,11 @@ def _head(made: Plan, console: Console) -> None:
         f"{recipe.model.compute_dtype}"
     )
     length = f"up to {train.longest} tokens"
-    if not made.shape.known:
-        length += " (data.max_length: the data could not be read)"
     console.print(
         f"batch {recipe.train.batch_size}, {recipe.train.micro_batch_size} at a time, {length}"
     )
+    for name, why in made.assumed.items():
+        console.print(f"assumed: data.{name} as long as data.max_length allows; {why}")
     limits = [
         f"{gib(size)} of the {name}"
         for name, size in (("device", made.device_budget), ("host", made.host_budget))

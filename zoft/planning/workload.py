@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Literal
 
 from torch import nn
@@ -13,28 +14,38 @@ from transformers import PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from zoft.data.examples import Choice, Example, length
+from zoft.engine.probe.forwards.experts import TENSORS
 from zoft.errors import EnvironmentProblem
 from zoft.models.activations import Pass, trace_pass
 from zoft.models.adapters import of_adapter
 from zoft.models.blocks import find_blocks, owned_parameters
 from zoft.models.meta import build_outline, load_config, why_not_streamed
+from zoft.models.storage.fetch import local_folder
 from zoft.models.trainable import tuned_parameters
 from zoft.recipe.resolved import Resolved
 from zoft.system.device import DTYPES
+
+# As configs call them: the experts that a token goes through, and all of them.
+CHOSEN = (
+    "num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k", "moe_k", "top_k_experts",
+)  # fmt: skip
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+
+Sets = Mapping[str, Sequence[Example] | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Weight:
     """One parameter. `block` is the number of the block that owns it, None outside the blocks.
 
-    `kind` says how a probe meets it: in a product, as a table of which rows are looked up, or as a
-    whole (norms, biases, whatever else).
+    `kind` says how a probe meets it: in a product, in one for each expert, as a table of which rows are
+    looked up, or as a whole (norms, biases, whatever else).
     """
 
     name: str
     shape: tuple[int, ...]
     tuned: bool
-    kind: Literal["product", "table", "whole"]
+    kind: Literal["product", "experts", "table", "whole"]
     block: int | None = None
     adapter: bool = False
 
@@ -68,9 +79,11 @@ class Texts:
 class Shape:
     """A model (weights in order, the head's weight by name, bytes of buffers) and its examples.
 
-    `known` is False where the data could not be read, so that `data.max_length` had to stand in.
+    `known` is False where a set could not be read, so that `data.max_length` had to stand in.
     `cache` is bytes of keys and values of one token, while an evaluation writes. `fixed` says why its
-    blocks cannot be streamed, if they cannot.
+    blocks cannot be streamed, if they cannot. `words` are those of the tokenizer (0: not known).
+    `converted` is bytes of the file that is to be converted first, `active` the share of its experts
+    that a token goes through.
     """
 
     weights: tuple[Weight, ...]
@@ -83,11 +96,19 @@ class Shape:
     known: bool = True
     cache: int = 0
     fixed: str = ""
+    words: int = 0
+    converted: int = 0
+    active: float = 1.0
     outline: nn.Module | None = field(default=None, repr=False, compare=False)
 
     @cached_property
     def blocks(self) -> int:
         return 1 + max((w.block for w in self.weights if w.block is not None), default=-1)
+
+    def computed(self, weight: Weight) -> float:
+        """Multiplications of a token with a weight in a product: with some of the experts only."""
+        share = self.active if weight.kind == "experts" else 1.0
+        return share * weight.numel if weight.kind in ("product", "experts") else 0.0
 
     @cached_property
     def _passes(self) -> dict[tuple[int, int], Pass]:
@@ -112,8 +133,9 @@ class Shape:
         return Pass(rows * length * (6 * self.hidden + 4 * widest) * 4, True)
 
 
-def shape_of(recipe: Resolved, sets: Mapping[str, Sequence[Example]] | None = None) -> Shape:
-    """From the config alone; `sets` are the examples of train, eval and test, those that were read.
+def shape_of(recipe: Resolved, sets: Sets | None = None, words: int = 0) -> Shape:
+    """From the config alone; `sets` are the examples of train, eval and test that will be used, None for
+    one that could not be read, and `words` those of their tokenizer. Without `sets` none was read.
 
     `recipe` has no `auto` left in its types. Raises EnvironmentProblem, RecipeError.
     """
@@ -129,12 +151,11 @@ def shape_of(recipe: Resolved, sets: Mapping[str, Sequence[Example]] | None = No
     text = config.get_text_config(decoder=True)
     positions = getattr(text, "max_position_embeddings", None)
     guess = _guess(recipe, positions)
-    train = texts_of(sets["train"]) if sets else guess
-    others = [
-        _scored(texts_of(sets[name]), recipe) if sets else guess
-        for name, source in (("eval", recipe.data.eval), ("test", recipe.data.test))
-        if source is not None and (not sets or name in sets)
-    ]
+    if not sets:
+        named = ("train", "eval", "test")
+        sets = {name: None for name in named if getattr(recipe.data, name) is not None}
+    texts = {name: texts_of(found) if found else guess for name, found in sets.items()}
+    others = [_scored(texts[name], recipe) for name in ("eval", "test") if name in texts]
     head: nn.Linear = model.get_output_embeddings()  # type: ignore[operator]
     return Shape(
         weights=tuple(_weights(model, recipe)),
@@ -142,13 +163,29 @@ def shape_of(recipe: Resolved, sets: Mapping[str, Sequence[Example]] | None = No
         hidden=head.weight.shape[1],
         vocabulary=head.weight.shape[0],
         buffers=sum(b.numel() * b.element_size() for b in model.buffers()),
-        train=train,
+        train=texts["train"],
         evaluation=_joined(others) if others else None,
-        known=bool(sets),
+        known=all(sets.values()),
         cache=_cache(text, DTYPES[recipe.model.compute_dtype].itemsize),
         fixed=_fixed(recipe, config),
+        words=words,
+        converted=_converted(recipe.model.name),
+        active=_active(text),
         outline=model,
     )
+
+
+def _converted(name: str) -> int:
+    file = Path(name).expanduser()
+    new = file.suffix == ".gguf" and local_folder(name) is None and file.is_file()
+    return file.stat().st_size if new else 0
+
+
+def _active(config: PreTrainedConfig) -> float:
+    """Of a mixture's experts; 1 for what says of itself no number of them."""
+    chosen = next((n for x in CHOSEN if (n := getattr(config, x, None))), 0)
+    experts = next((n for x in EXPERTS if (n := getattr(config, x, None))), 0)
+    return min(1.0, chosen / experts) if chosen and experts else 1.0
 
 
 def _fixed(recipe: Resolved, config: PreTrainedConfig) -> str:
@@ -216,11 +253,13 @@ def _joined(texts: Sequence[Texts]) -> Texts:
 
 def _weights(model: nn.Module, recipe: Resolved) -> list[Weight]:
     tuned = tuned_parameters(model, recipe.tune)
-    kinds: dict[nn.Parameter, Literal["product", "table", "whole"]] = {}
+    kinds: dict[nn.Parameter, Literal["product", "experts", "table", "whole"]] = {}
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if name == "weight" and isinstance(module, nn.Linear | Conv1D):
                 kinds.setdefault(parameter, "product")
+            elif name in TENSORS and parameter.ndim == 3:
+                kinds[parameter] = "experts"
             elif name == "weight" and type(module).forward is nn.Embedding.forward:
                 kinds[parameter] = "table"  # a tied head comes in chunks, whatever it is
             else:

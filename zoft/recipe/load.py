@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -23,7 +23,7 @@ from zoft.recipe.messages import explain
 from zoft.recipe.overrides import Values, apply
 from zoft.recipe.schema import Recipe
 from zoft.recipe.sections.optimizer import own_keys
-from zoft.recipe.yaml import MAX_BYTES, NotYaml, read
+from zoft.recipe.yaml import MAX_BYTES, NotYaml, read, repeated
 
 MAX_PROBLEMS = 50  # lines; whoever has more has another file in mind
 
@@ -53,7 +53,7 @@ class _Document:
         self.origins[key] = number
 
     def problem(self, key: Key, text: str) -> Problem:
-        text = f"{'.'.join(map(_short, key))}: {text}"
+        text = f"{_dotted(key)}: {text}"
         for depth in range(len(key), 0, -1):
             if (number := self.origins.get(key[:depth])) is not None:
                 return self.in_override(number, text)
@@ -76,7 +76,10 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     path = _find(source)
     root, values = _parse(path, _read(path))
     document = _Document(path, root, overrides)
-    problems = [document.in_file(node, text) for node, text in _repeated(root, (), set())]
+    problems = [
+        document.in_file(node, f"{_dotted(key)}: written twice, first in line {first}")
+        for node, key, first in repeated(root)
+    ]
     for number, override in enumerate(overrides):
         try:
             values, key = apply(values, override)
@@ -171,8 +174,8 @@ def _printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= 60 else f"{name[:40]}..."
+def _dotted(key: Key) -> str:
+    return ".".join(name if len(name) <= 60 else f"{name[:40]}..." for name in key)
 
 
 def _kind(value: Any) -> str:
@@ -193,24 +196,3 @@ def _node(root: Node, key: Key) -> Node:
             break
         place, node = pairs[0]
     return place
-
-
-def _repeated(node: Node, key: Key, seen: set[int]) -> Iterator[tuple[Node, str]]:
-    """Keys written twice in one mapping: YAML forbids them, and most readers keep one silently."""
-    if id(node) in seen:  # an anchor
-        return
-    seen.add(id(node))
-    if isinstance(node, SequenceNode):
-        for item in node.value:
-            yield from _repeated(item, key, seen)
-    elif isinstance(node, MappingNode):
-        lines: dict[str, int] = {}
-        for name, value in node.value:
-            below = (*key, str(name.value))
-            if below[-1] in lines:
-                yield (
-                    name,
-                    f"{'.'.join(map(_short, below))}: written twice, first in line {lines[below[-1]]}",
-                )
-            lines.setdefault(below[-1], name.start_mark.line + 1)
-            yield from _repeated(value, below, seen)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import reprlib
 from collections.abc import Mapping
@@ -91,7 +92,19 @@ def _say(key: Key, details: list[ErrorDetails]) -> str:
             return f"found {_shown(first['input'])}; expected {description}"
         case _:
             expected = " or ".join(dict.fromkeys(_expected(key, detail) for detail in details))
-            return f"found {_shown(first['input'])}; expected {expected}"
+            quoted = any(d["type"] in ("int_type", "float_type") for d in details) and _is_number(
+                first
+            )
+            hint = ", without quotes" if quoted else ""
+            return f"found {_shown(first['input'])}; expected {expected}{hint}"
+
+
+def _is_number(detail: ErrorDetails) -> bool:
+    """Whether what was found is a number that is written as text."""
+    try:
+        return isinstance(detail["input"], str) and math.isfinite(float(detail["input"]))
+    except ValueError:
+        return False
 
 
 def _of_another_rule(key: Key, detail: ErrorDetails) -> str | None:

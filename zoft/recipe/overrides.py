@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from zoft.recipe.fields import Key, holds_text, holds_texts
-from zoft.recipe.yaml import Misquoted, NotYaml, read
+from zoft.recipe.yaml import Misquoted, NotYaml, read, repeated
 
 Values = dict[Any, Any]
 
@@ -28,10 +28,11 @@ def apply(values: Values, override: str) -> tuple[Values, Key]:
 def parse(text: str, key: Key) -> Any:
     """Read a value as YAML, but leave it as it stands where the key holds text.
 
-    A template may start with a brace and a commit may look like a number; quotes still work.
+    A template may start with a brace and a commit may look like a number; quotes still work. Raises
+    ValueError for a key that is written twice.
     """
     try:
-        _, value = read(text)
+        root, value = read(text)
     except Misquoted:
         raise
     except NotYaml:
@@ -39,7 +40,11 @@ def parse(text: str, key: Key) -> Any:
     texts = isinstance(value, list) and all(isinstance(one, str) for one in value)
     if value is None or isinstance(value, str) or (texts and holds_texts(key)):
         return value
-    return text if holds_text(key) else value
+    if holds_text(key):
+        return text
+    for _, below, _ in repeated(root):
+        raise ValueError(f"{'.'.join((*key, *below))}: written twice")
+    return value
 
 
 def _set(node: Any, key: Key, value: Any, seen: Key) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -11,7 +12,7 @@ from ruamel.yaml.events import (
     CollectionStartEvent,
     NodeEvent,
 )
-from ruamel.yaml.nodes import CollectionNode, MappingNode, Node, ScalarNode
+from ruamel.yaml.nodes import CollectionNode, MappingNode, Node, ScalarNode, SequenceNode
 
 MAX_BYTES = 128 * 1024  # of a file; the longest packaged recipe has some thousand
 MAX_VALUES, MAX_DEPTH = 5_000, 32  # keys and values, with what aliases repeat; sections in sections
@@ -51,6 +52,32 @@ def read(text: str) -> tuple[Node | None, Any]:
         raise NotYaml(f"not YAML: {error}") from error
 
 
+def repeated(root: Node | None) -> Iterator[tuple[Node, tuple[str, ...], int]]:
+    """Keys written twice in one mapping, each with its full name and the line of the first: YAML forbids
+    them, and most readers keep one silently."""
+    seen: set[int] = set()
+
+    def within(
+        node: Node | None, key: tuple[str, ...]
+    ) -> Iterator[tuple[Node, tuple[str, ...], int]]:
+        if id(node) in seen:  # an anchor
+            return
+        seen.add(id(node))
+        if isinstance(node, SequenceNode):
+            for item in node.value:
+                yield from within(item, key)
+        elif isinstance(node, MappingNode):
+            lines: dict[str, int] = {}
+            for name, value in node.value:
+                below = (*key, str(name.value))
+                if below[-1] in lines:
+                    yield name, below, lines[below[-1]]
+                lines.setdefault(below[-1], name.start_mark.line + 1)
+                yield from within(value, below)
+
+    return within(root, ())
+
+
 def _yaml() -> YAML:
     yaml = YAML(typ="safe", pure=True)
     yaml.allow_duplicate_keys = True
@@ -88,7 +115,11 @@ def _hint(text: str, mark: Any) -> str:
         return ""
     line = lines[mark.line]
     before = line[: mark.column].rstrip()
-    if "${env:" in line:
+    if "\t" in line:
+        return "; indent with blanks, not with tabs"
+    if "\u00a0" in line:
+        return "; it holds a no-break space, write a plain one"
+    if "${" in line:
         return '; between { } or [ ], write "${env:NAME}" in quotes'
     if before.endswith(("}", "]")):
         return "; a text that begins with a brace or bracket is written in quotes"

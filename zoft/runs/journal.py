@@ -3,11 +3,13 @@
 One JSON object per line. The first is the header: format, layout, seed, tuned parameters with their
 ids, optimizer, fingerprints. Every further line is a step:
 
-    {"step": 7, "lr": 0.0001, "loss_plus": [0.71], "loss_minus": [0.69], "projected_grad": [3.5]}
+    {"step": 7, "lr": 0.0001, "loss_plus": [0.71], "loss_minus": [0.69], "projected_grad": [3.5],
+     "crc32": "89abcdef"}
 
 Lists run over directions; numbers are float32 in their shortest decimal form, null is not finite. A
-step with a null in projected_grad changed nothing. Base model + start/ + journal are the weights, bit
-for bit: the optimizer needs nothing but these lines.
+step with a null in projected_grad changed nothing. The checksum is over this line and all before it
+(checksum.py); a journal that was begun without any goes on without. Base model + start/ + journal are
+the weights, bit for bit: the optimizer needs nothing but these lines.
 """
 
 from __future__ import annotations
@@ -19,10 +21,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from zoft.engine.optimizers.measurement import Measurement
 from zoft.errors import EnvironmentProblem
+from zoft.runs.checksum import CHAIN, KEY, beginning, checked, marked, protected, torn, unwritten
 from zoft.system.atomic_io import lock
 
 FORMAT, VERSION = "zoft-journal", 1
@@ -40,13 +43,24 @@ class Entry:
     lr: float
 
 
+class Content(NamedTuple):
+    """What a journal holds: `size` bytes, behind which a torn line may be. `checksum` is that of the
+    last line; None if the journal was begun without checksums."""
+
+    header: Header
+    entries: list[Entry]
+    size: int
+    checksum: int | None
+
+
 def read(path: Path) -> tuple[Header, list[Entry]]:
     """The header and all complete steps. A torn last line (power cut) is left out.
 
-    Raises EnvironmentProblem for a file that is no journal, of a newer version, or with a gap.
+    Raises EnvironmentProblem for a file that is no journal, of a newer version, with a gap, or with
+    a line whose checksum is not the right one.
     """
-    header, entries, _ = parse(path, path.read_bytes())
-    return header, entries
+    found = parse(path, path.read_bytes())
+    return found.header, found.entries
 
 
 def missing_entries(header: Header) -> list[str]:
@@ -62,6 +76,7 @@ class Journal:
 
     def __init__(self, path: Path, sync_seconds: float) -> None:
         self._sync_seconds = sync_seconds
+        self._checksum: int | None = None  # of the last line
         self._file = path.open("ab", buffering=0)
         if not lock(self._file, wait=False):
             self._file.close()
@@ -74,7 +89,10 @@ class Journal:
         journal = cls(path, sync_seconds)
         try:
             os.ftruncate(journal._file.fileno(), 0)
-            journal._write({"format": FORMAT, "version": VERSION, **header})
+            header = {"format": FORMAT, "version": VERSION, **header}
+            header[CHAIN] = beginning(as_line(header))
+            journal._write(header_line(header))
+            journal._checksum = int(header[CHAIN], 16)
             journal.sync()
         except BaseException:
             journal.close()
@@ -86,16 +104,18 @@ class Journal:
         """Go on with a journal: what it holds, after its torn last line is cut off."""
         journal = cls(path, sync_seconds)
         try:
-            header, entries, good = parse(path, path.read_bytes())
+            found = parse(path, path.read_bytes())
         except EnvironmentProblem:
             journal.close()
             raise
-        os.ftruncate(journal._file.fileno(), good)
-        return journal, header, entries
+        os.ftruncate(journal._file.fileno(), found.size)
+        journal._checksum = found.checksum
+        return journal, found.header, found.entries
 
     def append(self, entry: Entry) -> None:
+        """Write down a step. Raises EnvironmentProblem if the disk refuses."""
         m = entry.measurement
-        self._write(
+        line = as_line(
             {
                 "step": m.step,
                 "lr": entry.lr,
@@ -104,6 +124,9 @@ class Journal:
                 "projected_grad": m.projected_grad,
             }
         )
+        if self._checksum is not None:
+            line, self._checksum = marked(line, self._checksum)
+        self._write(line)
         if time.monotonic() - self._synced >= self._sync_seconds:
             self.sync()
 
@@ -126,58 +149,85 @@ class Journal:
         self.sync()
         self.close()
 
-    def _write(self, line: dict[str, Any]) -> None:
-        text = as_line(line)
+    def _write(self, line: bytes) -> None:
         try:
-            written = self._file.write(text)
+            written = self._file.write(line)
         except OSError as error:
             raise EnvironmentProblem(f"the journal cannot be written: {error.strerror}") from error
-        if written != len(text):
+        if written != len(line):
             raise EnvironmentProblem("the journal cannot be written: no space left on device")
 
 
+def header_line(header: Header) -> bytes:
+    """The first line of a journal: with its checksum, if the lines behind it have some."""
+    line = as_line(header)
+    return marked(line, 0)[0] if protected(header) else line
+
+
 def as_line(values: dict[str, Any]) -> bytes:
-    """A line of a journal: compact JSON, null for what is not finite."""
+    """An object as a line: compact JSON, null for what is not finite."""
     return (json.dumps(nullable(values), allow_nan=False, separators=(",", ":")) + "\n").encode()
 
 
-def parse(path: Path, content: bytes) -> tuple[Header, list[Entry], int]:
-    """Header, steps, and the number of bytes that hold them: what is behind these is a torn line.
-
-    Raises EnvironmentProblem, as `read` does.
-    """
-    lines = content.splitlines(keepends=True)
-    if lines and not lines[-1].endswith(b"\n"):
-        lines.pop()
+def parse(path: Path, content: bytes) -> Content:
+    """Read a journal's bytes; `path` is for messages. Raises EnvironmentProblem, as `read` does."""
+    *lines, tail = content.split(b"\n")
     if not lines:
         raise EnvironmentProblem(f"{path} is empty: not a journal")
-    header: Header = {}
+    header, checksum = _header(path, lines[0])
     entries: list[Entry] = []
-    good = 0
-    for number, line in enumerate(lines):
+    size = len(lines[0]) + 1
+    for step, line in enumerate(lines[1:], start=1):
         try:
-            values = json.loads(line)
-            if number == 0:
-                header = _checked_header(path, values)
-            else:
-                entries.append(_entry(values, expected=number))
+            entry, checksum = _step(line, step, checksum)
         except (ValueError, KeyError, TypeError) as error:
-            torn = isinstance(error, json.JSONDecodeError | UnicodeDecodeError)
-            if torn and 0 < number == len(lines) - 1:
-                break
-            raise EnvironmentProblem(f"{path}:{number + 1} is damaged: {error}") from error
-        good += len(line)
-    return header, entries, good
+            garbled = isinstance(error, json.JSONDecodeError | UnicodeDecodeError)
+            if step == len(lines) - 1 and (unwritten(line) if checksum is not None else garbled):
+                return Content(header, entries, size, checksum)
+            raise _damaged(path, step, error) from error
+        entries.append(entry)
+        size += len(line) + 1
+    if tail and checksum is not None and not torn(tail, checksum):
+        raise _damaged(path, len(lines), "it has no newline, and is not the beginning of a line")
+    return Content(header, entries, size, checksum)
 
 
-def _checked_header(path: Path, values: Any) -> Header:
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
-        raise EnvironmentProblem(f"{path} is not a journal of zoft")
-    if values["version"] > VERSION:
-        raise EnvironmentProblem(
-            f"{path} has version {values['version']}, this zoft reads up to {VERSION}: upgrade zoft"
-        )
-    return values
+def _header(path: Path, line: bytes) -> tuple[Header, int | None]:
+    """The header, and what the first step's checksum continues from, if the journal has checksums."""
+    chain = None
+    try:
+        values = json.loads(line)
+        if isinstance(values, dict) and protected(values):
+            checked(line, 0)
+            chain = int(values[CHAIN], 16)
+            del values[KEY]
+        if not isinstance(values, dict) or values.get("format") != FORMAT:
+            raise EnvironmentProblem(f"{path} is not a journal of zoft")
+        if values["version"] > VERSION:
+            raise EnvironmentProblem(
+                f"{path} has version {values['version']}, this zoft reads up to {VERSION}: upgrade zoft"
+            )
+    except (ValueError, KeyError, TypeError) as error:
+        raise EnvironmentProblem(f"{path}:1 is damaged: {error}") from error
+    return values, chain
+
+
+def _step(line: bytes, step: int, before: int | None) -> tuple[Entry, int | None]:
+    """A step's line, and its checksum, which continues from `before` (None: it must have none)."""
+    values = json.loads(line)
+    entry = _entry(values, expected=step)
+    if before is not None:
+        return entry, checked(line, before)
+    if KEY in values:
+        raise ValueError("it has a checksum, and the header has none")
+    return entry, None
+
+
+def _damaged(path: Path, step: int, reason: object) -> EnvironmentProblem:
+    return EnvironmentProblem(
+        f"{path}:{step + 1} is damaged: {reason}; cut the file before this line to go on from step "
+        f"{step - 1}"
+    )
 
 
 def _entry(values: dict[str, Any], expected: int) -> Entry:

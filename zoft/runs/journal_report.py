@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -13,7 +12,8 @@ from statistics import fmean
 from zoft.engine.optimizers.measurement import rms
 from zoft.errors import EnvironmentProblem, RecipeError
 from zoft.runs import complete
-from zoft.runs.artefact import expected, journal_of
+from zoft.runs.artefact import HEADER, expected, journal_of, told_steps
+from zoft.runs.checksum import UNPROTECTED, protected
 from zoft.runs.journal import Entry, Header, missing_entries, parse, read
 
 LAYOUTS = (1, 2)  # of system/philox.py, which imports numpy
@@ -64,13 +64,15 @@ def verify(target: Path, say: Callable[[str], None]) -> None:
     """Look for all that can be wrong with a journal without replaying it. Raises EnvironmentProblem."""
     journal = journal_of(target)
     content = journal.read_bytes()
-    header, entries, good = parse(journal, content)
+    header, entries, good, _ = parse(journal, content)
     say(f"format     version {header['version']}, {len(entries):,} steps without a gap")
     if good < len(content):
         say(
             f"torn       {len(content) - good} bytes of a last line that was not finished: left out"
         )
-    problems = [*_header_problems(header), *_step_problems(header, entries)]
+    say(f"checksums  {'right in every line' if protected(header) else UNPROTECTED}")
+    told = told_steps(journal, header)
+    problems = [*_header_problems(header), *_step_problems(entries, told)]
     if problems:
         raise EnvironmentProblem("\n".join(f"{journal}: {problem}" for problem in problems))
     say(f"header     complete: {len(header['parameters'])} tensors, layout {header['layout']}")
@@ -97,13 +99,13 @@ def stats(target: Path, say: Callable[[str], None]) -> None:
     from zoft.runs.record import read_manifest  # loads the schema: `show` and `verify` need none
 
     journal = journal_of(target)
-    size = journal.stat().st_size
-    header, entries = read(journal)
+    content = journal.read_bytes()
+    _, entries, size, _ = parse(journal, content)
     found = statistics_of(entries)
     say(f"steps      {found.steps:,}, {found.nonfinite} of them not finite: skipped")
     if entries:
         number = len(entries[0].measurement.projected_grad)
-        beginning = len(json.dumps(header, separators=(",", ":")))
+        beginning = content.index(b"\n") + 1
         each = (size - beginning) / len(entries)
         say(f"bytes      {size:,}: header {beginning:,}, {each:.0f} a step of {number} slopes")
     if finite := [entry for entry in entries if entry.measurement.finite]:
@@ -176,13 +178,13 @@ def _header_problems(header: Header) -> Iterator[str]:
             yield f"{name} has number {number}, by its name it is {own}"
 
 
-def _step_problems(header: Header, entries: Sequence[Entry]) -> Iterator[str]:
+def _step_problems(entries: Sequence[Entry], told: Mapping[str, int]) -> Iterator[str]:
     lengths = {len(entry.measurement.projected_grad) for entry in entries}
     if len(lengths) > 1:
         yield f"steps have {' or '.join(map(str, sorted(lengths)))} slopes"
     for entry in entries:
         if not (math.isfinite(entry.lr) and entry.lr >= 0):
             yield f"step {entry.measurement.step} has the rate {entry.lr}"
-    ends = header.get("result", {}).get("step", len(entries))
-    if ends != len(entries):
-        yield f"it holds {len(entries)} steps, and the header says {ends}"
+    for who, step in told.items():
+        if step > len(entries) or (who == HEADER and step < len(entries)):
+            yield f"it holds {len(entries)} steps, and {who} says {step}"

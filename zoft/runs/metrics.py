@@ -39,9 +39,15 @@ class Metrics:
         """Read all whole events."""
         return read_events(self.path)
 
-    def rewind(self, step: int) -> None:
-        """Forget what lies beyond `step` (a power cut can leave the journal behind the metrics)."""
+    def rewind(self, step: int, *, other_set: bool = False) -> None:
+        """Forget what lies beyond `step` (a power cut can leave the journal behind the metrics).
+
+        With an `other_set` to be scored from here on, the scores so far compare with none to come:
+        they stay as events of the kind `eval_before`.
+        """
         kept = [e for e in self.read() if e["step"] <= step and e["event"] != "final"]
+        if other_set:
+            kept = [{**e, "event": "eval_before"} if e["event"] == "eval" else e for e in kept]
         text = "".join(json.dumps(event) + "\n" for event in kept)
         write_atomically(self.path, text)
 

@@ -12,6 +12,7 @@ from huggingface_hub import metadata_load
 from zoft.data.sources import looks_local
 from zoft.errors import RecipeError
 from zoft.models.storage.fetch import local_folder
+from zoft.models.storage.names import split_revision
 from zoft.recipe.schema import Recipe
 
 
@@ -36,8 +37,7 @@ def base_of(recipe: Recipe, found: Mapping[str, Any]) -> Base:
     """Hub id and revision, from the recipe alone; `found` is run.json's entry about the base, which
     knows the commit of a Hub model. Raises RecipeError if the base has no Hub id."""
     if recipe.hub.base_model:
-        name, _, revision = recipe.hub.base_model.partition("@")
-        return Base(name, revision or None)
+        return Base(*split_revision(recipe.hub.base_model))
     name = recipe.model.name
     if is_local(name):
         folder = local_folder(name) or name

@@ -16,20 +16,12 @@ from zoft.models.adapters import base_of, is_adapter
 from zoft.models.load import load_model, load_tokenizer
 from zoft.models.meta import load_config
 from zoft.models.storage.fetch import local_safetensors
+from zoft.models.storage.names import split_revision
 from zoft.recipe.schema import ModelSection
 from zoft.runs.checkpoint import require_space
 from zoft.sharing.gguf.writer import Kind, llama_cpp_name, why_not_written, write_gguf
-from zoft.sharing.merge import (
-    Merged,
-    apart,
-    logits,
-    merged_model,
-    new_place,
-    prompts_for,
-    recipe_of,
-    require_close,
-    require_memory,
-)
+from zoft.sharing.logits import Merged, apart, logits, prompts_for, require_close
+from zoft.sharing.merge import merged_model, new_place, recipe_of, require_memory
 from zoft.system.signals import Stop, stop_on_signals
 from zoft.system.silence import quiet
 
@@ -46,7 +38,7 @@ def export(target: str, out: str | None = None, kind: Kind = "f32") -> Path:
     recipe = recipe_of(Path(target).expanduser())
     trust = recipe is not None and recipe.model.trust_remote_code
     adapted = is_adapter(where)
-    name, revision = base_of(where) if adapted else (where, None)
+    name, revision = base_of(where) if adapted else split_revision(where)
     section = ModelSection(name=name, revision=revision, trust_remote_code=trust)
     config = load_config(section)
     place = Path(out or f"{_called(target)}-{kind}.gguf").expanduser()
@@ -127,6 +119,6 @@ def _hand_over(
 
 def _called(target: str) -> str:
     """The run's name, or the model's: runs/movies/final -> movies."""
-    path = Path(target).expanduser()
+    path = Path(split_revision(target)[0]).expanduser()
     inside = recipe_of(path) is not None and recipe_of(path.parent) is not None
     return path.resolve().parent.name if inside else path.name.removesuffix(".gguf") or "model"

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import PreTrainedModel
 
-from zoft.data.examples import Choice, Example
-from zoft.data.sets import prepare
 from zoft.errors import EnvironmentProblem, OutOfMemory, RecipeError, ZoftError, first_line
 from zoft.inference.locate import weights_of
 from zoft.models.adapters import base_of, is_adapter, load_adapter
@@ -25,36 +22,22 @@ from zoft.models.load import load_adapters_tokenizer, load_model
 from zoft.models.storage.fetch import local_safetensors
 from zoft.models.storage.safetensors import stored_tensors
 from zoft.recipe.schema import ModelSection, Recipe
-from zoft.recipe.sections.data import listed
 from zoft.runs.checkpoint import require_space, write_model
 from zoft.runs.folder import run_of
+from zoft.sharing.logits import (
+    BOUND,
+    Merged,
+    apart,
+    in_float64,
+    largest,
+    logits,
+    prompts_for,
+    require_close,
+)
 from zoft.system.atomic_io import delete, staged
 from zoft.system.device import DTYPES
 from zoft.system.host_memory import free_host_bytes, gib
 from zoft.system.signals import stop_on_signals
-
-BOUND = 1e-4  # largest difference of two logits, in float32, that rounding may explain
-PROMPTS, TOKENS = 4, 64  # so many prompts are compared, each cut to so many tokens
-TEXTS = (
-    "The film was over two hours long, and I would have stayed for two more.",
-    "Question: what is the capital of France?\nAnswer:",
-    "def add(a, b):\n    return a +",
-    "It was the best of times, it was the worst of times",
-)
-
-
-@dataclass(frozen=True)
-class Merged:
-    """A whole model in float32 on the CPU; the ids of the `prompts`, where these are from, and the
-    logits that base and adapter gave for each, (tokens, vocabulary). `exact` are those of passes in
-    float64, if there was room: none of their differences is the passes' own rounding."""
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    prompts: list[list[int]]
-    prompts_of: str
-    expected: list[Tensor]
-    exact: list[Tensor] | None = None
 
 
 def merge(
@@ -146,29 +129,6 @@ def recipe_of(path: Path) -> Recipe | None:
         return None
 
 
-def prompts_for(
-    recipe: Recipe | None, tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[list[int]], str]:
-    """Token ids to compare logits on, and where they are from: the run's own data if it is there."""
-    if recipe is not None:
-        name = "eval" if recipe.data.eval else "train"
-        source = listed(getattr(recipe.data, name))[0]
-        few = source.model_copy(update={"limit": min(PROMPTS, source.limit or PROMPTS)})
-        data = recipe.data.model_copy(update={name: few})
-        try:
-            _, sets = prepare(recipe.model_copy(update={"data": data}), tokenizer, names=(name,))
-            return [_ids(example)[:TOKENS] for example in sets[name].examples], f"data.{name}"
-        except ZoftError:  # moved or deleted since: any text will do
-            pass
-    return [tokenizer(text)["input_ids"][:TOKENS] for text in TEXTS], "a fixed list"
-
-
-def _ids(example: Example) -> list[int]:
-    if isinstance(example, Choice):
-        return [*example.prompt, *example.options[example.label]]
-    return list(example.ids)
-
-
 def require_memory(folder: Path) -> int:
     """Bytes of the model in float32. Raises OutOfMemory if they are not free."""
     size = sum(4 * math.prod(stored.shape) for stored in stored_tensors(folder).values())
@@ -177,45 +137,6 @@ def require_memory(folder: Path) -> int:
             f"the model takes {gib(size)} in float32, {gib(free_host_bytes())} are free here"
         )
     return size
-
-
-@torch.inference_mode()
-def logits(model: Any, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
-    """One pass each, float32, on the CPU."""
-    return [
-        model(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0].float()
-        for ids in prompts
-    ]
-
-
-@torch.inference_mode()
-def in_float64(model: Any, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
-    """The same in float64; the model is float32 again afterwards, bit for bit."""
-    model.double()
-    try:
-        return [
-            model(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0] for ids in prompts
-        ]
-    finally:
-        model.float()
-
-
-def apart(model: PreTrainedModel, merged: Merged) -> float:
-    """The largest difference of a logit; NaN if one is not a number."""
-    return largest(logits(model, merged.prompts), merged.expected)
-
-
-def largest(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    return max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True))
-
-
-def require_close(difference: float, target: str) -> None:
-    """Raise ZoftError if rounding alone does not explain the difference."""
-    if not difference <= BOUND:
-        raise ZoftError(
-            f"the files of {target} would not compute what it computes: the logits are "
-            f"{difference:.2g} apart, {BOUND:g} is allowed; nothing was kept"
-        )
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from zoft.errors import EnvironmentProblem
 from zoft.models.adapters import load_adapter
 from zoft.models.load import fingerprint, load_model
 from zoft.models.storage.fetch import local_safetensors
+from zoft.models.storage.names import split_revision
 from zoft.models.storage.safetensors import stored_tensors
 from zoft.planning.placement import MARGIN
 from zoft.recipe.load import load_recipe
@@ -76,7 +77,7 @@ def require_known(header: Header, journal: Path) -> None:
 def base_of(header: Header, journal: Path, base: str | None) -> tuple[ModelSection, Path]:
     """The base model's folder, once its bytes are known to be those that the run began with."""
     named = header["base"]
-    name, revision = (base, None) if base else (named["name"], named["revision"])
+    name, revision = split_revision(base) if base else (named["name"], named["revision"])
     run = RunFolder(journal.parent)
     trusted = run.resolved.is_file() and load_recipe(run.resolved).model.trust_remote_code
     try:

@@ -12,9 +12,11 @@ from zoft.engine.optimizers.optimizer import Optimizer
 from zoft.errors import EnvironmentProblem, RecipeError
 from zoft.models.load import load_tokenizer
 from zoft.models.storage.fetch import snapshot
+from zoft.models.storage.names import split_revision
 from zoft.runs import checkpoint
 from zoft.runs import complete as manifest
-from zoft.runs.artefact import JOURNAL, START, expected, journal_of
+from zoft.runs.artefact import JOURNAL, START, expected, journal_of, require_whole
+from zoft.runs.checksum import UNPROTECTED, protected
 from zoft.runs.journal import Entry, Header, read
 from zoft.sharing.rebuild import base_of, rebuild, require_known
 from zoft.system.signals import Stop, stop_on_signals
@@ -27,11 +29,14 @@ def replay(
 ) -> Path:
     """Write the weights that the journal of `source` leads to as Hugging Face files; their folder.
 
-    `source` is a run, an artefact, a journal.jsonl or a Hub repository; `at` a step (None: the last);
+    `source` is a run, an artefact, a journal.jsonl or a Hub repository (perhaps
+    with @revision); `at` a step (None: the last);
     `base` the base model, where it is not found by its name. Raises ZoftError.
     """
     journal = _journal(source)
     header, entries = read(journal)
+    if not protected(header):
+        print(f"checksums: {UNPROTECTED}")
     step = _step(at, header, entries, journal)
     target = Path(out).expanduser() if out else _beside(source, journal) / f"replayed-{step:06d}"
     _require_new(target)
@@ -64,10 +69,11 @@ def _journal(source: str) -> Path:
     """The journal on this machine; of a Hub repository, with the adapter that it starts from."""
     path = Path(source).expanduser()
     if not path.exists():
-        if source.startswith((".", "/", "~")) or source.count("/") > 1:
+        repository, revision = split_revision(source)
+        if source.startswith((".", "/", "~")) or repository.count("/") > 1:
             raise EnvironmentProblem(f"there is no {source}")
         wanted = (JOURNAL, f"{START}/*.json", f"{START}/*.safetensors")
-        path = snapshot(source, None, wanted, ignored=(), key="")
+        path = snapshot(repository, revision, wanted, ignored=(), key="")
         if not (path / JOURNAL).is_file():
             raise EnvironmentProblem(f"the repository {source} holds no {JOURNAL}")
     return journal_of(path)
@@ -76,16 +82,13 @@ def _journal(source: str) -> Path:
 def _beside(source: str, journal: Path) -> Path:
     """Where the result goes: to the run; of a Hub repository, here."""
     local = Path(source).expanduser().exists()
-    return journal.parent if local else Path(source.rpartition("/")[2])
+    return journal.parent if local else Path(split_revision(source)[0].rpartition("/")[2])
 
 
 def _step(at: int | None, header: Header, entries: Sequence[Entry], journal: Path) -> int:
-    ends = header["result"]["step"] if "result" in header else len(entries)
-    if len(entries) < ends and (at is None or at > len(entries)):
-        raise EnvironmentProblem(
-            f"{journal} breaks off: it holds {len(entries)} of {ends} steps; --at {len(entries)} "
-            "replays these"
-        )
+    if at is None or at > len(entries):
+        hint = f"; --at {len(entries)} replays these"
+        require_whole(journal, header, len(entries), hint)
     if at is not None and not 0 <= at <= len(entries):
         raise RecipeError(f"--at {at}: {journal} holds steps 1 to {len(entries)} (0: the start)")
     return len(entries) if at is None else at

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+KEPT_KERNELS = 64
 
 
 def gib(size: float) -> str:
@@ -84,6 +87,18 @@ def hand_back_freed_memory() -> None:
     0.5B weights left twice of what it kept behind.
     """
     _mallopt(mmap_threshold=1 << 18, trim_threshold=1 << 18)
+
+
+def keep_few_kernels() -> None:
+    """Let torch keep the matrix products that oneDNN compiled for the last 64 shapes, not for 1024;
+    before torch is imported, and unless the environment says otherwise.
+
+    In bfloat16 on a CPU every width of a batch is compiled anew for every matrix shape, and some 0.8
+    MiB are kept of each: 220 MiB after 50 steps of a 135M model. To compile one again takes
+    milliseconds, and the layers of a pass, which share shapes, still find theirs.
+    """
+    for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+        os.environ.setdefault(name, str(KEPT_KERNELS))
 
 
 def _mallopt(*, mmap_threshold: int, trim_threshold: int) -> None:

@@ -21,6 +21,7 @@ from zoft.runs import checkpoint
 from zoft.runs import complete as manifest
 from zoft.runs.console.progress import clock
 from zoft.runs.folder import RunFolder
+from zoft.runs.journal import read
 from zoft.runs.metrics import Metrics, in_words
 from zoft.runs.record import read_run
 from zoft.runs.report.charts import write_loss_picture
@@ -119,17 +120,21 @@ def print_summary(folder: RunFolder) -> None:
 
 
 def already_finished(folder: RunFolder, recipe: Resolved, previous: Recipe) -> bool:
-    """Whether nothing is left to do; then say what came out."""
+    """Whether nothing is left to do; then say what came out. Raises EnvironmentProblem for a journal
+    that is damaged."""
+    _, entries = read(folder.journal)
     run = folder.manifest()
     final = run.get("final")
     if run.get("status") != "finished" or not final or final["step"] < recipe.train.steps:
         return False
-    if recipe.data.test != previous.data.test:
-        return False  # another test set: score it
+    if (recipe.data.eval, recipe.data.test) != (previous.data.eval, previous.data.test):
+        return False  # another set: score it
     if final["step"] > recipe.train.steps:
         raise RecipeError(
             f"train.steps: the run in {folder.path} already took {final['step']} steps"
         )
+    if len(entries) < final["step"]:
+        return False  # lines are missing at the journal's end: take these steps again
     print(f"{folder.path} is finished ({final['step']} steps)")
     print_summary(folder)
     return True

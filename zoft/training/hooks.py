@@ -87,6 +87,7 @@ class Evaluations:
             self.recipe.eval,
             device=self.engine.device,
             between=self.check,
+            told=self.narrator.evaluating,
         )
 
 

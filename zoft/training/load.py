@@ -72,7 +72,8 @@ def base_files(recipe: Resolved, say: Say) -> Path:
 
 def choose_placement(recipe: Resolved, data: Data, say: Say) -> Choice:
     """Where the weights will be: the fastest place that the memory budgets allow."""
-    place = choose(recipe, shape_of(recipe, data.examples), *budgets(recipe))
+    shape = shape_of(recipe, data.examples, len(data.tokenizer))
+    place = choose(recipe, shape, *budgets(recipe))
     if place.residency != "device":
         say(f"residency: {place.why}")
     return place
@@ -124,7 +125,7 @@ def build_engine(
     model, device = loaded.model, torch.device(recipe.device)
     objective = objective_for(recipe.objective.name)
     for examples in data.examples.values():
-        require_fits(model, examples, objective)
+        require_fits(model, examples, objective, data.tokenizer)
     parameters = tuned_parameters(model, recipe.tune)
     ids = parameter_ids(parameters)
     tuned = tuned_weights(parameters, ids, decays(model))
@@ -205,7 +206,7 @@ def header_of(recipe: Resolved, engine: Engine, data: Data, loaded: Model) -> He
             "revision": loaded.base.model.config._commit_hash or recipe.model.revision,
             "sha256": load.fingerprint(loaded.files),
         },
-        "data": {"rows": len(examples), "sha256": _digest(examples)},
+        "data": {"rows": len(examples), "sha256": digest_of(examples)},
         "dtype": recipe.model.dtype,
         "tune": recipe.tune.model_dump(mode="json"),
         "optimizer": recipe.optimizer.model_dump(mode="json"),
@@ -215,7 +216,7 @@ def header_of(recipe: Resolved, engine: Engine, data: Data, loaded: Model) -> He
     }
 
 
-def _digest(examples: Sequence[Example]) -> str:
+def digest_of(examples: Sequence[Example]) -> str:
     """sha256 of the examples as they are trained on: tokens, options, labels, order."""
     digest = hashlib.sha256()
     for example in examples:

@@ -25,12 +25,19 @@ from zoft.runs.journal import Header, Journal
 from zoft.runs.metrics import Metrics
 from zoft.runs.report.page import reported
 from zoft.runs.trackers.launcher import require_installed, tracked
-from zoft.sharing.hub.push import pusher_for
+from zoft.sharing.hub.push import pushing
 from zoft.system.device import peak_memory_bytes
 from zoft.system.signals import Stop, stop_on_signals
 from zoft.training.finish import already_finished, finish, print_summary, record_status
 from zoft.training.hooks import Checkpoints, Evaluations, Narration
-from zoft.training.load import base_files, build_engine, choose_placement, header_of, load_model
+from zoft.training.load import (
+    base_files,
+    build_engine,
+    choose_placement,
+    digest_of,
+    header_of,
+    load_model,
+)
 from zoft.training.preflight import preflight
 from zoft.training.start import begin_with_tail, resume_run, start_run
 from zoft.training.trainer import Hook, Trainer
@@ -70,9 +77,9 @@ def train(
         stop_on_signals("; nothing is lost: go on with --resume auto") as stop,
         memory_explained(resolved, variant) as explained,
         closing(narrator_for(resolved, lambda: peak_memory_bytes(device))) as narrator,
+        pushing(resolved, narrator.say, stop) as pusher,
     ):
         say = narrator.say
-        pusher = pusher_for(resolved, say, stop)
         saved = run.newest_checkpoint(at) if previous else None
         files = base_files(resolved, say)
         tokenizer = tokenizer_for(resolved, files, run.start if previous else None)
@@ -145,7 +152,9 @@ def _begin(
     header["optimizer"] = optimizer.model_dump(mode="json")
     header["noise"] = found.noise
     stop.patient = True
-    return trainer, start_run(trainer, run, header, recipe_text(source), data.tokenizer, tail)
+    journal = start_run(trainer, run, header, recipe_text(source), data.tokenizer, tail)
+    run.update_manifest(scored=_scored(data))
+    return trainer, journal
 
 
 def _go_on(
@@ -166,9 +175,17 @@ def _go_on(
     stop.patient = True
     journal = resume_run(trainer, run, header, narrator.say)
     metrics = Metrics(run.metrics)
-    metrics.rewind(trainer.step)
+    before = run.manifest().get("scored")
+    scored = _scored(data) or before
+    metrics.rewind(trainer.step, other_set=before is not None and before != scored)
+    run.update_manifest(scored=scored)
     narrator.resume(metrics.read())
     return trainer, journal
+
+
+def _scored(data: Data) -> str | None:
+    """sha256 of the eval set, which a resumed run may have changed."""
+    return digest_of(data.examples["eval"]) if "eval" in data.examples else None
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from zoft.errors import EnvironmentProblem, RecipeError
 from zoft.models.quantization import library_of
 from zoft.recipe.resolved import Resolved
 from zoft.runs import checkpoint
+from zoft.runs.checksum import UNPROTECTED, protected
 from zoft.runs.folder import RunFolder
 from zoft.runs.journal import Entry, Header, Journal, nullable
 from zoft.training.hooks import write_model
@@ -100,16 +101,23 @@ def resume_run(
             )
         if len(entries) < steps:  # a finished run goes on: what it ended with is not its end
             shutil.rmtree(run.final, ignore_errors=True)
+        if not protected(old):
+            say(f"checksums: {UNPROTECTED}")
         replay(trainer, entries, say)
         run.write_resolved(recipe)
         now, before = surroundings(recipe), run.manifest()
+        if (reached := before.get("step", 0)) > trainer.step:
+            say(
+                f"note: by run.json this run was at step {reached}, its journal ends at "
+                f"{trainer.step}: the steps between are taken again"
+            )
         for name, value in now.items():
             if before.get(name, value) != value:
                 say(
                     f"note: {name} is {value}, was {before[name]}: losses measured from here on may "
                     "differ in their last bits from an uninterrupted run's"
                 )
-        run.update_manifest(status="running", **now)
+        run.update_manifest(status="running", step=trainer.step, **now)
     except BaseException:
         journal.close()
         raise

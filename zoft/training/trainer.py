@@ -52,7 +52,7 @@ class Trainer:
     nonfinite: int = 0
 
     def fit(self, journal: Journal, hooks: Sequence[Hook] = ()) -> None:
-        """Take the steps that are left. Raises Diverged, Interrupted."""
+        """Take the steps that are left. Raises Diverged, also if all steps were skipped, Interrupted."""
         try:
             self._run(hooks, None)
             while self.step < self.recipe.train.steps:
@@ -68,6 +68,11 @@ class Trainer:
                 self.check()
         finally:
             journal.sync()
+        if 0 < self.step == self.skipped:
+            raise Diverged(
+                f"the loss was finite in none of the {self.step} steps: no weight was moved. See what "
+                "the model reads with zoft data preview, and try model.compute_dtype=float32"
+            )
 
     def batches(self, step: int) -> list[Batch]:
         """The examples of a step, a function of (seed, step), in micro-batches of equal width."""

@@ -13,14 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from zoft.data.encoding import Encoded
 from zoft.data.examples import length
 from zoft.data.sets import SETS, Data, in_words, prepare, silent
 from zoft.data.sources import load_rows
 from zoft.engine.objectives.objective import objective_for
-from zoft.errors import EnvironmentProblem, ZoftError, first_line
+from zoft.errors import EnvironmentProblem, ZoftError
 from zoft.inference.scoring import require_fits
 from zoft.models.adapters import is_adapter
 from zoft.models.meta import load_config
@@ -43,7 +43,6 @@ from zoft.sharing.hub.retry import hub_client, no_check
 from zoft.system.device import DTYPES
 from zoft.system.host_memory import gib
 from zoft.system.signals import stop_on_signals
-from zoft.system.silence import quiet
 from zoft.training.checks import Report
 from zoft.training.dry_run import dry_run
 from zoft.training.load import base_files
@@ -67,7 +66,7 @@ def validate(source: str, overrides: Sequence[str] = ()) -> None:
     with report.check("device") as ok:
         here = on_device(recipe)
         ok(f"{here.device}, computing in {here.model.compute_dtype}")
-    recipe = _settled(recipe)
+    recipe = _settled(_begun(recipe, report))
     config = shape = tokenizer = None
     with report.check("model") as ok:
         if is_adapter(recipe.model.name):
@@ -80,7 +79,7 @@ def validate(source: str, overrides: Sequence[str] = ()) -> None:
         report.skip("tokenizer", "there is no model")
     else:
         with report.check("tokenizer") as ok:
-            tokenizer = _tokenizer(recipe)
+            tokenizer = tokenizer_for(recipe)
             ok(f"{len(tokenizer):,} tokens")
     sets: dict[str, Encoded] = {}
     names = [name for name in SETS if getattr(recipe.data, name) is not None]
@@ -94,8 +93,10 @@ def validate(source: str, overrides: Sequence[str] = ()) -> None:
             longest = max(map(length, sets[name].examples))
             ok(f"{in_words(sets[name].counts)}, up to {longest} tokens")
     known = len(sets) == len(names)
-    if shape is not None and known:
-        shape = shape_of(recipe, {name: found.examples for name, found in sets.items()})
+    if shape is not None and sets:
+        assert tokenizer is not None
+        read = {name: sets[name].examples if name in sets else None for name in names}
+        shape = shape_of(recipe, read, len(tokenizer))
     _check_sizes(report, recipe, shape)
     if why := _unprobed(recipe, shape, known, report):
         report.skip("probes", why)
@@ -138,6 +139,18 @@ def _existing(path: Path) -> Path:
     return next(place for place in (path, *path.absolute().parents) if place.exists())
 
 
+def _begun(recipe: Recipe, report: Report) -> Recipe:
+    """With what its names of a run and an adapter stand for; without an adapter that is a problem."""
+    if recipe.tune.adapter is None and not RunFolder(Path(recipe.model.name).expanduser()).exists:
+        return recipe
+    with report.check("start") as ok:
+        begun = warm_start(recipe)
+        ok(f"goes on from {recipe.tune.adapter or recipe.model.name}")
+        return begun
+    tune = recipe.tune.model_copy(update={"adapter": None})
+    return recipe.model_copy(update={"tune": tune})
+
+
 def _settled(recipe: Recipe) -> Resolved:
     """As if a device, a library or a model were there, if they are not: the checks say so."""
     try:
@@ -173,27 +186,6 @@ def _holds_weights(folder: Path | None) -> bool:
     return folder is not None and any((folder / x).is_file() for x in (WEIGHTS, WEIGHTS_INDEX))
 
 
-def _tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
-    """The run's tokenizer, also where a run would first convert or fetch the model."""
-    section = recipe.model
-    path = Path(section.name).expanduser()
-    if folder := local_folder(section.name):
-        return tokenizer_for(recipe, folder)
-    gguf = path.is_file()
-    try:
-        with quiet():
-            found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                str(path.parent) if gguf else section.name,
-                revision=section.revision,
-                trust_remote_code=section.trust_remote_code,
-                **({"gguf_file": path.name} if gguf else {}),
-            )
-    except Exception as error:  # transformers raises nearly every class
-        problem = f"cannot load the tokenizer of {section.name}: {first_line(error)}"
-        raise EnvironmentProblem(problem) from error
-    return found
-
-
 @contextmanager
 def _named(name: str) -> Iterator[None]:
     """Say what a problem is about: a row's number says nothing without the set that it is in."""
@@ -211,7 +203,7 @@ def _examples(
     found = sets[name]
     if shape is not None and shape.outline is not None:
         objective = objective_for(recipe.objective.name)
-        require_fits(shape.outline, found.examples, objective)
+        require_fits(shape.outline, found.examples, objective, tokenizer)
     return recipe, found
 
 
@@ -221,7 +213,9 @@ def _memory(recipe: Resolved, shape: Shape) -> str:
     except (RuntimeError, AssertionError):  # torch, about a GPU that is not here
         return f"not looked at, {recipe.device} is not here"
     found = choose(recipe, shape, *limits).footprint
-    return f"{gib(found.device)} at the peak, {gib(limits[0])} may be used (zoft plan says more)"
+    assumed = "" if shape.known else ", with texts of data.max_length assumed"
+    said = f"{gib(found.device)} at the peak{assumed}, {gib(limits[0])} may be used"
+    return f"{said} (zoft plan says more)"
 
 
 def _unprobed(recipe: Resolved, shape: Shape | None, known: bool, report: Report) -> str:

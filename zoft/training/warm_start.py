@@ -15,6 +15,7 @@ from zoft.errors import EnvironmentProblem, RecipeError
 from zoft.inference.locate import hub_adapter, weights_of
 from zoft.models.adapters import is_adapter, of_adapter
 from zoft.models.load import load_adapters_tokenizer
+from zoft.models.storage.adapter_files import adapters_below
 from zoft.models.storage.safetensors import tensors_in
 from zoft.recipe.schema import Recipe
 from zoft.recipe.sections.tune import TuneSection
@@ -45,10 +46,11 @@ def warm_start(recipe: Recipe, start: Path | None = None) -> Recipe:
 
 
 def tokenizer_for(
-    recipe: Recipe, files: Path, start: Path | None = None
+    recipe: Recipe, files: Path | None = None, start: Path | None = None
 ) -> PreTrainedTokenizerBase:
     """The tokenizer that lies with the adapter to be tuned on (`start` as for `warm_start`), else the
-    one that lies with the base in `files`. Raises EnvironmentProblem."""
+    one of the base, with its `files` (None: wherever it is, without its weights). Raises
+    EnvironmentProblem."""
     name = recipe.tune.adapter
     folder = None if name is None else _adapter_of(name, start)
     return load_adapters_tokenizer(folder, files, recipe.model)
@@ -92,7 +94,7 @@ def adapter_folder(name: str) -> Path:
         where = None if local else hub_adapter(name)
         if where is None:
             kind = (
-                "holds no adapter"
+                f"holds no adapter{adapters_below(Path(name).expanduser())}"
                 if local
                 else "is no adapter here, nor can one be had from the Hub"
             )

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 
 import pytest
-from rich.console import Console
+from rich.console import Console, RenderableType
 from support.events import train_event
 from support.recipes import recipe
 
@@ -17,11 +18,18 @@ def eval_event(step: int, accuracy: float) -> Event:
     return {"event": "eval", "step": step, **values}
 
 
-def drawn(progress: Progress, width: int) -> list[str]:
+def drawn(lines: Progress | RenderableType, width: int) -> list[str]:
     console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
     with console.capture() as capture:
-        console.print(Lines(progress, peak=3 * 2**29))
+        console.print(Lines(lines, peak=3 * 2**29) if isinstance(lines, Progress) else lines)
     return capture.get().splitlines()
+
+
+def live(progress: Progress) -> tuple[LiveNarrator, Callable[[], str]]:
+    """A narrator, and what stands in its second line whenever rich draws it: four times a second."""
+    screen = Console(file=io.StringIO(), force_terminal=True)
+    narrator = LiveNarrator(progress, screen, lambda: 0)
+    return narrator, lambda: drawn(narrator._live.renderable, 200)[1].rstrip()
 
 
 @pytest.fixture
@@ -102,6 +110,33 @@ def test_where_it_is_narrow_the_least_important_goes(progress: Progress, width: 
     assert "accuracy 0.781 (0.514)" in lines[0] or width == 40
     assert lines[1].startswith("loss 0.5000")
     assert "GiB" not in lines[1]
+
+
+def test_an_evaluation_under_way_stands_first_and_its_clock_moves(
+    progress: Progress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    narrator, shown = live(progress)
+    narrator.step(train_event(124))
+    before = shown()
+    assert before.startswith("loss 0.5000")
+    narrator.evaluating("writing", 0, 1000)
+    assert shown().startswith("writing 0/1,000 rows, 0:00  loss 0.5000")
+    now[0] += 75
+    assert shown().startswith("writing 0/1,000 rows, 1:15  loss 0.5000")
+    narrator.evaluating("scoring", 640, 1000)
+    assert shown().startswith("scoring 640/1,000 rows, 1:15  loss 0.5000")
+    narrator.score(eval_event(124, 0.7))
+    assert shown() == before
+    narrator.close()
+
+
+def test_the_first_evaluation_is_shown_before_there_is_a_step() -> None:
+    narrator, shown = live(Progress(steps=7))
+    narrator.evaluating("scoring", 8, 12)
+    assert shown() == "scoring 8/12 rows, 0:00"
+    narrator.close()
 
 
 def test_no_terminal_gets_plain_lines() -> None:

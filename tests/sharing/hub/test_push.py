@@ -165,6 +165,38 @@ def test_public_and_a_branch(hub: Hub, client: Client, runs: Runs) -> None:
     assert hub.store.files("tester/open") == {}
 
 
+def test_a_branch_is_named_behind_the_id(client: Client, runs: Runs, tmp_path: Path) -> None:
+    recipe, lora = runs.folder / "recipe.yaml", ("tune.method=lora", "optimizer.lr=1e-2")
+    base = "hub.base_model=tester/base"
+    for name in ("lora", "full"):
+        run = runs.folder / name
+        done = client.zoft(
+            "push", run, f"branched-{name}", base, "--what", "all", "--revision", "v1"
+        )
+        assert done["code"] == 0, done
+    name = "adapter_model.safetensors"
+    for verb in (
+        ("eval", "tester/branched-lora@v1", recipe, *lora),
+        ("eval", "tester/branched-full@v1", recipe),
+        ("generate", "tester/branched-lora@v1", "--prompt", "a", "--max-new-tokens", 2),
+        ("replay", "tester/branched-lora@v1", "--out", tmp_path / "replayed"),
+        ("train", recipe, *lora, "model.name=tester/base", "tune.adapter=tester/branched-lora@v1",
+         "train.steps=1", "checkpoint.every=0", "--output-dir", tmp_path / "more"),
+    ):  # fmt: skip
+        done = client.zoft(*verb)
+        assert (done["code"], done["err"].count("error")) == (0, 0), done
+    expected = (runs.lora / "final" / name).read_bytes()
+    assert (tmp_path / "more" / "start" / name).read_bytes() == expected
+    assert (tmp_path / "replayed" / name).read_bytes() == expected
+
+    missing = client.zoft("eval", "tester/branched-full@v2", recipe)
+    assert missing["code"] == 4
+    assert missing["err"] == "error: tester/branched-full has no revision 'v2'\n"
+    assert client.zoft("eval", "tester/branched-full", recipe)["code"] == 4  # main is empty
+    wrong = client.zoft("train", recipe, "model.name=tester/base@v1")
+    assert wrong["err"].endswith("nor a Hub id: a revision is written as model.revision\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "token", "code", "answer"),
     [

@@ -72,6 +72,25 @@ def test_checkpoints_and_the_end_are_pushed_and_the_token_stands_nowhere(
             assert not path.is_file() or WRITE.encode() not in path.read_bytes(), path
 
 
+def test_a_checkpoint_that_cannot_be_pushed_does_not_hold_the_run(
+    hub: Hub, client: Client, runs: Runs
+) -> None:
+    """The first requests are those that ask for the right to write."""
+    settings = ("hub.push=checkpoint", "hub.repo_id=tester/slow", "logging.every=1")
+    out = runs.folder / "slow"
+    hub.faults.planned = {"tester/slow": Fault("hang", 3)}
+    recipe = runs.folder / "recipe.yaml"
+    done = client.zoft("train", recipe, "--output-dir", out, *LORA, *settings)
+    hub.faults.planned = {}
+    assert (done["code"], done["err"]) == (0, "")
+    lines = done["out"].splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("pushed "))
+    [last] = [i for i, line in enumerate(lines) if line.startswith("step 12/12")]
+    assert last < first
+    assert any(line.startswith("waiting for the upload of checkpoint-000005") for line in lines)
+    assert hub.store.files("tester/slow")["README.md"].find(b"12 of 12") > 0
+
+
 def test_a_failed_push_is_a_line_and_the_run_is_whole(hub: Hub, client: Client, runs: Runs) -> None:
     settings = ("hub.push=end", "hub.repo_id=tester/unlucky", "checkpoint.every=0")
     out = runs.folder / "unlucky"

@@ -11,7 +11,7 @@ from support import small
 from zoft.recipe.load import load_recipe
 from zoft.recipe.sections.data import DataSource
 from zoft.sharing.base_model import Base, is_local
-from zoft.sharing.hub.redaction import shared_config, shared_recipe, without_paths, without_places
+from zoft.sharing.hub.redaction import shared_config, shared_header, shared_recipe, without_places
 
 BASE = Base("you/base", "c0ffee")
 
@@ -46,13 +46,10 @@ def test_a_config_names_the_base_by_its_id(tmp_path: Path) -> None:
     assert shared_config(plain, BASE) is plain
 
 
-def test_a_journals_steps_are_its_own() -> None:
+def test_a_journal_names_the_base_by_its_id() -> None:
     header = {"format": "zoft-journal", "base": {"name": "/x/y", "revision": None, "sha256": "ab"}}
-    lines = b'{"step":1,"lr":0.5}\n{"step":2'
-    shared = without_paths(json.dumps(header).encode() + b"\n" + lines, BASE)
-    first, _, rest = shared.partition(b"\n")
-    assert rest == lines
-    assert json.loads(first)["base"] == {"name": "you/base", "revision": "c0ffee", "sha256": "ab"}
+    named = {"name": "you/base", "revision": "c0ffee", "sha256": "ab"}
+    assert shared_header(header, BASE) == {"format": "zoft-journal", "base": named}
 
 
 def test_folders_are_cut_off_paths() -> None:

@@ -19,6 +19,8 @@ WITH_INPUT = (
 
 def parse(row: RowReader) -> Completion:
     """`input` may be empty. A `system` text stands in place of the prompt's first paragraph."""
+    if row.row.get("history"):
+        raise row.error("history has no place in Alpaca's prompt; write the row as messages")
     instruction, given = row.text("instruction"), row.optional("input")
     parts = [
         row.optional("system") or (WITH_INPUT if given else WITHOUT_INPUT),

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from inspect import signature
 from typing import Any
 
+from jinja2 import TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from zoft.data.columns import brief
 from zoft.data.examples import TextExample
 from zoft.data.files import Row, one_line
-from zoft.data.formats.forms import FAILURES, suited
+from zoft.data.formats.forms import FAILURES, attempt, suited
 from zoft.data.tokens import Ids, Tokens, shared
 from zoft.errors import DataError
 from zoft.recipe.sections import template as templates
@@ -21,6 +25,12 @@ from zoft.recipe.sections import template as templates
 BESIDES = (("reasoning_content", "reasoning", "thinking"), ("tool_calls",), ("tools",))
 WORD = "\ue000"  # stands in no text: of Unicode's private use
 MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
+# The date that templates write: Llama 3's own where they can ask for none. With today's, a run that
+# goes on tomorrow would have other rows.
+DAY = datetime(2024, 7, 26)
+
+# What a row cannot give a template: how it is called.
+RESERVED = {*signature(PreTrainedTokenizerBase.apply_chat_template).parameters, "messages"}
 
 Render = Callable[..., str]
 
@@ -29,13 +39,15 @@ Render = Callable[..., str]
 class Chat:
     """The turns of one conversation, as the chat template takes them; `number` is the row's.
 
-    `learnt` says of each turn whether it is. `tools` are the functions that it may call.
+    `learnt` says of each turn whether it is. `tools` are the functions that it may call; `given` are
+    further variables of the template by name, such as enable_thinking.
     """
 
     turns: list[Row]
     learnt: tuple[bool, ...]
     number: int
     tools: list[Row] | None = None
+    given: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def texts(self) -> Sequence[str]:
@@ -50,9 +62,15 @@ class Chat:
         """
         try:
             whole, learnt = self.written(tokens.tokenizer)
-        except FAILURES as error:
-            problem = f"row {self.number}: the chat template fails ({one_line(error)})"
+        except TemplateSyntaxError as error:
+            problem = f"the tokenizer's chat template is not valid ({one_line(error)})"
             raise DataError(problem) from error
+        except FAILURES as error:
+            roles = brief(", ".join(turn["role"] for turn in self.turns))
+            raise DataError(
+                f"row {self.number}: the chat template fails ({one_line(error)}); the row's turns are "
+                f"{roles}: change them, or take a model whose template takes them"
+            ) from error
         try:
             templates.as_text(whole)
         except ValueError as error:
@@ -70,25 +88,38 @@ class Chat:
 
         A template that marks what the assistant generates ({% generation %}) has the last word.
         """
-        template = tokenizer.get_chat_template(tools=self.tools)
+        template = self._template(tokenizer)
 
-        def render(turns: list[Row], prompted: bool = False, tools: Any = self.tools) -> str:
+        def render(turns: list[Row], prompted: bool = False, **changes: Any) -> str:
             if not turns:
                 return ""
             return str(
                 tokenizer.apply_chat_template(
-                    turns, tools=tools, tokenize=False, add_generation_prompt=prompted
+                    turns,
+                    chat_template=template,
+                    tokenize=False,
+                    add_generation_prompt=prompted,
+                    **{**self.given, "tools": self.tools, **changes},
                 )
             )
 
         turns = suited(self.turns, render)
         whole = render(turns)
-        self._require_whole(turns, whole, render)
+        self._require_whole(turns, whole, template, render)
         if MARKS.search(template):
             return whole, self._marked(turns, template, tokenizer)
         return whole, [
             self._span(turns, i, whole, render) for i, learnt in enumerate(self.learnt) if learnt
         ]
+
+    def _template(self, tokenizer: PreTrainedTokenizerBase) -> str:
+        try:
+            return dated(tokenizer.get_chat_template(tools=self.tools))
+        except ValueError as error:
+            raise DataError(
+                f"the tokenizer has several chat templates ({', '.join(tokenizer.chat_template or ())}) "
+                "and none of the name default: rename the one that is meant in its files"
+            ) from error
 
     def _span(self, turns: list[Row], i: int, whole: str, render: Render) -> range:
         before, asked = render(turns[:i]), render(turns[:i], prompted=True)
@@ -139,7 +170,7 @@ class Chat:
             tools=self.tools,  # type: ignore[arg-type]
             chat_template=template,
             return_assistant_tokens_mask=True,
-            **special,
+            **{**special, **self.given},
         )
         spans = [range(*mark) for mark in found[1][0]]
         replies = [
@@ -156,10 +187,15 @@ class Chat:
             )
         return [span for span, learnt in zip(spans, replies, strict=True) if learnt]
 
-    def _require_whole(self, turns: list[Row], whole: str, render: Render) -> None:
-        """Refuse a row whose functions, calls or thoughts the template leaves out."""
+    def _require_whole(self, turns: list[Row], whole: str, template: str, render: Render) -> None:
+        """Refuse a row whose functions, documents, calls, thoughts or turns the template leaves out."""
         if self.tools and same(render, turns, whole, tools=None):
             raise self._left_out("the functions of the column tools")
+        for name in self.given.keys() - {"documents"}:
+            if not re.search(rf"\b{re.escape(name)}\b", template):
+                raise self._left_out(f"{name} of the column chat_template_kwargs")
+        if self.given.get("documents") and same(render, turns, whole, documents=None):
+            raise self._left_out("the documents of the column documents")
         for names in BESIDES:
             for i in (i for i, turn in enumerate(turns) if any(map(turn.get, names))):
                 # As it is written at the conversation's end: later turns may hide thoughts.
@@ -168,17 +204,42 @@ class Chat:
                 if same(render, [*turns[:i], bare], render(turns[: i + 1])):
                     name = next(name for name in names if turns[i].get(name))
                     raise self._left_out(f"{name} of turn {i + 1}")
+        if in_order(map(spoken, turns), whole):
+            return
         for i, turn in enumerate(turns):
-            if self.learnt[i] and (content := spoken(turn)) and content not in whole:
-                silent = [*turns[:i], {**turn, "content": ""}]
-                if same(render, silent, render(turns[: i + 1])):
-                    raise self._left_out(f"the content of turn {i + 1}")
+            if spoken(turn) and self._unwritten(turns, i, whole, render):
+                raise self._left_out(f"the content of turn {i + 1} ({turn['role']})")
+
+    def _unwritten(self, turns: list[Row], i: int, whole: str, render: Render) -> bool:
+        """Whether another content of turn i would change nothing, not even at the end of the chat,
+        where later turns cannot hide it."""
+        other = with_word(turns, i, turns[i])
+        upto = attempt(render, turns[: i + 1])
+        return same(render, other, whole) and (upto is None or same(render, other[: i + 1], upto))
 
     def _left_out(self, what: str) -> DataError:
         return DataError(
             f"row {self.number}: the chat template leaves out {what}; take a model whose template "
             "writes it, or remove it from the rows"
         )
+
+
+def dated(template: str) -> str:
+    """The template with DAY in place of today."""
+    return re.sub(
+        r"strftime_now\((['\"])(.*?)\1\)", lambda found: repr(DAY.strftime(found[2])), template
+    )
+
+
+def in_order(texts: Iterable[str], whole: str) -> bool:
+    """Whether the texts stand in `whole` one after the other."""
+    at = 0
+    for text in texts:
+        at = whole.find(text, at)
+        if at < 0:
+            return False
+        at += len(text)
+    return True
 
 
 def same(render: Render, turns: list[Row], text: str, **changes: Any) -> bool:
@@ -204,11 +265,12 @@ def require_template(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
-def with_word(turns: list[Row], i: int) -> list[Row]:
-    """The turns with WORD, which is like no text, as the reply i."""
+def with_word(turns: list[Row], i: int, turn: Row | None = None) -> list[Row]:
+    """The turns with WORD, which is like no text, as the content of turn i: a reply, or like `turn`."""
     parts = isinstance(turns[i].get("content"), list)
     content = [{"type": "text", "text": WORD}] if parts else WORD
-    return [*turns[:i], {"role": "assistant", "content": content}, *turns[i + 1 :]]
+    other = {**(turn or {"role": "assistant"}), "content": content}
+    return [*turns[:i], other, *turns[i + 1 :]]
 
 
 def spoken(turn: Row) -> str:

@@ -5,7 +5,13 @@ from __future__ import annotations
 from zoft.data.columns import RowReader
 from zoft.data.formats.chat import Chat
 from zoft.data.formats.format import Format
-from zoft.data.formats.turns import conversation, listed_turns, require_known, require_text
+from zoft.data.formats.turns import (
+    as_other,
+    conversation,
+    listed_turns,
+    require_known,
+    require_text,
+)
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
 
@@ -17,7 +23,8 @@ def parse(row: RowReader) -> Chat:
     for i, turn in enumerate(turns, 1):
         role, content = turn.get("role"), turn.get("content")
         if not isinstance(role, str):
-            raise row.error(f"expected a list of {shape}, turn {i} has no role")
+            other = as_other("from", "sharegpt", "messages") if "from" in turn else ""
+            raise row.error(f"expected a list of {shape}, turn {i} has no role{other}")
         require_known(role, ROLES, i, row)
         if isinstance(content, list):
             require_text(content, i, row)

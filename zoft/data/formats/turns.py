@@ -8,26 +8,43 @@ from typing import Any
 
 from zoft.data.columns import RowReader, brief
 from zoft.data.files import Row, without_nulls
-from zoft.data.formats.chat import Chat
+from zoft.data.formats.chat import RESERVED, Chat
 
 FLAGS = ("weight", "train", "training", "loss")  # of a turn: whether its reply is learnt
 MEDIA = ("image", "image_url", "video", "video_url", "audio", "input_audio")
 
 
 def conversation(row: RowReader, turns: Sequence[Row]) -> Chat:
-    """A chat of turns with `role` and `content`, and the functions of the column `tools`."""
+    """A chat of turns with `role` and `content`, after the text of a column `system`; and what the
+    columns `tools`, `documents` and `chat_template_kwargs` give the template."""
+    if system := row.optional("system"):
+        if turns[0].get("role") == "system":
+            raise row.error("a column system and turn 1 both are a system prompt; remove one")
+        turns = [{"role": "system", "content": system}, *turns]
     learnt = tuple(is_learnt(turn, i, row) for i, turn in enumerate(turns, 1))
     said = [{key: value for key, value in turn.items() if key not in FLAGS} for turn in turns]
     # Arguments are the caller's own: an empty one may be meant.
     bare = without_nulls(said, keep="arguments")
-    return Chat(bare, learnt, row.number, functions(row))
+    given = variables(row)
+    if documents := objects("documents", "documents", row):
+        given["documents"] = documents
+    return Chat(bare, learnt, row.number, objects("tools", "functions", row), given)
 
 
 def listed_turns(role: str, shape: str, row: RowReader) -> list[dict[str, Any]]:
+    """The turns of a conversation: a list of objects, or that list as JSON text."""
     turns = row.column(role)
+    if isinstance(turns, str) and turns.lstrip().startswith("["):  # as a CSV file has them
+        turns = parsed(turns, role, row)
     if not (isinstance(turns, list) and turns and all(isinstance(turn, dict) for turn in turns)):
         raise row.error(f"expected a list of {shape}")
     return turns
+
+
+def as_other(key: str, form: str, column: str) -> str:
+    """How a recipe reads turns that are written as another format has them."""
+    role = "messages" if form == "messages" else "conversations"
+    return f"; turns with {key!r} are read by data.format={form} data.columns.{role}={column}"
 
 
 def require_known(role: str, known: Sequence[str], turn: int, row: RowReader) -> None:
@@ -62,17 +79,39 @@ def is_learnt(turn: Row, number: int, row: RowReader) -> bool:
     return assistant
 
 
-def functions(row: RowReader) -> list[Row] | None:
-    """The functions that may be called, of the column `tools`: a list of objects, or its JSON."""
-    name = row.section.columns.get("tools", "tools")
-    found = row.row.get(name)
-    if isinstance(found, str) and found.strip():
-        try:
-            found = json.loads(found)
-        except (ValueError, RecursionError) as error:
-            raise row.error(f"{name} is text that is not JSON ({error})") from error
+def objects(role: str, what: str, row: RowReader) -> list[Row] | None:
+    """The functions or documents of a column: a list of objects, or its JSON; None if there are none."""
+    found = beside(role, row)
     if not found:
         return None
     if not (isinstance(found, list) and all(isinstance(one, dict) for one in found)):
-        raise row.error(f"expected {name} to list functions, each an object")
+        raise row.error(f"expected {role} to list {what}, each an object")
     return found
+
+
+def variables(row: RowReader) -> Row:
+    """The variables of the template that the column `chat_template_kwargs` sets by name."""
+    found = beside("chat_template_kwargs", row)
+    if not found:
+        return {}
+    if not isinstance(found, dict):
+        raise row.error("expected chat_template_kwargs to be an object, names and values")
+    if taken := [name for name in found if name in RESERVED]:
+        raise row.error(f"chat_template_kwargs cannot set {taken[0]}")
+    return found
+
+
+def beside(role: str, row: RowReader) -> Any:
+    """What a column holds that a conversation need not have; JSON in a text is parsed."""
+    name = row.section.columns.get(role, role)
+    found = row.row.get(name)
+    return parsed(found, name, row) if isinstance(found, str) and found.strip() else found
+
+
+def parsed(text: str, name: str, row: RowReader) -> Any:
+    """What the JSON in a column says."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        python = "; it is Python's notation, write it with json.dumps" if "{'" in text else ""
+        raise row.error(f"{name} is text that is not JSON ({error}){python}") from error

@@ -66,7 +66,10 @@ class Kernels(Protocol):
 
 
 def kernels_for(device: torch.device) -> Kernels:
-    """numba on a CPU, Triton on a GPU that has it, else the literal torch kernels."""
+    """numba on a CPU, Triton on a GPU that has it, else the literal torch kernels.
+
+    Raises EnvironmentProblem where numba is kept from compiling.
+    """
     return _kernels(device.type)
 
 
@@ -74,6 +77,9 @@ def kernels_for(device: torch.device) -> Kernels:
 def _kernels(device: str) -> Kernels:
     # Imported here: numba takes a second to load, and Triton is not for CPUs.
     if device == "cpu":
+        from zoft.engine.kernels.cpu.compiler import require_compiler
+
+        require_compiler()
         from zoft.engine.kernels.cpu import sweeps as cpu
 
         return cpu

@@ -33,7 +33,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from zoft.errors import EnvironmentProblem, disk_words, first_line, system_error
+from zoft.models.storage.adapter_files import adapters_below
 from zoft.models.storage.safetensors import WEIGHTS, WEIGHTS_INDEX
+from zoft.system import demo
 from zoft.system.atomic_io import lock, staged
 from zoft.system.silence import quiet
 
@@ -65,7 +67,7 @@ def local_safetensors(
     begin = partial(say, f"converting {name} to safetensors, once (into {cache_folder()}) ...")
     if name.endswith(".gguf"):
         if not path.is_file():
-            raise EnvironmentProblem(f"model.name: there is no file {name}")
+            raise EnvironmentProblem(f"model.name: there is no file {name}{demo.hint(name)}")
         return _from_gguf(path, begin)
     if path.is_dir():
         folder = path
@@ -82,6 +84,8 @@ def local_safetensors(
         return _from_bin(folder, companions, begin)
     if _has(folder, "adapter_config.json"):
         raise EnvironmentProblem(f"model.name: {name} is an adapter; name its base model")
+    if below := adapters_below(folder):
+        raise EnvironmentProblem(f"model.name: {name} is no model{below}")
     hidden = not name.startswith((".", "/", "~")) and name.count("/") < 2 and path.is_dir()
     raise EnvironmentProblem(
         f"model.name: {name} holds neither {WEIGHTS} nor {_BIN}"
@@ -146,6 +150,8 @@ def snapshot(
         )
     except HFValidationError as error:
         problem = f"{name!r} is neither a folder here nor a Hub id"
+        if key and "@" in name:
+            problem += ": a revision is written as model.revision"
         raise EnvironmentProblem(f"{key}{problem}") from error
     except GatedRepoError as error:
         problem = f"{name} is gated: accept its terms at {constants.ENDPOINT}/{name}, then {login}"
@@ -154,7 +160,7 @@ def snapshot(
         problem = f"{name} is neither a folder here nor a model on the Hub; if it is private, "
         raise EnvironmentProblem(f"{key}{problem}{login}") from error
     except RevisionNotFoundError as error:
-        raise EnvironmentProblem(f"model.revision: {name} has no {revision!r}") from error
+        raise EnvironmentProblem(f"{name} has no revision {revision!r}") from error
     except LocalEntryNotFoundError as error:
         problem = f"{name} is neither a folder here nor in the cache, and the Hub is out of reach"
         raise EnvironmentProblem(f"{key}{problem}") from error

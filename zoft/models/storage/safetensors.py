@@ -25,6 +25,8 @@ from zoft.errors import EnvironmentProblem
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
+POINTER = b"version https://git-lfs.github.com/"  # what stands where Git LFS fetched no file
+IS_POINTER = "it is a pointer of Git LFS; fetch the file itself: git lfs pull"
 _PIECE = 8 << 20  # bytes read or written at a time; whole elements of every type
 _READAHEAD = 4 << 20  # how far around a range the kernel may have cached what nobody asked for
 _HEADER_LIMIT = 100_000_000  # bytes, as the safetensors package has it
@@ -254,7 +256,9 @@ def _explained(file: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise EnvironmentProblem(f"cannot read {file}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+    except KeyError as error:
+        raise EnvironmentProblem(f"cannot read {file}: it lacks {error}") from error
+    except (ValueError, TypeError, AttributeError, struct.error) as error:
         raise EnvironmentProblem(f"cannot read {file}: {error or type(error).__name__}") from error
 
 
@@ -263,9 +267,13 @@ def _header(file: Path) -> dict[str, Stored]:
     from the header's end."""
     with file.open("rb") as stream:
         size = os.fstat(stream.fileno()).st_size
-        (length,) = struct.unpack("<Q", stream.read(8))
+        begin = stream.read(len(POINTER))
+        if begin == POINTER:
+            raise ValueError(IS_POINTER)
+        (length,) = struct.unpack("<Q", begin[:8])
         if length > min(size, _HEADER_LIMIT):
             raise ValueError("it is no safetensors file")
+        stream.seek(8)
         header = json.loads(stream.read(length))
     header.pop("__metadata__", None)
     tensors = {}

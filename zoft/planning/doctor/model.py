@@ -25,6 +25,7 @@ from zoft.errors import EnvironmentProblem, RecipeError
 from zoft.models.blocks import find_blocks, find_towers
 from zoft.models.meta import build_outline, load_config, why_not_streamed
 from zoft.models.mixers import MetaAnswers
+from zoft.models.storage.names import split_revision
 from zoft.models.storage.save import as_in_checkpoint
 from zoft.models.storage.tracing import trace
 from zoft.models.targets import find_targets
@@ -42,7 +43,8 @@ Line = tuple[str, str]  # what, and what is to be said of it
 def doctor(name: str, *, trust_remote_code: bool = False) -> None:
     """Print what works for the model `name`: a folder, a .gguf file, or a Hub id (of which the config is
     fetched). Raises EnvironmentProblem if it has no config, or none of a decoder."""
-    section = ModelSection(name=name, trust_remote_code=trust_remote_code)
+    where, revision = split_revision(name)
+    section = ModelSection(name=where, revision=revision, trust_remote_code=trust_remote_code)
     for what, said in decoder_lines(section):
         print(f"{what:16} {said}")
     print(

@@ -13,6 +13,7 @@ import difflib
 import math
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 from string import Formatter
 from typing import Any
 
@@ -80,7 +81,7 @@ def as_text(value: Any) -> str:
         raise ValueError(f"{str(value).lower()} is no text; write it in quotes")
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{value} is no text")
-    if not isinstance(value, str | int | float):
+    if not isinstance(value, str | int | float | Decimal):
         raise ValueError(f"{type(value).__name__} is no text")
     text = str(value)
     if problem := unwritable(text):

@@ -29,7 +29,8 @@ class TuneSection(Section):
         None,
         min_length=1,
         validate_default=True,
-        description="Go on tuning this adapter: a run, a checkpoint, a folder or a Hub id. It says r, "
+        description="Go on tuning this adapter: a run, a checkpoint, a folder or a Hub id "
+        "(USER/NAME or USER/NAME@REVISION). It says r, "
         "alpha, target_modules and virtual_tokens.",
     )
     r: Counted = Field(8, description="LoRA: rank of the adapter.")

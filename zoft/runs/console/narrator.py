@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import sys
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -35,6 +37,9 @@ class Narrator(Protocol):
     def step(self, event: Event) -> None:
         """A train event."""
 
+    def evaluating(self, what: str, done: int, rows: int) -> None:
+        """`done` of the `rows` of a set were scored, or written behind; `what` says which."""
+
     def score(self, event: Event) -> None:
         """An eval event."""
 
@@ -60,6 +65,9 @@ class PlainNarrator:
             parts = [*losses(progress), *speeds(progress), *left(progress)]
             self.say(f"step {progress.step}/{progress.steps} {' '.join(parts)}")
 
+    def evaluating(self, what: str, done: int, rows: int) -> None:
+        pass
+
     def score(self, event: Event) -> None:
         self._progress.add(event)
         self.say(told(event, self._progress.zero_shot))
@@ -73,6 +81,7 @@ class LiveNarrator:
 
     def __init__(self, progress: Progress, console: Console, peak: Peak) -> None:
         self._progress, self._peak = progress, peak
+        self._evaluation: Evaluation | None = None
         self._live = Live(console=console, transient=True, refresh_per_second=4)
         self._live.start()
 
@@ -84,21 +93,45 @@ class LiveNarrator:
 
     def step(self, event: Event) -> None:
         self._progress.add(event)
-        self._live.update(Lines(self._progress, self._peak()))
+        self._draw(None)
+
+    def evaluating(self, what: str, done: int, rows: int) -> None:
+        begun = self._evaluation.begun if self._evaluation else time.monotonic()
+        self._draw(Evaluation(what, done, rows, begun))
 
     def score(self, event: Event) -> None:
         self._progress.add(event)
         self.say(told(event, self._progress.zero_shot))
+        self._draw(None)
+
+    def _draw(self, evaluation: Evaluation | None) -> None:
+        self._evaluation = evaluation
+        self._live.update(Lines(self._progress, self._peak(), evaluation))
 
     def close(self) -> None:
         self._live.stop()
 
 
-class Lines:
-    """The two live lines, drawn for whatever width the terminal has just then."""
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """An evaluation under way; `begun` is on the clock of `time.monotonic`."""
 
-    def __init__(self, progress: Progress, peak: int) -> None:
-        self._progress, self._peak = progress, peak
+    what: str
+    done: int
+    rows: int
+    begun: float
+
+    def __str__(self) -> str:
+        seconds = clock(time.monotonic() - self.begun)
+        return f"{self.what} {self.done:,}/{self.rows:,} rows, {seconds}"
+
+
+class Lines:
+    """The two live lines, drawn for whatever width and at whatever time: an evaluation's clock moves
+    between two batches as well."""
+
+    def __init__(self, progress: Progress, peak: int, evaluation: Evaluation | None = None) -> None:
+        self._progress, self._peak, self._evaluation = progress, peak, evaluation
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         progress, width = self._progress, options.max_width
@@ -122,11 +155,10 @@ class Lines:
 
     def _numbers(self, width: int) -> str:
         """As many of the numbers as fit, in their order; what matters least is left out first."""
-        progress = self._progress
+        progress, parts = self._progress, [str(self._evaluation)] if self._evaluation else []
         if progress.train is None:
-            return ""
-        loss, *rest = losses(progress)
-        parts = [loss, *rest, *speeds(progress), gib(self._peak)]
+            return "".join(parts)
+        parts += [*losses(progress), *speeds(progress), gib(self._peak)]
         parts.append(f"lr {progress.train['lr']:.3g}")
         # lr and memory hardly change, tokens follow steps; the probes are noise by nature.
         for name in ("lr ", " GiB", " tok/s", "("):

@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from zoft.engine.range_probes import Rung
-from zoft.errors import EnvironmentProblem
+from zoft.errors import EnvironmentProblem, disk_words, system_error
 from zoft.system.atomic_io import staged
 
 
@@ -48,5 +48,7 @@ def plot_range(
     try:
         with staged(path) as partial:
             figure.savefig(partial, format=path.suffix[1:], dpi=120)
-    except OSError as error:
-        raise EnvironmentProblem(f"cannot write {path}: {error.strerror or error}") from error
+    except Exception as error:  # Pillow has classes of its own for a full disk
+        if (refused := system_error(error)) is None:
+            raise
+        raise EnvironmentProblem(f"cannot write {path}: {disk_words(refused)}") from error

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from zoft.errors import RecipeError
+from zoft.errors import EnvironmentProblem, RecipeError, disk_words, system_error
 from zoft.runs.console.progress import clock
 from zoft.runs.metrics import Event, format_primary, in_words, primary_metric
 from zoft.runs.record import RunRecord, find_runs, leaves, read_run
@@ -77,13 +77,22 @@ def show_run(path: Path) -> None:
     rows += [("result", str(path / "final"))] if (path / "final").is_dir() else []
     page = path / "report.html"
     drawn = page.is_file() and (path / "loss.png").is_file()
+    refused: OSError | None = None
     if not drawn and run.events:
-        write_report(path)
+        try:
+            write_report(path)
+        except (
+            Exception
+        ) as error:  # matplotlib and Pillow have classes of their own for a full disk
+            if (refused := system_error(error)) is None:
+                raise
     rows += [("report", str(page))] if page.is_file() else []
     if run.status in ("interrupted", "killed", "failed"):
         rows.append(("go on with", f"zoft train {path / 'resolved.yaml'} --resume {path}"))
     for name, value in rows:
         print(f"{name:<14} {value}")
+    if refused is not None:
+        raise EnvironmentProblem(f"{page} cannot be written: {disk_words(refused)}") from refused
 
 
 def compare_runs(paths: Sequence[Path]) -> None:

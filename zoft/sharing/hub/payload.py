@@ -17,7 +17,7 @@ from zoft.runs.artefact import JOURNAL, shared_journal
 from zoft.runs.folder import RunFolder
 from zoft.runs.metrics import Metrics
 from zoft.sharing.base_model import Base
-from zoft.sharing.hub.redaction import shared_config, shared_recipe, without_paths, without_places
+from zoft.sharing.hub.redaction import shared_config, shared_header, shared_recipe, without_places
 from zoft.sharing.model_card import card
 
 What = Literal["adapter", "model", "journal", "all"]
@@ -101,7 +101,9 @@ def _config(path: Path, base: Base) -> bytes:
 
 def _journal(run: RunFolder, base: Base) -> Files:
     """The journal as an artefact and, where there is one, the adapter that the run began with."""
-    files: Files = {JOURNAL: without_paths(shared_journal(run.journal), base)}
+    files: Files = {
+        JOURNAL: shared_journal(run.journal, lambda header: shared_header(header, base))
+    }
     if (run.start / TAIL).is_file():
         files[f"start/{TAIL}"] = run.start / TAIL
     elif run.start.is_dir():

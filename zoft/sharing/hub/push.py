@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, get_token
 
-from zoft.errors import Interrupted, RecipeError, ZoftError, first_line
+from zoft.errors import Interrupted, RecipeError, ZoftError, disk_words, first_line
 from zoft.inference.locate import weights_of
 from zoft.models.storage.fetch import local_folder
 from zoft.recipe.load import load_recipe
@@ -16,9 +17,11 @@ from zoft.recipe.schema import Recipe
 from zoft.runs.folder import RunFolder, run_of
 from zoft.sharing.base_model import base_of
 from zoft.sharing.hub.access import look_up_base, require_write_access
+from zoft.sharing.hub.beside import PLACE, Beside
 from zoft.sharing.hub.payload import Files, What, list_files, require_no_secret
 from zoft.sharing.hub.retry import Say, hub_client, no_check
 from zoft.sharing.hub.upload import Pushed, size_of, upload
+from zoft.system.atomic_io import delete
 from zoft.system.signals import Stop
 
 
@@ -52,7 +55,7 @@ def push(
 
 @dataclass
 class Pusher:
-    """The pushes of a run: after its checkpoints and at its end, if its recipe wants them.
+    """The pushes of a run: beside it after its checkpoints, and at its end, if its recipe wants them.
 
     `repo_id` is the full name; None: nothing is pushed.
     """
@@ -60,42 +63,73 @@ class Pusher:
     repo_id: str | None = None
     say: Say = print
     stop: Stop = field(default_factory=Stop)
+    beside: Beside = field(default_factory=Beside)
 
     def at_checkpoint(self, recipe: Recipe, weights: Path) -> None:
-        if recipe.hub.push == "checkpoint":
-            self._push(recipe, RunFolder(weights.parent), weights)
+        """Begin to push the checkpoint, or let it wait; a failure is a warning."""
+        if recipe.hub.push != "checkpoint":
+            return
+        run = RunFolder(weights.parent)
+        try:
+            self.beside.add(weights, lambda files: self._push(recipe, run, files, again=weights))
+        except OSError as error:
+            self._not_pushed(disk_words(error), weights)
 
     def at_end(self, recipe: Recipe, run: RunFolder) -> None:
+        """Push the result, after what is still under way."""
         if recipe.hub.push != "never":
-            self._push(recipe, run, run.final)
+            self.wait()
+            self._push(recipe, run, run.final, again=run.path)
 
-    def _push(self, recipe: Recipe, run: RunFolder, weights: Path) -> None:
+    def wait(self) -> None:
+        """Wait for the pushes beside the run. Raises Interrupted."""
+        if names := [folder.name for folder in self.beside.waiting]:
+            self.say(f"waiting for the upload of {' and '.join(names)} ...")
+            self.beside.wait(self.stop.check)
+
+    def leave(self, run: RunFolder) -> None:
+        """Wait no longer: say what is not up, and no more after that."""
+        for folder in self.beside.waiting:
+            self._not_pushed("it was not waited for", folder)
+        self.say = _nothing
+        delete(run.path / PLACE)
+
+    def _push(self, recipe: Recipe, run: RunFolder, weights: Path, again: Path) -> None:
         """A failure is a line on the screen: the run goes on, and its files are whole."""
         assert self.repo_id is not None
         self.stop.check()
         try:
-            with hub_client():
+            with hub_client() if weights == run.final else nullcontext():
                 pushed = _send(
-                    recipe, run, weights, self.repo_id, say=self.say, check=self.stop.check
+                    recipe, run, weights, self.repo_id, say=self._tell, check=self.stop.check
                 )
         except Interrupted:
             raise
         except Exception as error:  # whatever it is, the run matters more
             why = str(error) if isinstance(error, ZoftError) else first_line(error)
-            again = run.path if weights == run.final else weights
-            self.say(f"not pushed, the run is whole: {why}. Later: zoft push {again}")
+            self._not_pushed(why, again)
         else:
             self.say(_told(pushed))
 
+    def _tell(self, line: str) -> None:
+        self.say(line)  # as it is then: a thread that was left is silent
 
-def pusher_for(recipe: Recipe, say: Say, stop: Stop) -> Pusher:
-    """Asks for the right to write before anything is computed, and for the base's Hub id.
+    def _not_pushed(self, why: str, again: Path) -> None:
+        there = again if again.is_dir() else again.parent  # a checkpoint may be deleted by now
+        self.say(f"not pushed, the run is whole: {why}. Later: zoft push {there}")
+
+
+@contextmanager
+def pushing(recipe: Recipe, say: Say, stop: Stop) -> Iterator[Pusher]:
+    """Yield what pushes during a run. Asks for the right to write before anything is computed, and for
+    the base's Hub id. An end other than by a signal waits for what is under way.
 
     Raises EnvironmentProblem or RecipeError.
     """
     hub = recipe.hub
     if hub.push == "never":
-        return Pusher()
+        yield Pusher()
+        return
     assert hub.repo_id is not None
     base_of(recipe, {})
     with hub_client():
@@ -103,7 +137,22 @@ def pusher_for(recipe: Recipe, say: Say, stop: Stop) -> Pusher:
             HfApi(), hub.repo_id, private=hub.private, say=say, check=stop.check
         )
     say(f"pushes to {_address(full)} ({'private' if hub.private else 'public'})")
-    return Pusher(full, say, stop)
+    pusher = Pusher(full, say, stop)
+    # The client's settings are the program's: a thread cannot have its own.
+    with hub_client() if hub.push == "checkpoint" else nullcontext():
+        try:
+            yield pusher
+        except Interrupted:
+            raise
+        except Exception:
+            pusher.wait()
+            raise
+        finally:
+            pusher.leave(RunFolder(Path(recipe.output_dir or "")))
+
+
+def _nothing(_line: str) -> None:
+    pass
 
 
 def _recipe(run: RunFolder, overrides: Sequence[str], repo_id: str | None, public: bool) -> Recipe:

@@ -11,6 +11,7 @@ from zoft.recipe.load import dump_recipe
 from zoft.recipe.schema import Recipe
 from zoft.recipe.sections.data import DataSource, listed
 from zoft.recipe.sections.hub import HubSection
+from zoft.runs.journal import Header
 from zoft.sharing.base_model import Base, is_local
 
 BASE_KEYS = ("base_model_name_or_path", "_name_or_path", "name_or_path")
@@ -73,16 +74,13 @@ def shared_config(text: str, base: Base) -> str:
     return text if changed == config else json.dumps(changed, indent=2, sort_keys=True) + "\n"
 
 
-def without_paths(content: bytes, base: Base) -> bytes:
-    """An artefact's journal whose header names the base by its Hub id; no other line is touched."""
-    first, newline, rest = content.partition(b"\n")
-    header = json.loads(first)
+def shared_header(header: Header, base: Base) -> Header:
+    """A journal's header that names the base by its Hub id."""
     named = {"name": base.name, "revision": base.revision}
     tune = header.get("tune", {})
     if tune.get("adapter"):
-        header["tune"] = {**tune, "adapter": _shared_adapter(tune["adapter"])}
-    header = {**_mapped(header, _cut), "base": {**header["base"], **named}}
-    return json.dumps(header, separators=(",", ":")).encode() + newline + rest
+        header = {**header, "tune": {**tune, "adapter": _shared_adapter(tune["adapter"])}}
+    return {**_mapped(header, _cut), "base": {**header["base"], **named}}
 
 
 def without_places(text: str, places: Sequence[Path]) -> str:

