@@ -35,7 +35,7 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from zoft.planning.footprint import Footprint, footprint
+from zoft.planning.memory.footprint import Footprint, footprint
 from zoft.planning.placement import budgets, choose
 from zoft.planning.plan import read_data
 from zoft.planning.resolve import resolve
@@ -113,7 +113,13 @@ def main() -> None:
         for setting in chosen:
             row = {"model": setting.model, "way": setting.name}
             if not log.find(**row):
-                log.add(**row, **_run(folder, setting))
+                try:
+                    log.add(**row, **_run(folder, setting))
+                except subprocess.CalledProcessError as error:  # it said why
+                    ended = f"ended with {error.returncode}"
+                    named = f"{setting.family} | {setting.model} | {setting.name}"
+                    lines.append(f"| {named} | | | {ended} |")
+                    continue
             found = log.find(**row)[-1]
             planned, measured = found["planned"], found["measured"]
             worst = max(worst, planned / measured, measured / planned)

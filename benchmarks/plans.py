@@ -15,7 +15,7 @@ from typing import Any
 from transformers import LlamaConfig, OPTConfig, PreTrainedConfig
 
 from zoft.errors import OutOfMemory
-from zoft.planning.footprint import Footprint, footprint
+from zoft.planning.memory.footprint import Footprint, footprint
 from zoft.planning.placement import choose
 from zoft.planning.resolve import resolve
 from zoft.planning.workload import Shape, shape_of

@@ -52,7 +52,7 @@ run step_time.py
 run widths.py
 run memory.py
 run quantized.py
-run plan.py --streamed
+run plan.py
 if [[ $streaming ]]; then
     for shape in llama-7b opt-1.3b; do
         [[ -d $streaming/$shape ]] || "$python" scripts/make_model.py "$shape" "$streaming/$shape"

@@ -34,6 +34,7 @@ VERBS = {
     "recipes ls": "",
     "recipes show": "quickstart",
     "recipes cp": "quickstart {new}.yaml",
+    "recipes demo": "",
     "data preview": "{recipe} -n 1",
     "data templates": "",
     "runs ls": "{folder}",
@@ -67,6 +68,7 @@ def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_p
     for variable in ("XDG_CACHE_HOME", *CACHES):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("zoft.system.demo.make", lambda _: None)  # it asks the network
     monkeypatch.setattr(sys, "stdin", io.StringIO("/exit\n"))
     match request.param:
         case "closed stdout":
@@ -95,7 +97,8 @@ def test_every_verb_does_its_work(
 
 
 @pytest.mark.parametrize(
-    "verb", ["train", "merge", "export", "replay", "recipes cp", "range", "runs show"]
+    "verb",
+    ["train", "merge", "export", "replay", "recipes cp", "recipes demo", "range", "runs show"],
 )
 def test_a_verb_that_cannot_write_says_so_in_a_line(
     verb: str, folder: Path, tmp_path: Path
@@ -107,7 +110,10 @@ def test_a_verb_that_cannot_write_says_so_in_a_line(
         (folder / "run" / "report.html").unlink()
     command = [sys.executable, "-m", "zoft", *arguments(verb, folder, tmp_path / "new"), *more]
     done = subprocess.run(
-        ["bash", "-c", 'ulimit -f 0; exec "$@"', "bash", *command], capture_output=True, text=True
+        ["bash", "-c", 'ulimit -f 0; exec "$@"', "bash", *command],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
     )
     assert done.returncode == 4, done.stderr
     (line,) = done.stderr.splitlines()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +15,8 @@ from support.twins import moved, view_of
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from zoft.engine.diagnostics import agrees_with_moved_weights
+from zoft.engine.estimator import Losses
 from zoft.engine.moved import MovedModel
 from zoft.models.trainable import parameter_ids, tuned_parameters
 from zoft.recipe.sections.tune import TuneSection
@@ -91,3 +96,29 @@ def test_a_parameter_without_dimensions_is_probed_as_it_is_moved(kind: str) -> N
         expected = moved_model.logits(IDS, torch.arange(10))
     with view.probe(z, 0.01):
         assert torch.allclose(view.logits(IDS, torch.arange(10)), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("rough", "agrees"), [(1e-3, True), (1e-5, False)])
+def test_a_loss_that_rounding_moves_is_compared_with_that_in_mind(
+    rough: float, agrees: bool
+) -> None:
+    """A loss that jumps by `rough` from one weight to the next, and a probe that is off by 5e-4."""
+    scales: list[float] = []
+
+    @contextmanager
+    def at(_: Any, scale: float) -> Iterator[None]:
+        scales.append(scale)
+        yield
+
+    def losses(_: Any) -> Losses:
+        jump = rough * (len(scales) % 2)
+        return Losses(torch.tensor([[1.0 + jump]]).double(), torch.ones(1).double())
+
+    view = SimpleNamespace(computing_in=lambda _: nullcontext())
+    estimator: Any = SimpleNamespace(
+        view=view, perturbation=1e-3, direction=lambda *_: None,
+        example_losses=lambda *_: [1.0 + rough + 5e-4],
+    )  # fmt: skip
+    moved: Any = SimpleNamespace(at=at, compute_dtype=torch.float32)
+    assert agrees_with_moved_weights(estimator, moved, losses) == agrees
+    assert scales == pytest.approx([0.01] * 3, rel=2e-6)

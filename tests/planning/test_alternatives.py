@@ -6,7 +6,7 @@ from typing import Any
 from support import small, tiny
 
 from zoft.planning.alternatives import Alternative, alternatives, places, smallest
-from zoft.planning.footprint import footprint
+from zoft.planning.memory.footprint import footprint
 from zoft.planning.resolve import resolve
 from zoft.planning.workload import shape_of
 from zoft.recipe.load import load_recipe

@@ -8,7 +8,7 @@ from support import tiny
 from support.recipes import of_tiny_llama as recipe
 
 from zoft.errors import OutOfMemory
-from zoft.planning.footprint import footprint
+from zoft.planning.memory.footprint import footprint
 from zoft.planning.placement import budgets, choose, placed, spread
 from zoft.planning.workload import Shape, shape_of
 from zoft.recipe.resolved import Resolved

@@ -13,7 +13,7 @@ from zoft.cli.main import main
 from zoft.errors import OutOfMemory
 from zoft.models.adapters import attach_adapter
 from zoft.planning import plan as planning
-from zoft.planning.footprint import Residency, footprint
+from zoft.planning.memory.footprint import Residency, footprint
 from zoft.planning.plan import make_plan, stream, streamed_step
 from zoft.planning.resolve import resolve
 from zoft.planning.step_time import Seconds

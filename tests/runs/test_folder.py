@@ -162,6 +162,8 @@ def test_only_an_empty_folder_takes_a_new_run(tmp_path: Path) -> None:
     assert str(e.value).startswith(str(tmp_path))
     with pytest.raises(RecipeError, match=r"a\.txt is a file; output_dir must be a folder"):
         require_empty(RunFolder(tmp_path / "a.txt"))
+    with pytest.raises(RecipeError, match=r"b cannot be made: .*a\.txt is a file$"):
+        require_empty(RunFolder(tmp_path / "a.txt" / "sub" / "b"))
 
 
 def test_a_run_is_named_by_its_folder_or_by_a_checkpoint(tmp_path: Path) -> None:

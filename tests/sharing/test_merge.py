@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 import warnings
@@ -186,7 +187,7 @@ def test_a_model_that_computes_something_else_is_not_kept(
 
 def test_an_adapter_that_is_not_finite_is_refused(base: Path, tmp_path: Path) -> None:
     where = adapter(base, scale=float("nan"))
-    with pytest.raises(EnvironmentProblem, match="cannot be merged"):
+    with pytest.raises(EnvironmentProblem, match="numbers that are not finite, in base_model"):
         merge(str(where), str(tmp_path / "out"))
     assert left(tmp_path) == {"base", "adapter"}
 
@@ -210,6 +211,8 @@ def test_codes_are_named(
 def test_refusals(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     where = adapter(base)
     (tmp_path / "there").mkdir()
+    (tmp_path / "trainer").mkdir()
+    shutil.copytree(where, tmp_path / "trainer" / "checkpoint-5")
     for arguments, code, answer in (
         (
             [str(where), str(tmp_path / "there")],
@@ -222,6 +225,11 @@ def test_refusals(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
             f"nothing to merge: {base} is already a whole model",
         ),
         (
+            [str(tmp_path / "trainer"), str(tmp_path / "out")],
+            2,
+            f"nothing to merge: {tmp_path}/trainer holds no adapter; checkpoint-5 in it: an adapter",
+        ),
+        (
             [str(tmp_path / "no"), "out"],
             4,
             f"there is no run, checkpoint or adapter folder {tmp_path}/no",
@@ -230,12 +238,14 @@ def test_refusals(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         capsys.readouterr()
         assert main(["merge", *arguments]) == code
         assert capsys.readouterr().err == f"error: {answer}\n"
-    assert left(tmp_path) == {"base", "adapter", "there"}
+    assert left(tmp_path) == {"base", "adapter", "there", "trainer"}
 
 
 def test_a_run_that_tuned_all_weights_needs_no_merging(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "final").mkdir()
+    (tmp_path / "final/config.json").touch()
     monkeypatch.setattr(merging, "weights_of", lambda _: str(tmp_path / "final"))
     with pytest.raises(RecipeError, match="final is already a whole model"):
         merge(str(tmp_path), str(tmp_path / "out"))

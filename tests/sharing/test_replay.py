@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ from zoft.sharing.base_model import Base
 from zoft.sharing.hub.payload import list_files
 from zoft.sharing.replay import replay
 from zoft.system.signals import Stop
-from zoft.training.run import train
 
 VARIANTS = {
     "rank-1 per example": ("full", []),
@@ -51,15 +49,7 @@ SHORT = ["train.steps=5", "checkpoint.every=3", "~data.eval", "logging.every=5"]
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """The folder of a variant's finished run; its base is ../model."""
-
-    @cache
-    def made(variant: str = "rank-1 per example") -> Path:
-        method, changes = VARIANTS[variant]
-        folder = tmp_path_factory.mktemp("run")
-        train(str(small.write(folder, method)), [*changes, *SHORT])
-        return folder / "run"
-
-    return made
+    return small.finished_runs(tmp_path_factory, VARIANTS, SHORT)
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from support import tiny
+from zoft.training.run import train
 
 RECIPE = """\
 model: {{name: {model}, compute_dtype: float32}}
@@ -45,3 +50,21 @@ def write(
     lr = "1e-2" if method == "lora" else "3e-3"
     recipe.write_text(RECIPE.format(model=model, folder=folder, method=method, lr=lr))
     return recipe
+
+
+def finished_runs(
+    folders: pytest.TempPathFactory,
+    variants: Mapping[str, tuple[str, Sequence[str]]],
+    changes: Sequence[str],
+) -> Callable[..., Path]:
+    """A function that trains a variant (its method, its changes) once and returns the run's folder,
+    beside which its model and its recipe.yaml are."""
+
+    @cache
+    def made(variant: str = "rank-1 per example") -> Path:
+        method, own = variants[variant]
+        folder = folders.mktemp("run")
+        train(str(write(folder, method)), [*own, *changes])
+        return folder / "run"
+
+    return made

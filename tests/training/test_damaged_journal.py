@@ -7,7 +7,6 @@ import random
 import shutil
 import string
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -38,15 +37,7 @@ Finished = Callable[..., Path]
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """The folder of a variant's finished run; its recipe is ../recipe.yaml."""
-
-    @cache
-    def made(variant: str = "rank-1 per example") -> Path:
-        method, changes = VARIANTS[variant]
-        folder = tmp_path_factory.mktemp("run")
-        train(str(small.write(folder, method)), [*changes, *SHORT])
-        return folder / "run"
-
-    return made
+    return small.finished_runs(tmp_path_factory, VARIANTS, SHORT)
 
 
 def edits(text: str, chance: random.Random) -> Iterator[tuple[int, str]]:

@@ -240,8 +240,8 @@ def test_kill_9_at_random_moments(finished: Finished, tmp_path: Path) -> None:
     recipe, _ = finished
     changes = ["train.steps=60", "checkpoint.every=20"]
     whole = kills.uninterrupted(str(recipe), changes, tmp_path / "whole")
-    killed, moments = kills.killed(str(recipe), changes, tmp_path / "killed", steps=60, times=3)
-    assert len(moments) == 3
+    killed, moments = kills.killed(str(recipe), changes, tmp_path / "killed", steps=60, times=2)
+    assert len(moments) == 2
     assert killed == whole
 
 

@@ -21,7 +21,7 @@ from zoft.errors import EnvironmentProblem
 from zoft.inference.evaluate import evaluate
 from zoft.models.storage.safetensors import stored_tensors
 from zoft.planning import placement as residency
-from zoft.planning.footprint import footprint
+from zoft.planning.memory.footprint import footprint
 from zoft.planning.workload import Shape
 from zoft.recipe.resolved import Resolved
 from zoft.training import load

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from rich.console import Console
 
 from zoft.data.sets import load_data
 from zoft.engine.objectives.objective import objective_for
-from zoft.errors import RecipeError
+from zoft.errors import Diverged, RecipeError
 from zoft.inference.scoring import evaluate_set, needs_mask, require_fits
 from zoft.inference.session import Found, find, opened
 from zoft.planning.out_of_memory import memory_explained
@@ -39,6 +40,11 @@ def evaluate(
         resolved = resolve(written.model_copy(update={"model": found.base}))
         with memory_explained(resolved):
             results = _score(resolved, found, stop)
+    if lost := [name for name, found in results.items() if not math.isfinite(found["loss"])]:
+        raise Diverged(
+            f"the loss of {' and '.join(lost)} is not finite: weights of {target} are not, or numbers "
+            f"leave the range of {resolved.model.compute_dtype}: try model.compute_dtype=float32"
+        )
     print(f"peak memory {gib(peak_memory_bytes(torch.device(resolved.device)))}")
     return results
 

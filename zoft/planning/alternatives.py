@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from zoft.errors import EnvironmentProblem, OutOfMemory, RecipeError
-from zoft.planning.footprint import Footprint, Residency, footprint
+from zoft.planning.memory.footprint import Footprint, Residency, footprint
 from zoft.planning.placement import choose
 from zoft.planning.workload import Sets, Shape, Texts, shape_of
 from zoft.recipe.resolved import Resolved

@@ -8,7 +8,7 @@ from torch import nn
 
 from zoft.models.activations import trace_saved
 from zoft.models.meta import build_outline, load_config
-from zoft.planning.footprint import CUDA_CONTEXT
+from zoft.planning.memory.footprint import CUDA_CONTEXT
 from zoft.planning.workload import Shape
 from zoft.recipe.resolved import Resolved
 from zoft.recipe.sections.tune import TuneSection

@@ -12,7 +12,7 @@ import torch
 from zoft.data.examples import Example
 from zoft.errors import OutOfMemory, ZoftError, lacks_memory
 from zoft.planning.alternatives import Variant, alternatives
-from zoft.planning.footprint import footprint
+from zoft.planning.memory.footprint import footprint
 from zoft.planning.placement import budgets
 from zoft.planning.workload import shape_of
 from zoft.recipe.resolved import Resolved

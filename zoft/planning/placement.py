@@ -9,7 +9,7 @@ import torch
 
 from zoft.errors import EnvironmentProblem, OutOfMemory
 from zoft.models.load import cannot_stream
-from zoft.planning.footprint import CUDA_CONTEXT, Footprint, Residency, footprint
+from zoft.planning.memory.footprint import CUDA_CONTEXT, Footprint, Residency, footprint
 from zoft.planning.workload import Shape
 from zoft.recipe.resolved import Resolved
 from zoft.system.host_memory import free_host_bytes, gib
@@ -97,20 +97,20 @@ def choose(
             found = at(residency, 0, slots=1).unchecked
             chosen = fitting(found)
         if chosen:
-            found = chosen
-            stay = f"{len(found.resident)} of {shape.blocks} blocks stay on the device"
-            if found.slots == 1 < shape.blocks:
-                stay += ", one at a time is fetched"
             reason = f"{refused}; " if refused else ""
-            why = f"{reason}streamed from the {residency}, {stay}"
-            return Choice(found, why, device_bytes - found.held)
+            why = f"{reason}streamed from the {residency}, {_who_stays(chosen, shape)}"
+            return Choice(chosen, why, device_bytes - chosen.held)
         refused = f"even streamed from the {residency} it needs {_sizes(found, cpu)}"
-    there = f"{gib(device_bytes)} may be used"
+    there = gib(device_bytes)
     if not cpu:
-        there = f"{gib(device_bytes)} of the device and {gib(host_bytes)} of the host may be used"
-    if shape.fixed:
-        there += f"; it cannot be streamed, {shape.fixed}"
-    raise OutOfMemory(f"{refused}; {there}")
+        there = f"{gib(device_bytes)} of the device and {gib(host_bytes)} of the host"
+    fixed = f"; it cannot be streamed, {shape.fixed}" if shape.fixed else ""
+    raise OutOfMemory(f"{refused}; {there} may be used{fixed}")
+
+
+def _who_stays(found: Footprint, shape: Shape) -> str:
+    stay = f"{len(found.resident)} of {shape.blocks} blocks stay on the device"
+    return f"{stay}, one at a time is fetched" if found.slots == 1 < shape.blocks else stay
 
 
 def placed(recipe: Resolved, choice: Choice) -> Resolved:

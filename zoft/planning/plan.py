@@ -22,7 +22,7 @@ from zoft.models.load import find_tokenizer
 from zoft.models.meta import load_config
 from zoft.planning.alternatives import Alternative, alternatives, places, smallest
 from zoft.planning.backprop import FirstOrder, first_order
-from zoft.planning.footprint import Footprint, Residency, footprint
+from zoft.planning.memory.footprint import Footprint, Residency, footprint
 from zoft.planning.placement import budgets, choose
 from zoft.planning.resolve import resolve, with_data
 from zoft.planning.rounding import Diffusion, diffusion

@@ -30,7 +30,7 @@ from zoft.models.empty_weights import model_on_meta
 from zoft.models.meta import load_config
 from zoft.models.storage.fetch import local_folder
 from zoft.models.trainable import decays, parameter_ids, tuned_parameters
-from zoft.planning.footprint import footprint
+from zoft.planning.memory.footprint import footprint
 from zoft.planning.workload import Shape, Texts
 from zoft.recipe.resolved import Resolved
 from zoft.system.device import DTYPES, make_repeatable

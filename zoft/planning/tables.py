@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from zoft.errors import OutOfMemory
-from zoft.planning.footprint import Footprint, Item
+from zoft.planning.memory.footprint import Footprint, Item
 from zoft.planning.plan import Plan, Streaming, make_plan
 from zoft.recipe.schema import Recipe
 from zoft.system.host_memory import gib

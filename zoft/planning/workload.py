@@ -21,6 +21,7 @@ from zoft.models.adapters import of_adapter
 from zoft.models.blocks import find_blocks, owned_parameters
 from zoft.models.meta import build_outline, load_config, why_not_streamed
 from zoft.models.storage.fetch import local_folder
+from zoft.models.storage.safetensors import stored_tensors
 from zoft.models.trainable import tuned_parameters
 from zoft.recipe.resolved import Resolved
 from zoft.system.device import DTYPES
@@ -82,8 +83,9 @@ class Shape:
     `known` is False where a set could not be read, so that `data.max_length` had to stand in.
     `cache` is bytes of keys and values of one token, while an evaluation writes. `fixed` says why its
     blocks cannot be streamed, if they cannot. `words` are those of the tokenizer (0: not known).
-    `converted` is bytes of the file that is to be converted first, `active` the share of its experts
-    that a token goes through.
+    `converted` is bytes of the file that is to be converted first, `mapped` of the files that a
+    quantised base is read from, which are all in memory once it is; `active` is the share of its
+    experts that a token goes through.
     """
 
     weights: tuple[Weight, ...]
@@ -98,6 +100,7 @@ class Shape:
     fixed: str = ""
     words: int = 0
     converted: int = 0
+    mapped: int = 0
     active: float = 1.0
     outline: nn.Module | None = field(default=None, repr=False, compare=False)
 
@@ -170,6 +173,7 @@ def shape_of(recipe: Resolved, sets: Sets | None = None, words: int = 0) -> Shap
         fixed=_fixed(recipe, config),
         words=words,
         converted=_converted(recipe.model.name),
+        mapped=_mapped(recipe),
         active=_active(text),
         outline=model,
     )
@@ -179,6 +183,15 @@ def _converted(name: str) -> int:
     file = Path(name).expanduser()
     new = file.suffix == ".gguf" and local_folder(name) is None and file.is_file()
     return file.stat().st_size if new else 0
+
+
+def _mapped(recipe: Resolved) -> int:
+    """0 for files that are not here yet, or not in safetensors."""
+    folder = local_folder(recipe.model.name)
+    if recipe.model.quantization != "none" and folder is not None:
+        with suppress(EnvironmentProblem):  # loading says what is wrong with them
+            return sum(x.nbytes for x in stored_tensors(folder).values())
+    return 0
 
 
 def _active(config: PreTrainedConfig) -> float:

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
+from ruamel.yaml.representer import SafeRepresenter
 
 from zoft.errors import RecipeError
 from zoft.recipe import packaged
@@ -23,7 +24,7 @@ from zoft.recipe.messages import explain
 from zoft.recipe.overrides import Values, apply
 from zoft.recipe.schema import Recipe
 from zoft.recipe.sections.optimizer import own_keys
-from zoft.recipe.yaml import MAX_BYTES, NotYaml, read, repeated
+from zoft.recipe.yaml import MAX_BYTES, TYPOGRAPHIC, NotYaml, read, repeated
 
 MAX_PROBLEMS = 50  # lines; whoever has more has another file in mind
 
@@ -114,9 +115,21 @@ def recipe_text(source: str | Path) -> str:
     return _read(_find(source))
 
 
+class _Quoting(SafeRepresenter):
+    """Writes quotes around texts that begin with a typographic one: without any they are refused."""
+
+    def text(self, value: str) -> Any:
+        style = '"' if value.startswith(tuple(TYPOGRAPHIC)) else None
+        return self.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+
+_Quoting.add_representer(str, _Quoting.text)
+
+
 def dump_recipe(recipe: Recipe) -> str:
     """YAML with every field, which `load_recipe` reads back to an equal recipe."""
     yaml = YAML(typ="safe", pure=True)
+    yaml.Representer = _Quoting
     yaml.default_flow_style = False
     yaml.width = 2**31  # ruamel's folding of long or exotic lines loses characters
     yaml.allow_unicode = not re.search("[\x85\u2028\u2029\ufeff]", recipe.model_dump_json())

@@ -18,7 +18,7 @@ from zoft.recipe.sections.data import DataSource
 from zoft.runs import checkpoint
 from zoft.runs.journal import nullable
 from zoft.runs.record import leaves, read_manifest
-from zoft.system.atomic_io import lock, write_atomically
+from zoft.system.atomic_io import existing, lock, write_atomically
 
 # What a run writes before its journal begins, and may write again if it was killed there.
 BEGINNING = {
@@ -155,7 +155,8 @@ def run_of(path: Path) -> tuple[RunFolder, Path | None]:
 
 
 def require_empty(folder: RunFolder) -> None:
-    """Raises RecipeError, with the choices, if something is there that a new run could spoil."""
+    """Raises RecipeError, with the choices, if something is there that a new run could spoil,
+    EnvironmentProblem if nothing may be written there."""
     there = folder.path.is_dir() and any(folder.path.iterdir())
     if there and (folder.exists or not folder.is_a_mere_beginning()):
         raise RecipeError(
@@ -164,6 +165,11 @@ def require_empty(folder: RunFolder) -> None:
         )
     if folder.path.exists() and not folder.path.is_dir():
         raise RecipeError(f"{folder.path} is a file; output_dir must be a folder")
+    above = existing(folder.path)
+    if not above.is_dir():
+        raise RecipeError(f"output_dir: {folder.path} cannot be made: {above} is a file")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise EnvironmentProblem(f"{folder.path} cannot be written: no rights in {above}")
 
 
 def require_same(recipe: Recipe, previous: Recipe) -> None:

@@ -19,6 +19,7 @@ from zoft.errors import EnvironmentProblem, OutOfMemory, RecipeError, ZoftError,
 from zoft.inference.locate import weights_of
 from zoft.models.adapters import base_of, is_adapter, load_adapter
 from zoft.models.load import load_adapters_tokenizer, load_model
+from zoft.models.storage.adapter_files import adapters_below
 from zoft.models.storage.fetch import local_safetensors
 from zoft.models.storage.safetensors import stored_tensors
 from zoft.recipe.schema import ModelSection, Recipe
@@ -168,6 +169,10 @@ def _adapter_of(target: str) -> str:
         raise EnvironmentProblem(f"there is no run, checkpoint or adapter folder {target}")
     where = weights_of(target)
     if not is_adapter(where):
+        if not (Path(where) / "config.json").is_file():
+            raise RecipeError(
+                f"nothing to merge: {where} holds no adapter{adapters_below(Path(where))}"
+            )
         raise RecipeError(f"nothing to merge: {where} is already a whole model")
     try:
         config = PeftConfig.from_pretrained(where)

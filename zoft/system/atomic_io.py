@@ -46,6 +46,11 @@ def staged(place: Path) -> Iterator[Path]:
         delete(partial)
 
 
+def existing(path: Path) -> Path:
+    """The path, or the closest folder above it that is there."""
+    return next(place for place in (path, *path.absolute().parents) if place.exists())
+
+
 def delete(path: Path) -> None:
     """Delete a file or a folder, if there is one."""
     if path.is_dir():

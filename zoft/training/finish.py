@@ -13,7 +13,7 @@ from typing import Any
 from zoft.data.examples import Example
 from zoft.errors import Diverged, Interrupted, RecipeError, first_line
 from zoft.models.adapters import is_adapter
-from zoft.planning.footprint import CUDA_CONTEXT
+from zoft.planning.memory.footprint import CUDA_CONTEXT
 from zoft.recipe.load import dump_recipe
 from zoft.recipe.resolved import Resolved
 from zoft.recipe.schema import Recipe

@@ -6,7 +6,6 @@ could not find is left out, and says so.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,7 +26,7 @@ from zoft.models.meta import load_config
 from zoft.models.storage.fetch import cache_folder, local_folder, local_safetensors
 from zoft.models.storage.safetensors import WEIGHTS, WEIGHTS_INDEX, stored_tensors
 from zoft.planning.doctor.model import decoder_lines
-from zoft.planning.footprint import footprint
+from zoft.planning.memory.footprint import footprint
 from zoft.planning.placement import budgets, choose
 from zoft.planning.resolve import on_device, resolve, with_data
 from zoft.planning.workload import Shape, shape_of
@@ -40,6 +39,7 @@ from zoft.runs.folder import RunFolder, require_empty
 from zoft.sharing.base_model import base_of
 from zoft.sharing.hub.access import require_login
 from zoft.sharing.hub.retry import hub_client, no_check
+from zoft.system.atomic_io import existing
 from zoft.system.device import DTYPES
 from zoft.system.host_memory import gib
 from zoft.system.signals import stop_on_signals
@@ -129,14 +129,7 @@ def _run_folder(recipe: Recipe) -> str:
     if folder.exists:
         return f"{folder.path} holds a run, which --resume auto goes on with"
     require_empty(folder)
-    above = _existing(folder.path)
-    if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
-        raise EnvironmentProblem(f"{folder.path} cannot be written: no rights in {above}")
     return f"{folder.path} is free"
-
-
-def _existing(path: Path) -> Path:
-    return next(place for place in (path, *path.absolute().parents) if place.exists())
 
 
 def _begun(recipe: Recipe, report: Report) -> Recipe:
@@ -258,7 +251,7 @@ def _disk(recipe: Resolved, shape: Shape) -> str:
     if recipe.model.name.endswith(".gguf") and local_folder(recipe.model.name) is None:
         converted = 4 * sum(weight.numel for weight in shape.weights if not weight.adapter)
         require_space(cache_folder(), converted)
-    free = shutil.disk_usage(_existing(folder)).free
+    free = shutil.disk_usage(existing(folder)).free
     return f"{needed / 1e9:.2f} GB for the result and checkpoints, {free / 1e9:.2f} GB are free"
 
 

@@ -20,7 +20,7 @@ from zoft.engine.optimizers.measurement import Measurement
 from zoft.engine.optimizers.optimizer import optimizer_for
 from zoft.engine.optimizers.update import Resident, Tuned, tuned_weights
 from zoft.models.trainable import parameter_ids
-from zoft.planning.footprint import footprint
+from zoft.planning.memory.footprint import footprint
 from zoft.planning.workload import shape_of
 from zoft.recipe.resolved import what_learns
 from zoft.recipe.sections.optimizer import RULES

@@ -13,7 +13,7 @@ from support import small
 from zoft.errors import Diverged, Interrupted
 from zoft.recipe.load import load_recipe
 from zoft.recipe.schema import Recipe
-from zoft.sharing.hub import push
+from zoft.sharing.hub import beside, push
 from zoft.sharing.hub.push import Pusher, pushing
 from zoft.sharing.hub.upload import Pushed
 from zoft.system.signals import Stop
@@ -144,8 +144,9 @@ def test_an_interrupt_does_not_wait_and_names_what_is_not_up(hub: Hub, recipe: R
     )
     hub.leave.release()  # the answer, after all: nobody hears of it
     for thread in threading.enumerate():
-        if thread is not threading.current_thread() and thread.daemon:
+        if thread.name == beside.NAME:
             thread.join(SECONDS)
+            assert not thread.is_alive()
     assert said[-1].startswith("not pushed")
 
 

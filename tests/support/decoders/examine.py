@@ -98,13 +98,22 @@ class NotBuilt(ZoftError):
 
 
 def check_probes(found: Findings, folder: Path, name: str) -> None:
-    """Full tuning, then LoRA with matrices that are not zero: on every linear module where `auto` has
-    no answer. `folder` holds the checkpoint of `build(name)`."""
+    """Full tuning, then LoRA. `folder` holds the checkpoint of `build(name)`."""
+    if check_full(found, folder, name):
+        check_lora(found, folder, name)
+
+
+def check_full(found: Findings, folder: Path, name: str) -> bool:
+    """All weights tuned; whether the checkpoint could be loaded."""
     with found.check("load"):
         full = Subject.loaded(folder, build(name))
-    if not found.passed("load"):
-        return
-    probes.check(found, "full", full)
+    if found.passed("load"):
+        probes.check(found, "full", full)
+    return found.passed("load")
+
+
+def check_lora(found: Findings, folder: Path, name: str) -> None:
+    """Matrices that are not zero, on every linear module where `auto` has no answer."""
     for targets in ("auto", "all-linear"):
         tune = TuneSection.model_validate({"method": "lora", "target_modules": targets})
         both: Any = (Subject.loaded(folder, build(name)).model, build(name))

@@ -10,7 +10,7 @@ from typing import Literal
 
 from zoft.errors import ZoftError, first_line
 
-Status = Literal["ok", "refused", "unsaid", "crash", "wrong"]  # the later, the worse
+Status = Literal["ok", "skipped", "refused", "unsaid", "crash", "wrong"]  # the later, the worse
 
 
 class Wrong(Exception):
@@ -56,6 +56,10 @@ class Findings:
             self.all.append(Finding(name, "crash", detail, 1))
         else:
             self.all.append(Finding(name, "ok"))
+
+    def skip(self, name: str, why: str) -> None:
+        """Note a check that was not made."""
+        self.all.append(Finding(name, "skipped", why))
 
     def of(self, *statuses: Status) -> list[Finding]:
         """The findings with one of these statuses."""

@@ -31,7 +31,7 @@ from zoft.engine.optimizers.update import Resident, tuned_weights
 from zoft.engine.probe.directions import Directions
 from zoft.engine.probe.structures.table import STRUCTURES, values_of
 from zoft.engine.probe.view import ProbedModel
-from zoft.errors import RecipeError
+from zoft.errors import RecipeError, first_line
 from zoft.inference.scoring import needs_mask
 from zoft.models.load import forward_explained, load_model, require_causal
 from zoft.models.trainable import decays, parameter_ids, tuned_parameters
@@ -145,8 +145,9 @@ def _check_low(found: Findings, name: str, subject: Subject) -> None:
     try:
         z = _directions("dense").at(STEP, 0)
         plain.losses(z, 0.0, EXAMPLES["lm"])
-    except Exception:
-        return  # not zoft's matter
+    except Exception as error:  # not zoft's matter
+        found.skip(f"{name}: bfloat16", f"plain transformers fails: {first_line(error)}")
+        return
     for structure, scope in (("dense", "batch"), ("rank1", "example")):
         if any(x.check.startswith(f"{name}: {structure} {scope}") for x in found.of("refused")):
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
@@ -75,7 +76,8 @@ def names_in(folder: Path | str) -> list[str]:
 
 def unknown_names(model: PeftModel, names: Iterable[str]) -> list[str]:
     """Of the tensors in an adapter's files, those that the model has no place for."""
-    own = get_peft_model_state_dict(model, save_embedding_layers=False)
+    with warnings.catch_warnings(action="ignore"):  # biases have one dimension, as they should
+        own = get_peft_model_state_dict(model, save_embedding_layers=False)
     known = {_bare(name) for name in (*own, *model.state_dict())}
     return sorted(name for name in names if _bare(name) not in known)
 

@@ -23,6 +23,7 @@ import torch
 from zoft import __version__
 from zoft.errors import first_line
 from zoft.models.storage.fetch import cache_folder
+from zoft.system.atomic_io import existing
 from zoft.system.device import fast_dtype
 from zoft.system.host_memory import free_host_bytes, gib
 
@@ -145,13 +146,9 @@ def _disk() -> list[str]:
         "zoft's": cache_folder(),
     }
     return [
-        f"{gib(shutil.disk_usage(_existing(path)).free)} free {name} ({path})"
+        f"{gib(shutil.disk_usage(existing(path)).free)} free {name} ({path})"
         for name, path in places.items()
     ]
-
-
-def _existing(path: Path) -> Path:
-    return next(place for place in (path, *path.absolute().parents) if place.exists())
 
 
 def _caches() -> list[str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from zoft.system.atomic_io import delete
 
 PLACE = ".push"  # in the run's folder
+NAME = "zoft-push"  # of the thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ class Beside:
             self._uploads[1:] = [upload]
             if len(self._uploads) == 1:
                 # A daemon: an answer that never comes does not keep the program from ending.
-                threading.Thread(target=self._work, args=(upload,), daemon=True).start()
+                threading.Thread(None, self._work, NAME, (upload,), daemon=True).start()
 
     @property
     def waiting(self) -> list[Path]:

@@ -7,8 +7,8 @@ import pytest
 from support import tiny
 from support.recipes import of_tiny_llama as recipe
 
-from zoft.planning.footprint import (
-    ALIGN,
+from zoft.planning.memory.count import ALIGN
+from zoft.planning.memory.footprint import (
     CHECKS,
     CUDA_CONTEXT,
     CUDA_HOST,
