@@ -8,13 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 from support import small, tiny
+from support.failures import Killed
 from transformers import AutoModelForCausalLM
 
+from zoft.engine import tail
 from zoft.errors import RecipeError
 from zoft.inference.evaluate import evaluate
 from zoft.runs.complete import weight_files
 from zoft.runs.metrics import Metrics
 from zoft.sharing.replay import replay
+from zoft.training.hooks import Evaluations
 from zoft.training.run import train
 
 TAIL = ["tune.tail=head", "data.labels={0: bad, 1: great}"]
@@ -32,13 +35,47 @@ def whole(recipe: Path) -> Path:
     return recipe.parent / "run"
 
 
-def test_the_first_score_is_that_of_the_solved_rows(whole: Path) -> None:
-    first = next(e for e in Metrics(whole / "metrics.jsonl").read() if e["event"] == "eval")
-    assert first["step"] == 0
-    assert first["accuracy"] == 1.0  # "abc" and "xyz" can be told apart from any states
+def test_the_score_is_told_before_and_after_the_rows_are_solved(whole: Path) -> None:
+    events = Metrics(whole / "metrics.jsonl").read()
+    first, tail = events[:2]
+    assert (first["event"], tail["event"]) == ("eval", "tail")
+    assert first["step"] == tail["step"] == 0
+    assert (
+        first["accuracy"] < tail["accuracy"] == 1.0
+    )  # "abc" and "xyz" are told apart by any states
     found = json.loads((whole / "run.json").read_text())["tail"]
     assert found["rows"] == 48
     assert found["left_out"]["loss"] < found["before"]["loss"]
+    assert "tail alone" in (whole / "report.html").read_text()
+
+
+def test_a_run_killed_while_the_rows_are_solved_solves_them_again(
+    recipe: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluations, "score_tail", killed)
+        with pytest.raises(Killed):
+            train(str(recipe), TAIL, output_dir=str(tmp_path / "run"))
+    assert not (tmp_path / "run/start").exists()
+    train(str(recipe), TAIL, output_dir=str(tmp_path / "run"), resume="auto")
+    assert weight_files(tmp_path / "run/final") == weight_files(whole / "final")
+
+
+def test_many_rows_have_a_first_answer(
+    recipe: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(tail, "FIRST", 20)
+    train(str(recipe), TAIL, output_dir=str(tmp_path / "run"))
+    said = capsys.readouterr().out
+    assert "solved on 20 rows" in said
+    assert "solved on 48 rows" in said
+    assert (tmp_path / "run/start" / tail.FILE).read_bytes() == (
+        whole / "start" / tail.FILE
+    ).read_bytes()
 
 
 def test_the_head_is_held_while_the_body_learns(whole: Path, recipe: Path) -> None:

@@ -10,7 +10,7 @@ Source: docs/methods.md#the-tail.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,10 @@ from zoft.errors import RecipeError
 
 STRENGTHS = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01)  # from the start outwards: each begins where one ended
 FOLDS, ITERATIONS = 5, 60
+FIRST = 1000  # rows after which many more of them are worth a first answer
 FILE = "tail.safetensors"
+
+Told = Callable[[int], None]  # how many rows had their pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,30 +81,29 @@ def head_of(model: nn.Module) -> nn.Module:
 
 
 def solve_head(
-    engine: Engine, examples: Sequence[Example], size: int, check: Callable[[], None]
-) -> Solved:
-    """Solve the label words' rows on `examples`, in passes of `size` of them; nothing is changed.
+    engine: Engine, examples: Sequence[Example], size: int, told: Told
+) -> Iterator[Solved]:
+    """Solve the label words' rows on `examples`, in passes of `size` of them; nothing is changed. Of
+    more than twice FIRST examples these are solved on their own first.
 
-    Raises RecipeError where the examples are not a choice between the same single tokens, or the
-    model changes its logits behind the head.
+    `told` is called between passes. Raises as `label_words` does.
     """
-    words = _label_words(examples)
-    if not engine.view.head_ends_the_model:
-        raise RecipeError(
-            "tune.tail: this model changes its logits behind the head; set tune.tail=none"
-        )
-    hidden, labels = _hidden_states(engine, examples, size, check)
+    words = label_words(engine, examples)
     head: Any = head_of(engine.model)
     start = head.weight.detach()[words.to(head.weight.device)].double().cpu()
     bias = (
         0.0 if head.bias is None else head.bias.detach()[words.to(head.bias.device)].double().cpu()
     )
-    problem = _Problem(hidden, labels, start, hidden @ start.T + bias)
-    strength, after = problem.best_strength()
-    values = problem.solve(strength).float()
-    return Solved(
-        HeadRows(words, values), len(examples), strength, score(problem.logits, labels), after
-    )
+    labels = torch.tensor([x.label for x in examples if isinstance(x, Choice)])
+    hidden = torch.empty(0, start.shape[1], dtype=torch.float64)
+    for end in (FIRST, len(examples)) if len(examples) > 2 * FIRST else (len(examples),):
+        states = _hidden_states(engine, examples, len(hidden), end, size, told)
+        hidden = torch.cat([hidden, states])
+        problem = _Problem(hidden, labels[:end], start, hidden @ start.T + bias)
+        strength, after = problem.best_strength()
+        before = score(problem.logits, problem.labels)
+        rows = HeadRows(words, problem.solve(strength).float())
+        yield Solved(rows, end, strength, before, after)
 
 
 def score(logits: Tensor, labels: Tensor) -> tuple[float, float]:
@@ -110,7 +112,12 @@ def score(logits: Tensor, labels: Tensor) -> tuple[float, float]:
     return float(nn.functional.cross_entropy(logits, labels)), float(hits)
 
 
-def _label_words(examples: Sequence[Example]) -> Tensor:
+def label_words(engine: Engine, examples: Sequence[Example]) -> Tensor:
+    """The tokens (n,) whose rows are solved.
+
+    Raises RecipeError where the examples are not a choice between the same single tokens, or the model
+    changes its logits behind the head.
+    """
     choices = [x.options for x in examples if isinstance(x, Choice)]
     first = choices[0] if len(choices) == len(examples) else ()
     if not first or any(len(option) != 1 for option in first) or any(x != first for x in choices):
@@ -118,25 +125,28 @@ def _label_words(examples: Sequence[Example]) -> Tensor:
             "tune.tail: the head's rows are solved for a choice between the same words of one token "
             "each (objective choice); set tune.tail=none"
         )
+    if not engine.view.head_ends_the_model:
+        raise RecipeError(
+            "tune.tail: this model changes its logits behind the head; set tune.tail=none"
+        )
     return torch.tensor([option[0] for option in first])
 
 
 def _hidden_states(
-    engine: Engine, examples: Sequence[Example], size: int, check: Callable[[], None]
-) -> tuple[Tensor, Tensor]:
-    """(N, d) float64 of the states that the head reads, and the labels (N,), by plain passes over rows
-    of like length."""
-    order = sorted(range(len(examples)), key=lambda i: len(_prompt(examples[i])))
+    engine: Engine, examples: Sequence[Example], first: int, end: int, size: int, told: Told
+) -> Tensor:
+    """(end - first, d) float64 of the states that the head reads of these examples, by plain passes
+    over rows of like length."""
+    order = sorted(range(first, end), key=lambda i: len(_prompt(examples[i])))
     found: list[Tensor] = []
     with engine.view.plain():
         for begin in range(0, len(order), size):
-            for batch in engine.batches([examples[i] for i in order[begin : begin + size]], size):
+            rows = [examples[i] for i in order[begin : begin + size]]
+            for batch in engine.batches(rows, size):
                 mask = batch.attention_mask() if engine.view.masked else None
                 found.append(engine.view.hidden(batch.input_ids, batch.positions, mask).cpu())
-            check()
-    place = torch.tensor(order).argsort()
-    labels = torch.tensor([x.label for x in examples if isinstance(x, Choice)])
-    return torch.cat(found)[place].double(), labels
+            told(first + begin + len(rows))
+    return torch.cat(found)[torch.tensor(order).argsort()].double()
 
 
 def _prompt(example: Example) -> Sequence[int]:

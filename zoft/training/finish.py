@@ -99,6 +99,8 @@ def print_summary(folder: RunFolder) -> None:
     run = read_run(folder.path)
     if run.zero_shot:
         print(f"before tuning  {in_words(run.zero_shot)}")
+    if run.tail:
+        print(f"tail alone     {in_words(run.tail)}")
     if run.best and run.best is not run.last:
         print(f"best           {in_words(run.best)}, step {run.best['step']}")
     if run.last:

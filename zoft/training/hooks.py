@@ -77,6 +77,11 @@ class Evaluations:
         self.scores[now] = self.metrics.write("eval", now, **self.evaluate(self.eval_set))
         self.narrator.score(self.scores[now])
 
+    def score_tail(self) -> None:
+        """Score the eval set once the tail is solved and no step was taken."""
+        if self.eval_set is not None:
+            self.narrator.score(self.metrics.write("tail", 0, **self.evaluate(self.eval_set)))
+
     def evaluate(self, examples: Sequence[Example]) -> dict[str, Any]:
         """The scores of `examples`, eval.metric first, then rows and seconds."""
         return evaluate_set(

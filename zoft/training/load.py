@@ -24,6 +24,7 @@ from zoft.engine.optimizers.update import Resident, Weights, tuned_weights
 from zoft.engine.probe.leaves import UnreadParameters
 from zoft.engine.probe.structures.table import layout_of
 from zoft.engine.probe.view import ProbedModel
+from zoft.engine.tail import FILE as TAIL
 from zoft.engine.tail import HeadRows
 from zoft.inference.scoring import needs_mask, require_fits
 from zoft.models import load
@@ -105,7 +106,7 @@ def load_model(
         adapter = adapter_folder(recipe.tune.adapter)
     if adapts and adapter:
         model = load_adapter(base.model, adapter, own)
-    elif recipe.tune.tail == "head" and resumed and not saved:
+    elif resumed and not saved and (run.start / TAIL).is_file():
         HeadRows.read(run.start).put(model)
     elif adapts:
         model = attach_adapter(base.model, recipe.tune, recipe.seed, own)

@@ -15,7 +15,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from zoft import __version__
-from zoft.engine.tail import Solved, solve_head
+from zoft.data.examples import Example
+from zoft.engine.tail import FILE as TAIL
+from zoft.engine.tail import solve_head
 from zoft.errors import EnvironmentProblem, RecipeError
 from zoft.models.quantization import library_of
 from zoft.recipe.resolved import Resolved
@@ -23,32 +25,47 @@ from zoft.runs import checkpoint
 from zoft.runs.checksum import UNPROTECTED, protected
 from zoft.runs.folder import RunFolder
 from zoft.runs.journal import Entry, Header, Journal, nullable
-from zoft.training.hooks import write_model
+from zoft.training.hooks import Evaluations, write_model
 from zoft.training.trainer import Trainer
 
 
-def begin_with_tail(trainer: Trainer, say: Callable[[str], None]) -> Solved | None:
-    """Solve the rows of the head that `tune.tail` names on training rows drawn as steps draw them, and
-    put them into the model. Raises RecipeError."""
-    tune = trainer.recipe.tune
-    if tune.tail == "none":
-        return None
-    begun, size = time.perf_counter(), trainer.recipe.train.batch_size
-    wanted, number = min(tune.tail_rows, len(trainer.train_set)), 0
+def solve_tail(trainer: Trainer, run: RunFolder, evaluations: Evaluations) -> None:
+    """Solve the rows of the head that `tune.tail` names on training rows drawn as steps draw them, put
+    them into the model, score it before and after, and write start/tail.safetensors: nothing if that
+    is there. Raises RecipeError."""
+    tune, settings = trainer.recipe.tune, trainer.recipe.eval
+    if tune.tail == "none" or (run.start / TAIL).is_file():
+        return
+    evaluations(trainer, None)
+    begun = time.perf_counter()
+    examples = _drawn(trainer, tune.tail_rows)
+
+    def passed(rows: int) -> None:
+        evaluations.narrator.evaluating("tail", rows, len(examples))
+        trainer.check()
+
+    for solved in solve_head(trainer.engine, examples, settings.batch_size, passed):
+        (loss, hits), (new_loss, new_hits) = solved.before, solved.after
+        evaluations.narrator.say(
+            f"tail: the head's rows of {len(solved.rows.words)} words, solved on {solved.examples:,} "
+            f"rows in {time.perf_counter() - begun:.0f} s; on rows left out, loss {loss:.3f} -> "
+            f"{new_loss:.3f}, accuracy {hits:.3f} -> {new_hits:.3f}"
+        )
+    summary = {**solved.summary(), "seconds": round(time.perf_counter() - begun, 1)}
+    solved.rows.put(trainer.engine.model)
+    run.update_manifest(tail=summary)
+    evaluations.score_tail()
+    checkpoint.save(run.start, solved.rows.write)
+
+
+def _drawn(trainer: Trainer, most: int) -> list[Example]:
+    """The rows of as many steps as give `most` of them, each once."""
+    wanted, number = min(most, len(trainer.train_set)), 0
     rows: dict[int, None] = {}  # in the order in which they come
     while len(rows) < wanted:
         number += 1
         rows.update(dict.fromkeys(int(row) for row in trainer.order.rows(number)))
-    examples = [trainer.train_set[row] for row in list(rows)[:wanted]]
-    solved = solve_head(trainer.engine, examples, size, trainer.check)
-    solved.rows.put(trainer.engine.model)
-    (loss, hits), (new_loss, new_hits) = solved.before, solved.after
-    say(
-        f"tail: the head's rows of {len(solved.rows.words)} words, solved on {solved.examples:,} rows "
-        f"in {time.perf_counter() - begun:.0f} s; on rows left out, loss {loss:.3f} -> {new_loss:.3f}, "
-        f"accuracy {hits:.3f} -> {new_hits:.3f}"
-    )
-    return solved
+    return [trainer.train_set[row] for row in list(rows)[:wanted]]
 
 
 def start_run(
@@ -57,10 +74,9 @@ def start_run(
     header: Header,
     text: str,
     tokenizer: PreTrainedTokenizerBase,
-    tail: Solved | None,
 ) -> Journal:
     """Make the folder of a run at its first step: recipes (`text` is the one that was given), run.json,
-    the adapter or the head's rows that it starts from, and the journal."""
+    the adapter that it starts from, and the journal."""
     recipe = trainer.recipe
     with run.claimed():
         (run.path / "recipe.yaml").write_text(text, encoding="utf-8")
@@ -69,11 +85,8 @@ def start_run(
             checkpoint.save(
                 run.start, lambda folder: write_model(trainer.engine, tokenizer, folder)
             )
-        if tail:
-            checkpoint.save(run.start, tail.rows.write)
         run.update_manifest(
             status="running",
-            tail=tail and tail.summary(),
             command=sys.argv,
             started=datetime.now(UTC).isoformat(timespec="seconds"),
             versions=versions(),
