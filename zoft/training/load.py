@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from zoft import __version__
 from zoft.data.examples import Example, length
 from zoft.data.sets import Data
-from zoft.engine.build import Engine, estimator_for, streamer_for
+from zoft.engine.build import Engine, estimator_for, streamer_for, tail_for
 from zoft.engine.objectives.objective import objective_for
 from zoft.engine.offload.weights import Streamed
 from zoft.engine.optimizers.optimizer import optimizer_for
@@ -24,8 +24,8 @@ from zoft.engine.optimizers.update import Resident, Weights, tuned_weights
 from zoft.engine.probe.leaves import UnreadParameters
 from zoft.engine.probe.structures.table import layout_of
 from zoft.engine.probe.view import ProbedModel
-from zoft.engine.tail import FILE as TAIL
-from zoft.engine.tail import HeadRows
+from zoft.engine.tail.head import FILE as TAIL
+from zoft.engine.tail.head import HeadRows
 from zoft.inference.scoring import needs_mask, require_fits
 from zoft.models import load
 from zoft.models.adapters import attach_adapter, load_adapter
@@ -169,6 +169,7 @@ def build_engine(
         optimizer=optimizer_for(recipe.optimizer, recipe.seed, weights),
         weights=weights,
         streamer=streamer,
+        tail=tail_for(recipe, view, streams=streamer is not None),
     )
 
 

@@ -12,7 +12,6 @@ import torch
 
 from zoft.data.sets import Data, load_data
 from zoft.engine.build import Engine, order_for
-from zoft.engine.tail import label_words
 from zoft.errors import RecipeError
 from zoft.planning.out_of_memory import memory_explained
 from zoft.planning.placement import placed
@@ -40,7 +39,7 @@ from zoft.training.load import (
     load_model,
 )
 from zoft.training.preflight import preflight
-from zoft.training.start import resume_run, solve_tail, start_run
+from zoft.training.start import resume_run, solve_tail, solves_head, start_run
 from zoft.training.trainer import Hook, Trainer
 from zoft.training.warm_start import require_same_adapter, tokenizer_for, warm_start
 
@@ -140,8 +139,7 @@ def _begin(
     """Look at the first step, then make the folder: a run that can't start leaves nothing behind."""
     examples = data.examples["train"]
     trainer = Trainer(recipe, engine, examples, order_for(recipe, examples), stop.check)
-    if recipe.tune.tail != "none":
-        label_words(engine, examples)
+    solved = solves_head(trainer)
     found = preflight(trainer, spare, narrator.say)
     optimizer = recipe.optimizer.model_copy(update={"paired": found.paired})
     trainer = Trainer(
@@ -153,6 +151,7 @@ def _begin(
     )
     header["optimizer"] = optimizer.model_dump(mode="json")
     header["noise"] = found.noise
+    header["solved_head"] = solved
     stop.patient = True
     journal = start_run(trainer, run, header, recipe_text(source), data.tokenizer)
     run.update_manifest(scored=_scored(data))

@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerBase
 
 from zoft import __version__
 from zoft.data.examples import Example
-from zoft.engine.tail import FILE as TAIL
-from zoft.engine.tail import solve_head
+from zoft.engine.tail.head import FILE as TAIL
+from zoft.engine.tail.head import label_words, solve_head
 from zoft.errors import EnvironmentProblem, RecipeError
 from zoft.models.quantization import library_of
 from zoft.recipe.resolved import Resolved
@@ -34,7 +34,7 @@ def solve_tail(trainer: Trainer, run: RunFolder, evaluations: Evaluations) -> No
     them into the model, score it before and after, and write start/tail.safetensors: nothing if that
     is there. Raises RecipeError."""
     tune, settings = trainer.recipe.tune, trainer.recipe.eval
-    if tune.tail == "none" or (run.start / TAIL).is_file():
+    if not solves_head(trainer) or (run.start / TAIL).is_file():
         return
     evaluations(trainer, None)
     begun = time.perf_counter()
@@ -44,7 +44,8 @@ def solve_tail(trainer: Trainer, run: RunFolder, evaluations: Evaluations) -> No
         evaluations.narrator.evaluating("tail", rows, len(examples))
         trainer.check()
 
-    for solved in solve_head(trainer.engine, examples, settings.batch_size, passed):
+    view, batches = trainer.engine.view, trainer.engine.batches
+    for solved in solve_head(view, batches, examples, settings.batch_size, passed):
         (loss, hits), (new_loss, new_hits) = solved.before, solved.after
         evaluations.narrator.say(
             f"tail: the head's rows of {len(solved.rows.words)} words, solved on {solved.examples:,} "
@@ -56,6 +57,21 @@ def solve_tail(trainer: Trainer, run: RunFolder, evaluations: Evaluations) -> No
     run.update_manifest(tail=summary)
     evaluations.score_tail()
     checkpoint.save(run.start, solved.rows.write)
+
+
+def solves_head(trainer: Trainer) -> bool:
+    """Whether the head's rows are solved before the first step. Raises RecipeError if `tune.tail` says
+    so and they cannot be; the last blocks move without, too."""
+    tail = trainer.recipe.tune.tail
+    if tail == "none":
+        return False
+    try:
+        label_words(trainer.engine.view, trainer.train_set)
+    except RecipeError:
+        if tail == "head":
+            raise
+        return False
+    return True
 
 
 def _drawn(trainer: Trainer, most: int) -> list[Example]:
@@ -104,7 +120,8 @@ def resume_run(
 ) -> Journal:
     """Check that base and data are the run's, then apply the steps after the checkpoint."""
     recipe = trainer.recipe
-    journal, old, entries = Journal.reopen(run.journal, recipe.journal.sync_seconds)
+    known = trainer.step if trainer.engine.tail else None  # what moved the tail is in no journal
+    journal, old, entries = Journal.reopen(run.journal, recipe.journal.sync_seconds, known)
     try:
         _require_same_run(old, header, run)
         steps = recipe.train.steps

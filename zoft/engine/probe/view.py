@@ -60,6 +60,7 @@ class ProbedModel:
         ]
         self._scales: tuple[float, ...] = ()
         self._examples: int | None = None
+        self._with_graph = False
         self.head_ends_the_model = self._check_head_ends_the_model(example)
 
     @property
@@ -119,6 +120,15 @@ class ProbedModel:
         finally:
             self.compute_dtype, self._buffers = before
             self.parameters.compute_dtype = before[0]
+
+    @contextmanager
+    def with_graph(self) -> Iterator[None]:
+        """Inside, passes record what a backward pass needs, where something requires it."""
+        self._with_graph = True
+        try:
+            yield
+        finally:
+            self._with_graph = False
 
     def plain(self) -> Any:
         """The model at theta itself, with the same requests to its head."""
@@ -192,7 +202,6 @@ class ProbedModel:
             raise RuntimeError("logits() outside a probe")
         return torch.cat([positions + size * copy for copy in range(len(self._scales))])
 
-    @torch.no_grad()
     def _run(
         self,
         request: HeadRequest,
@@ -208,7 +217,11 @@ class ProbedModel:
         which, scales = self._runs(input_ids.shape[0] // copies, examples)
         rows = assign_rows(input_ids.shape[0], which, scales, input_ids.device)
         config: Any = self.model.config
-        with self.parameters.narrowed(rows), bounded_attention(config, *input_ids.shape):
+        with (
+            torch.set_grad_enabled(self._with_graph),
+            self.parameters.narrowed(rows),
+            bounded_attention(config, *input_ids.shape),
+        ):
             output = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
         logits: Tensor = output.logits
         return logits

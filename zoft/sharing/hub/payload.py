@@ -9,7 +9,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Literal
 
-from zoft.engine.tail import FILE as TAIL
+from zoft.engine.tail.head import FILE as TAIL
+from zoft.engine.tail.moving import END
 from zoft.errors import EnvironmentProblem, RecipeError
 from zoft.models.adapters import is_adapter
 from zoft.recipe.schema import Recipe
@@ -109,6 +110,8 @@ def _journal(run: RunFolder, base: Base) -> Files:
     elif run.start.is_dir():
         files["start/adapter_model.safetensors"] = run.start / "adapter_model.safetensors"
         files["start/adapter_config.json"] = _config(run.start / "adapter_config.json", base)
+    if (end := run.path / END / TAIL).is_file():
+        files[f"{END}/{TAIL}"] = end
     return files
 
 

@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from zoft.data.examples import Choice, Example
-from zoft.engine.build import Engine
+from zoft.engine.objectives.batch import Batch
+from zoft.engine.probe.view import ProbedModel
 from zoft.errors import RecipeError
 
 STRENGTHS = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01)  # from the start outwards: each begins where one ended
@@ -28,6 +29,7 @@ FOLDS, ITERATIONS = 5, 60
 FIRST = 1000  # rows after which many more of them are worth a first answer
 FILE = "tail.safetensors"
 
+Batches = Callable[[Sequence[Example], int], list[Batch]]  # of examples, so many at a time
 Told = Callable[[int], None]  # how many rows had their pass
 
 
@@ -81,15 +83,19 @@ def head_of(model: nn.Module) -> nn.Module:
 
 
 def solve_head(
-    engine: Engine, examples: Sequence[Example], size: int, told: Told
+    view: ProbedModel,
+    batches: Batches,
+    examples: Sequence[Example],
+    size: int,
+    told: Told,
 ) -> Iterator[Solved]:
     """Solve the label words' rows on `examples`, in passes of `size` of them; nothing is changed. Of
     more than twice FIRST examples these are solved on their own first.
 
     `told` is called between passes. Raises as `label_words` does.
     """
-    words = label_words(engine, examples)
-    head: Any = head_of(engine.model)
+    words = label_words(view, examples)
+    head: Any = head_of(view.model)
     start = head.weight.detach()[words.to(head.weight.device)].double().cpu()
     bias = (
         0.0 if head.bias is None else head.bias.detach()[words.to(head.bias.device)].double().cpu()
@@ -97,7 +103,7 @@ def solve_head(
     labels = torch.tensor([x.label for x in examples if isinstance(x, Choice)])
     hidden = torch.empty(0, start.shape[1], dtype=torch.float64)
     for end in (FIRST, len(examples)) if len(examples) > 2 * FIRST else (len(examples),):
-        states = _hidden_states(engine, examples, len(hidden), end, size, told)
+        states = _hidden_states(view, batches, examples, len(hidden), end, size, told)
         hidden = torch.cat([hidden, states])
         problem = _Problem(hidden, labels[:end], start, hidden @ start.T + bias)
         strength, after = problem.best_strength()
@@ -112,7 +118,7 @@ def score(logits: Tensor, labels: Tensor) -> tuple[float, float]:
     return float(nn.functional.cross_entropy(logits, labels)), float(hits)
 
 
-def label_words(engine: Engine, examples: Sequence[Example]) -> Tensor:
+def label_words(view: ProbedModel, examples: Sequence[Example]) -> Tensor:
     """The tokens (n,) whose rows are solved.
 
     Raises RecipeError where the examples are not a choice between the same single tokens, or the model
@@ -125,7 +131,7 @@ def label_words(engine: Engine, examples: Sequence[Example]) -> Tensor:
             "tune.tail: the head's rows are solved for a choice between the same words of one token "
             "each (objective choice); set tune.tail=none"
         )
-    if not engine.view.head_ends_the_model:
+    if not view.head_ends_the_model:
         raise RecipeError(
             "tune.tail: this model changes its logits behind the head; set tune.tail=none"
         )
@@ -133,18 +139,24 @@ def label_words(engine: Engine, examples: Sequence[Example]) -> Tensor:
 
 
 def _hidden_states(
-    engine: Engine, examples: Sequence[Example], first: int, end: int, size: int, told: Told
+    view: ProbedModel,
+    batches: Batches,
+    examples: Sequence[Example],
+    first: int,
+    end: int,
+    size: int,
+    told: Told,
 ) -> Tensor:
     """(end - first, d) float64 of the states that the head reads of these examples, by plain passes
     over rows of like length."""
     order = sorted(range(first, end), key=lambda i: len(_prompt(examples[i])))
     found: list[Tensor] = []
-    with engine.view.plain():
+    with view.plain():
         for begin in range(0, len(order), size):
             rows = [examples[i] for i in order[begin : begin + size]]
-            for batch in engine.batches(rows, size):
-                mask = batch.attention_mask() if engine.view.masked else None
-                found.append(engine.view.hidden(batch.input_ids, batch.positions, mask).cpu())
+            for batch in batches(rows, size):
+                mask = batch.attention_mask() if view.masked else None
+                found.append(view.hidden(batch.input_ids, batch.positions, mask).cpu())
             told(first + begin + len(rows))
     return torch.cat(found)[torch.tensor(order).argsort()].double()
 

@@ -9,7 +9,7 @@ import torch
 from support import tiny
 from torch import nn
 
-from zoft.engine.tail import FOLDS, STRENGTHS, HeadRows, _Problem, head_of, score
+from zoft.engine.tail.head import FOLDS, STRENGTHS, HeadRows, _Problem, head_of, score
 
 
 def problem(rows: int = 200, width: int = 12, words: int = 3, seed: int = 0) -> _Problem:
