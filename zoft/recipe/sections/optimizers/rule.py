@@ -65,7 +65,8 @@ class Weight(Protocol):
         """state[name] = decay * state[name] + total."""
 
     def adam(self, gradient: DirectionSum, constants: AdamConstants) -> None:
-        """R-AdaZO's update with stored moments; the state is (m, v)."""
+        """R-AdaZO's update with stored moments; the state is (m, v). Of ZO-AdaMM it is (m, v, the
+        largest v), and v is of g, not of m."""
 
     def adam_window(self, gradients: Sequence[DirectionSum], constants: AdamConstants) -> None:
         """R-AdaZO's update with m and v recomputed from the last gradients, oldest first."""
