@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from zoft.recipe.sections.optimizers.rule import Directions, OptimizerSection, Weight, gradient
 
@@ -28,8 +28,8 @@ class FZOO(OptimizerSection):
 
     TITLE = "FZOO"
     CITATION = "2506.09034"
-    # full: the authors' example for OPT-13B. The others are R-AdaZO's times 12.3 (which makes the same
-    # way: sqrt(8) directions, and the factor 4.4 of its momentum), rounded down; not measured.
+    # full: the authors' example for OPT-13B. The others are ten times R-AdaZO's, about as far in a
+    # step: sqrt(8) for the directions, 4.4 for the momentum that it has. Not measured.
     LEARNING_RATES: ClassVar = {
         "full": 5e-5,
         "lora": 5e-4,
@@ -43,14 +43,17 @@ class FZOO(OptimizerSection):
     name: Literal["fzoo"] = Field(
         "fzoo", description="fzoo: SGD over the spread of the losses (arXiv 2506.09034)."
     )
-    directions: Annotated[int, Field(ge=2, le=1024)] = Field(
-        8,
-        validate_default=True,
-        description="fzoo: directions of one step, whose losses are compared (the paper's N).",
+    directions: Annotated[int, Field(ge=1, le=1024)] = Field(
+        8, description="fzoo: 8 by default, at least 2, whose losses are compared."
     )
-    sides: Literal[2, 1] = Field(
-        1, description="fzoo: 1: the paper, N + 1 forwards; 2: central differences, 2 N forwards."
-    )
+    sides: Literal[2, 1] = Field(1, description="fzoo: 1 by default, as in the paper.")
+
+    @field_validator("directions")
+    @classmethod
+    def _compares(cls, directions: int) -> int:
+        if directions < 2:
+            raise ValueError("fzoo compares the losses of directions: at least 2 of them")
+        return directions
 
     def rule(self) -> FZOORule:
         return FZOORule()

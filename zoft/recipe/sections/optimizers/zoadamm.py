@@ -34,10 +34,10 @@ class ZOAdaMMKeys(Rate):
     """The keys of this rule; R-AdaZO has them too, with other defaults."""
 
     betas: Annotated[tuple[Decay, Decay], Field(strict=False)] = Field(
-        (0.9, 0.3), description="zo-adamm: decay of the first and the second moment."
+        (0.9, 0.3), description="zo-adamm: of both moments, [0.9, 0.3] by default."
     )
     eps: Annotated[float, Field(ge=1e-30)] = Field(
-        1e-8, description="zo-adamm: keeps the denominator from zero."
+        1e-8, description="zo-adamm: beside the root of the second moment."
     )
 
 
