@@ -196,7 +196,7 @@ def _converted(name: str) -> int:
 def _mapped(recipe: Resolved) -> int:
     """0 for files that are not here yet, or not in safetensors."""
     folder = local_folder(recipe.model.name)
-    if recipe.model.quantization != "none" and folder is not None:
+    if recipe.model.quantization != "none" and folder:
         with suppress(EnvironmentProblem):  # loading says what is wrong with them
             return sum(x.nbytes for x in stored_tensors(folder).values())
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ def problem(rows: int = 200, width: int = 12, words: int = 3, seed: int = 0) -> 
     labels = (hidden @ true.T).argmax(1)
     labels[::10] = torch.randint(words, (len(labels[::10]),), generator=drawn)
     start = torch.randn(words, width, generator=drawn, dtype=torch.float64)
-    return _Problem(hidden, labels, start, hidden @ start.T)
+    return _Problem.of(hidden, labels, start, 0.0)
 
 
 def objective(found: _Problem, rows: torch.Tensor, strength: float) -> torch.Tensor:
@@ -53,9 +54,8 @@ def test_the_strength_is_the_one_that_is_best_on_rows_left_out() -> None:
         logits = torch.empty(60, 3, dtype=torch.float64)
         for number in range(FOLDS):
             inside, out = fold != number, fold == number
-            part = _Problem(
-                found.hidden[inside], found.labels[inside], found.start, found.logits[inside]
-            )
+            part = _Problem.of(found.hidden[inside], found.labels[inside], found.start, 0.0)
+            part = replace(part, variance=found.variance)
             logits[out] = found.hidden[out] @ part.solve(strength).T
         return score(logits, found.labels)[0]
 

@@ -11,7 +11,7 @@ Source: docs/methods.md#the-tail.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,15 +101,18 @@ def solve_head(
         0.0 if head.bias is None else head.bias.detach()[words.to(head.bias.device)].double().cpu()
     )
     labels = torch.tensor([x.label for x in examples if isinstance(x, Choice)])
-    hidden = torch.empty(0, start.shape[1], dtype=torch.float64)
+    hidden = torch.empty(len(examples), start.shape[1], dtype=torch.float64)
+    done = 0
     for end in (FIRST, len(examples)) if len(examples) > 2 * FIRST else (len(examples),):
-        states = _hidden_states(view, batches, examples, len(hidden), end, size, told)
-        hidden = torch.cat([hidden, states])
-        problem = _Problem(hidden, labels[:end], start, hidden @ start.T + bias)
+        for rows, states in _hidden_states(view, batches, examples, range(done, end), size):
+            hidden[rows] = states.double().cpu()
+            done += len(rows)
+            told(done)
+        problem = _Problem.of(hidden[:end], labels[:end], start, bias)
         strength, after = problem.best_strength()
         before = score(problem.logits, problem.labels)
-        rows = HeadRows(words, problem.solve(strength).float())
-        yield Solved(rows, end, strength, before, after)
+        solved = HeadRows(words, problem.solve(strength).float())
+        yield Solved(solved, end, strength, before, after)
 
 
 def score(logits: Tensor, labels: Tensor) -> tuple[float, float]:
@@ -139,26 +142,17 @@ def label_words(view: ProbedModel, examples: Sequence[Example]) -> Tensor:
 
 
 def _hidden_states(
-    view: ProbedModel,
-    batches: Batches,
-    examples: Sequence[Example],
-    first: int,
-    end: int,
-    size: int,
-    told: Told,
-) -> Tensor:
-    """(end - first, d) float64 of the states that the head reads of these examples, by plain passes
-    over rows of like length."""
-    order = sorted(range(first, end), key=lambda i: len(_prompt(examples[i])))
-    found: list[Tensor] = []
+    view: ProbedModel, batches: Batches, examples: Sequence[Example], numbers: range, size: int
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Yield some of the examples' `numbers`, and the states (n, d) that the head reads of these: plain
+    passes over rows of like length."""
+    order = sorted(numbers, key=lambda i: len(_prompt(examples[i])))
     with view.plain():
         for begin in range(0, len(order), size):
-            rows = [examples[i] for i in order[begin : begin + size]]
-            for batch in batches(rows, size):
-                mask = batch.attention_mask() if view.masked else None
-                found.append(view.hidden(batch.input_ids, batch.positions, mask).cpu())
-            told(first + begin + len(rows))
-    return torch.cat(found)[torch.tensor(order).argsort()].double()
+            rows = order[begin : begin + size]
+            [batch] = batches([examples[i] for i in rows], size)
+            mask = batch.attention_mask() if view.masked else None
+            yield rows, view.hidden(batch.input_ids, batch.positions, mask)
 
 
 def _prompt(example: Example) -> Sequence[int]:
@@ -168,12 +162,22 @@ def _prompt(example: Example) -> Sequence[int]:
 
 @dataclass(frozen=True, slots=True)
 class _Problem:
-    """Hidden states (N, d), labels (N,), the rows at the start (n, d) and their logits (N, n)."""
+    """Hidden states (N, d), labels (N,), the rows at the start (n, d) and their logits (N, n), the
+    variance of a hidden state's entries, and which examples count: 1 or 0, (N,). All float64 but labels;
+    a fold copies no hidden states."""
 
     hidden: Tensor
     labels: Tensor
     start: Tensor
     logits: Tensor
+    variance: float
+    used: Tensor
+
+    @classmethod
+    def of(cls, hidden: Tensor, labels: Tensor, start: Tensor, bias: Tensor | float) -> _Problem:
+        everyone = torch.ones(len(hidden), dtype=torch.float64)
+        variance = float(hidden.var(0).mean())
+        return cls(hidden, labels, start, hidden @ start.T + bias, variance, everyone)
 
     def solve(self, *strengths: float) -> Tensor:
         """The rows with the pull of the last of `strengths`, one after the other."""
@@ -185,12 +189,10 @@ class _Problem:
         fold = torch.arange(len(self.labels)) % FOLDS
         logits = torch.empty(len(STRENGTHS), *self.logits.shape, dtype=torch.float64)
         for number in range(FOLDS):
-            inside, out = fold != number, fold == number
-            part = _Problem(
-                self.hidden[inside], self.labels[inside], self.start, self.logits[inside]
-            )
+            out = fold == number
+            part = replace(self, used=(~out).double())
             for found, change in zip(logits, part._path(STRENGTHS), strict=True):
-                found[out] = self.logits[out] + self.hidden[out] @ change.T
+                found[out] = (self.logits + self.hidden @ change.T)[out]
         scores = [score(found, self.labels) for found in logits]
         best = min(range(len(STRENGTHS)), key=lambda i: scores[i][0])
         return STRENGTHS[best], scores[best]
@@ -206,18 +208,19 @@ class _Problem:
 
     def _minimise(self, begin: Tensor, strength: float) -> Tensor:
         change = begin.clone().requires_grad_()
-        pull = strength * float(self.hidden.var(0).mean())
+        pull, share = strength * self.variance, self.used / self.used.sum()
         optimizer = torch.optim.LBFGS(
             [change], max_iter=ITERATIONS, line_search_fn="strong_wolfe", tolerance_grad=1e-6
         )
 
         def closure() -> Tensor:
-            logits = self.logits + self.hidden @ change.T
-            away = torch.softmax(logits.detach(), 1)
+            logits = self.logits + self.hidden @ change.detach().T
+            losses = nn.functional.cross_entropy(logits, self.labels, reduction="none")
+            away = torch.softmax(logits, 1)
             away[torch.arange(len(away)), self.labels] -= 1
-            loss = nn.functional.cross_entropy(logits.detach(), self.labels)
-            change.grad = away.T @ self.hidden / len(away) + 2 * pull * change.detach()
-            return loss + pull * change.detach().square().sum()
+            away *= share[:, None]
+            change.grad = away.T @ self.hidden + 2 * pull * change.detach()
+            return losses @ share + pull * change.detach().square().sum()
 
         with torch.no_grad():
             optimizer.step(closure)  # type: ignore[no-untyped-call]
