@@ -52,33 +52,29 @@ def range_groups(
 
 
 def _probe_all(trainer: Trainer, directions: int, rows: int) -> list[Group]:
-    engine = trainer.engine
+    """Every group, and all weights last. Raises DataError, RecipeError."""
     if rows < 2:
         raise DataError("data.train: --groups compares rows, and there is only one")
-    groups = groups_of(engine.model, engine.weights)
-    views = {
-        name: engine.view.only({weight.parameter for weight in weights})
-        for name, weights in groups.items()
-    }
-    sizes = {name: sum(w.parameter.numel() for w in weights) for name, weights in groups.items()}
-    views[WHOLE], sizes[WHOLE] = engine.view, sum(sizes.values())
+    engine = trainer.engine
+    estimator, weights = engine.estimator, list(engine.weights)
     batches = [_batch(trainer, number, rows) for number in range(1, directions + 1)]
     began = time.perf_counter()
-    at_rest = losses_at_rest(engine.estimator, batches)
+    at_rest = losses_at_rest(estimator, batches)
     trainer.check()
-    passes = 2 * directions * len(views)
-    minutes = (time.perf_counter() - began) / directions * passes / 60
+    seconds = (time.perf_counter() - began) / directions
+    groups = groups_of(engine.model, weights)
+    passes = 2 * directions * (len(groups) + 1)
     print(
         f"\n{len(groups)} groups and all weights: {directions} directions in each, along "
-        f"±{engine.estimator.perturbation:g}, in\n{directions + passes:,} passes of {rows} rows, "
-        f"about {max(1, round(minutes))} minutes",
+        f"±{estimator.perturbation:g}, in\n{directions + passes:,} passes of {rows} rows, "
+        f"about {max(1, round(passes * seconds / 60))} min",
         flush=True,
     )
     found = []
-    for name, view in views.items():
-        estimator = replace(engine.estimator, view=view)
-        probed = probe_weights(estimator, batches, at_rest, trainer.check)
-        found.append(Group(name, sizes[name], probed))
+    for name, members in {**groups, WHOLE: weights}.items():
+        part = replace(estimator, view=engine.view.only({x.parameter for x in members}))
+        probed = probe_weights(part, batches, at_rest, trainer.check)
+        found.append(Group(name, sum(x.parameter.numel() for x in members), probed))
     if not all(math.isfinite(sum(group.probed.means)) for group in found):
         raise RecipeError("a loss is not finite: try a smaller optimizer.perturbation")
     return found
@@ -105,10 +101,10 @@ def table(groups: Sequence[Group]) -> list[str]:
     gains = {group.name: group.probed.gain_beside(whole.probed) for group in groups}
     parts.sort(key=lambda group: (gains[group.name] or (-1.0, 0.0))[0], reverse=True)
     wide = max(len(group.name) for group in groups)
-    head = (
-        f"{'group':{wide}}{'parameters':>14}{'gamma ':>9}{'Gamma ':>9}{'kappa ':>9}{'e':>8}{'±':>7}"
-    )
-    lines = [head, *(_row(group, wide, gains[group.name]) for group in (*parts, whole))]
+    lines = [
+        _line(wide, "group", "parameters", "gamma ", "Gamma ", "kappa ", "e", "±"),
+        *(_row(group, wide, gains[group.name]) for group in (*parts, whole)),
+    ]
     if any("?" in line for line in lines):
         lines.append("? cannot be told from zero by so many directions and rows")
     return lines
@@ -117,20 +113,31 @@ def table(groups: Sequence[Group]) -> list[str]:
 def _row(group: Group, wide: int, gain: tuple[float, float] | None) -> str:
     probed, (signal, energy, curvature) = group.probed, group.probed.means
     e, error = ("-", "") if gain is None else (f"{gain[0]:.2g}", f"{gain[1]:.1g}")
-    if group.name == WHOLE:
-        error = ""
-    return (
-        f"{group.name:{wide}}{group.weights:14,}{_number(signal, probed.has_signal)}"
-        f"{_number(energy)}{_number(curvature, probed.has_curvature)}{e:>8}{error:>7}"
-    ).rstrip()
+    return _line(
+        wide,
+        group.name,
+        f"{group.weights:,}",
+        _number(signal, probed.has_signal),
+        _number(energy),
+        _number(curvature, probed.has_curvature),
+        e,
+        "" if group.name == WHOLE else error,
+    )
 
 
 def _number(value: float, known: bool = True) -> str:
-    """Three digits, nine characters, with a question mark where it may as well be zero."""
+    """Three digits, with a question mark where it may as well be zero."""
     text = f"{value:.3g}"
-    if len(text) > 7:
+    if len(text) > 7:  # 0.000123
         text = f"{value:.1e}"
-    return f"{text}{' ' if known else '?'}".rjust(9)
+    return f"{text}{' ' if known else '?'}"
+
+
+def _line(wide: int, name: str, weights: str, *cells: str) -> str:
+    """One line of the table, 78 characters where names have at most 19."""
+    *numbers, e, error = cells
+    right = "".join(f"{number:>10}" for number in numbers)
+    return f"{name:{wide}}{weights:>14}{right}{e:>8}{error:>7}".rstrip()
 
 
 def verdict(whole: Probed, batch_size: int) -> list[str]:
