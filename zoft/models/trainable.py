@@ -157,7 +157,7 @@ def parameter_ids(names: Iterable[str]) -> dict[str, int]:
 def decays(model: nn.Module) -> set[str]:
     """Names of the parameters that weight decay may shrink: no vectors (IA3 keeps its factors as
     matrices of one row or column), nothing inside a norm."""
-    norms = {name for name, module in model.named_modules() if _is_norm(module)}
+    norms = {name for name, module in model.named_modules() if is_norm(module)}
     return {
         name
         for name, parameter in model.named_parameters()
@@ -167,13 +167,14 @@ def decays(model: nn.Module) -> set[str]:
 
 def _kind(module: nn.Module) -> Literal["norm", "product"] | None:
     """Of a module whose vector `bias` is added to what it computes; None for any other."""
-    if _is_norm(module):
+    if is_norm(module):
         return "norm"
     products = nn.Linear | Conv1D | nn.Conv1d
     return "product" if isinstance(module, products) else None
 
 
-def _is_norm(module: nn.Module) -> bool:
+def is_norm(module: nn.Module) -> bool:
+    """Whether the module is a normalisation, of whatever family."""
     # Families define their own (LlamaRMSNorm); what they share with torch's is the class name.
     return "norm" in type(module).__name__.lower() and not list(module.children())
 

@@ -9,8 +9,9 @@ dtype than the one that is computed in.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +22,7 @@ from zoft.engine.probe.attention import bounded_attention
 from zoft.engine.probe.directions import Direction
 from zoft.engine.probe.forwards.choose import PerturbedForwards
 from zoft.engine.probe.head import HeadForward, HeadRequest
-from zoft.engine.probe.leaves import find_leaves
+from zoft.engine.probe.leaves import Leaf, find_leaves
 from zoft.engine.probe.perturbed import PerturbedParameters
 from zoft.engine.probe.rows import assign_rows
 from zoft.models.meta import computed_buffers
@@ -48,12 +49,7 @@ class ProbedModel:
         self.model = model
         self.compute_dtype = compute_dtype
         self.masked = False
-        self.leaves = find_leaves(model, tuned, ids, compute_dtype, example)
-        self.parameters = PerturbedParameters(self.leaves, compute_dtype, example.device)
-        self._forwards = PerturbedForwards(self.leaves, self.parameters)
-        module: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
-        leaf = next((x for x in self.leaves if x.module is module), None)
-        self._head = HeadForward(module, leaf, self.parameters, self._forwards)
+        self._read(find_leaves(model, tuned, ids, compute_dtype, example), example.device)
         self._buffers = [
             (module, name, module._buffers[name].to(compute_dtype))  # type: ignore[union-attr]
             for module, name in computed_buffers(model, compute_dtype)
@@ -62,6 +58,22 @@ class ProbedModel:
         self._examples: int | None = None
         self._with_graph = False
         self.head_ends_the_model = self._check_head_ends_the_model(example)
+
+    def _read(self, leaves: list[Leaf], device: torch.device) -> None:
+        """Show the parameters that these modules read."""
+        self.leaves = leaves
+        self.parameters = PerturbedParameters(leaves, self.compute_dtype, device)
+        self._forwards = PerturbedForwards(leaves, self.parameters)
+        module: nn.Module = self.model.get_output_embeddings()  # type: ignore[operator]
+        leaf = next((x for x in leaves if x.module is module), None)
+        self._head = HeadForward(module, leaf, self.parameters, self._forwards)
+
+    def only(self, parameters: Set[nn.Parameter]) -> ProbedModel:
+        """The same model, whose probes move only these of the tuned parameters."""
+        part = copy(self)
+        device = self.parameters.rows.which_tensor.device
+        part._read([leaf.moving(parameters) for leaf in self.leaves], device)
+        return part
 
     @property
     def delivered(self) -> dict[nn.Parameter, torch.dtype]:
