@@ -76,7 +76,7 @@ def _final_norm(model: nn.Module, blocks: Blocks) -> dict[str, nn.Parameter]:
     embedding's: models name it norm, ln_f, final_layer_norm."""
     found = {}
     for name, module in model.named_modules():
-        outside = not name.startswith(f"{blocks.name}.") and _is_norm(module)
+        outside = not name.startswith(f"{blocks.name}.") and is_norm(module)
         if outside and "emb" not in name and not name.startswith(find_towers(model)):
             found.update({f"{name}.{own}": p for own, p in module.named_parameters()})
     return found

@@ -134,12 +134,8 @@ class Shape:
 
     def _trace(self, rows: int, length: int) -> Pass:
         if self.outline is not None:
-            try:
+            with suppress(Exception):  # a model that looks at its numbers may raise anything there
                 return trace_pass(self.outline, rows, length)
-            except (
-                Exception
-            ):  # a model that looks at its numbers may raise anything on the meta device
-                pass  # from its widths, then
         widest = max((max(w.shape) for w in self.weights if w.block is not None), default=0)
         return Pass(rows * length * (6 * self.hidden + 4 * widest) * 4, True)
 
