@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from zoft import __version__
 from zoft.data.examples import Example
 from zoft.engine.tail.head import FILE as TAIL
-from zoft.engine.tail.head import label_words, solve_head
+from zoft.engine.tail.head import label_words, require_open, solve_head
 from zoft.errors import EnvironmentProblem, RecipeError
 from zoft.models.quantization import library_of
 from zoft.recipe.resolved import Resolved
@@ -66,7 +66,8 @@ def solves_head(trainer: Trainer) -> bool:
     if tail == "none":
         return False
     try:
-        label_words(trainer.engine.view, trainer.train_set)
+        label_words(trainer.train_set)
+        require_open(trainer.engine.view)
     except RecipeError:
         if tail == "head":
             raise

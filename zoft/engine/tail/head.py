@@ -92,9 +92,10 @@ def solve_head(
     """Solve the label words' rows on `examples`, in passes of `size` of them; nothing is changed. Of
     more than twice FIRST examples these are solved on their own first.
 
-    `told` is called between passes. Raises as `label_words` does.
+    `told` is called between passes. Raises as `label_words` and `require_open` do.
     """
-    words = label_words(view, examples)
+    words = label_words(examples)
+    require_open(view)
     head: Any = head_of(view.model)
     start = head.weight.detach()[words.to(head.weight.device)].double().cpu()
     bias = (
@@ -121,12 +122,9 @@ def score(logits: Tensor, labels: Tensor) -> tuple[float, float]:
     return float(nn.functional.cross_entropy(logits, labels)), float(hits)
 
 
-def label_words(view: ProbedModel, examples: Sequence[Example]) -> Tensor:
-    """The tokens (n,) whose rows are solved.
-
-    Raises RecipeError where the examples are not a choice between the same single tokens, or the model
-    changes its logits behind the head.
-    """
+def label_words(examples: Sequence[Example]) -> Tensor:
+    """The tokens (n,) whose rows are solved. Raises RecipeError where the examples are not a choice
+    between the same single tokens."""
     choices = [x.options for x in examples if isinstance(x, Choice)]
     first = choices[0] if len(choices) == len(examples) else ()
     if not first or any(len(option) != 1 for option in first) or any(x != first for x in choices):
@@ -134,11 +132,15 @@ def label_words(view: ProbedModel, examples: Sequence[Example]) -> Tensor:
             "tune.tail: the head's rows are solved for a choice between the same words of one token "
             "each (objective choice); set tune.tail=none"
         )
+    return torch.tensor([option[0] for option in first])
+
+
+def require_open(view: ProbedModel) -> None:
+    """Raises RecipeError if the model changes its logits behind the head."""
     if not view.head_ends_the_model:
         raise RecipeError(
             "tune.tail: this model changes its logits behind the head; set tune.tail=none"
         )
-    return torch.tensor([option[0] for option in first])
 
 
 def _hidden_states(
