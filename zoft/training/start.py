@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from zoft import __version__
-from zoft.data.examples import Example
+from zoft.data.examples import Example, length
 from zoft.engine.tail.head import FILE as TAIL
 from zoft.engine.tail.head import label_words, require_open, solve_head
 from zoft.errors import EnvironmentProblem, RecipeError
@@ -45,7 +45,8 @@ def solve_tail(trainer: Trainer, run: RunFolder, evaluations: Evaluations) -> No
         trainer.check()
 
     view, batches = trainer.engine.view, trainer.engine.batches
-    for solved in solve_head(view, batches, examples, settings.batch_size, passed):
+    tokens = settings.batch_size * max(map(length, examples))  # as many as an evaluation's pass
+    for solved in solve_head(view, batches, examples, tokens, passed):
         (loss, hits), (new_loss, new_hits) = solved.before, solved.after
         evaluations.narrator.say(
             f"tail: the head's rows of {len(solved.rows.words)} words, solved on {solved.examples:,} "

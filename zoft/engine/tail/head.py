@@ -86,10 +86,10 @@ def solve_head(
     view: ProbedModel,
     batches: Batches,
     examples: Sequence[Example],
-    size: int,
+    tokens: int,
     told: Told,
 ) -> Iterator[Solved]:
-    """Solve the label words' rows on `examples`, in passes of `size` of them; nothing is changed. Of
+    """Solve the label words' rows on `examples`, in passes over so many tokens; nothing is changed. Of
     more than twice FIRST examples these are solved on their own first.
 
     `told` is called between passes. Raises as `label_words` and `require_open` do.
@@ -105,7 +105,7 @@ def solve_head(
     hidden = torch.empty(len(examples), start.shape[1], dtype=torch.float64)
     done = 0
     for end in (FIRST, len(examples)) if len(examples) > 2 * FIRST else (len(examples),):
-        for rows, states in _hidden_states(view, batches, examples, range(done, end), size):
+        for rows, states in _hidden_states(view, batches, examples, range(done, end), tokens):
             hidden[rows] = states.double().cpu()
             done += len(rows)
             told(done)
@@ -144,15 +144,20 @@ def require_open(view: ProbedModel) -> None:
 
 
 def _hidden_states(
-    view: ProbedModel, batches: Batches, examples: Sequence[Example], numbers: range, size: int
+    view: ProbedModel, batches: Batches, examples: Sequence[Example], numbers: range, tokens: int
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Yield some of the examples' `numbers`, and the states (n, d) that the head reads of these: plain
-    passes over rows of like length."""
+    passes over at most so many tokens, of rows of like length."""
     order = sorted(numbers, key=lambda i: len(_prompt(examples[i])))
     with view.plain():
-        for begin in range(0, len(order), size):
-            rows = order[begin : begin + size]
-            [batch] = batches([examples[i] for i in rows], size)
+        while order:
+            # The option's token takes a column of its own.
+            fit = (
+                n for n, i in enumerate(order, 1) if n * (len(_prompt(examples[i])) + 1) > tokens
+            )
+            rows = order[: max(1, next(fit, len(order) + 1) - 1)]
+            order = order[len(rows) :]
+            [batch] = batches([examples[i] for i in rows], len(rows))
             mask = batch.attention_mask() if view.masked else None
             yield rows, view.hidden(batch.input_ids, batch.positions, mask)
 
