@@ -90,7 +90,9 @@ class TuneSection(Section):
     def _of_full_tuning(cls, tail: str, info: ValidationInfo) -> str:
         method = info.data.get("method", "full")
         if tail != "none" and method != "full":
-            raise ValueError(f"{tail} writes to the model's own head: not with {method} yet")
+            raise ValueError(
+                f"{tail} writes to the model's own weights: not with {method}; set tune.tail=none"
+            )
         return tail
 
     @field_validator("adapter")
