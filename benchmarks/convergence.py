@@ -5,7 +5,8 @@
 DIR holds train.jsonl, validation.jsonl and test.jsonl with `text` and `label`; a set on the Hub has
 these splits and columns (SetFit/sst2). Every rate runs with the first seed; the rate with the highest
 validation accuracy on its curve (then the lowest loss) runs with all seeds, and only those see the test
-set, with their last weights. A forward pass is one of a batch of 16; a step of AdamW counts as three.
+set, with their last weights. `tail`: the head's rows alone; it takes one step that moves nothing. A
+forward pass is one of a batch of 16; a step of AdamW counts as three.
 Evaluations are not counted. Every run is a folder below --runs: finished ones are not repeated, stopped
 ones go on. With --jobs N, N runs at a time take one thread on a core of their own.
 """
@@ -36,8 +37,14 @@ GRID: dict[str, tuple[tuple[str, ...], tuple[float, ...]]] = {  # overrides, rat
     "dense": (("optimizer.structure=dense",), (1e-4, 2e-4, 4e-4)),
     "mezo-rademacher": ((*MEZO, "optimizer.distribution=rademacher"), MEZO_RATES),
     "mezo-gaussian": ((*MEZO, "optimizer.distribution=gaussian"), MEZO_RATES),
+    "tail": (("tune.tail=head", "eval.every=0"), (1e-9,)),
+    "tail-body": (("tune.tail=head",), (3e-5, 1e-4, 2e-4)),
+    "tail-blocks4": (("tune.tail=blocks:4", "optimizer.lr=1e-4"), (1e-5, 3e-5, 1e-4)),
+    "mezo-tail": ((*MEZO, "optimizer.distribution=rademacher", "tune.tail=head"), (1e-5, 3e-5)),
     "adamw": ((), (1e-5, 2e-5, 5e-5)),
+    "adamw-lora": (("tune.method=lora",), (1e-4, 3e-4, 1e-3)),
 }  # fmt: skip
+RATE = {"tail-blocks4": "tune.tail_lr"}  # else optimizer.lr
 DIVERGED = 6  # zoft's exit code
 RECIPE = """
 model: {{name: {model}}}
@@ -81,7 +88,8 @@ def main() -> None:
     recipe.write_text(text, encoding="utf-8")
 
     def run(method: str, lr: float, seed: int) -> Run:
-        return Run(method, lr, seed, a.first_order_steps if method == "adamw" else a.steps)
+        steps = {"tail": 1, "adamw": a.first_order_steps, "adamw-lora": a.first_order_steps}
+        return Run(method, lr, seed, steps.get(method, a.steps))
 
     grid = [run(m, lr, a.seeds[0]) for m in a.only for lr in a.rates or GRID[m][1]]
     _all(grid, recipe, a)
@@ -125,9 +133,10 @@ def _all(runs: list[Run], recipe: Path, a: argparse.Namespace) -> None:
 
 def _train(run: Run, recipe: Path, core: int | None, a: argparse.Namespace) -> None:
     folder = run.folder(a.runs)
-    changes = [*GRID[run.method][0], f"optimizer.lr={run.lr}", f"seed={run.seed}"]
+    rate = RATE.get(run.method, "optimizer.lr")
+    changes = [*GRID[run.method][0], f"{rate}={run.lr}", f"seed={run.seed}"]
     changes += [f"train.steps={run.steps}", *a.set, "--output-dir", str(folder)]
-    if run.method == "adamw":
+    if run.method.startswith("adamw"):
         command = [sys.executable, str(HERE / "first_order.py"), str(recipe), *changes]
     else:
         command = [sys.executable, "-m", "zoft", "train", str(recipe), *changes, "--resume", "auto"]

@@ -180,7 +180,7 @@ def test_a_journal_from_the_hub(
     monkeypatch.setattr(replays, "snapshot", snapshot)
     target = replay(f"someone/tuned@{revision}" if revision else "someone/tuned")
     assert target == Path("tuned/replayed-000005")
-    wanted = ("journal.jsonl", "start/*.json", "start/*.safetensors")
+    wanted = ("journal.jsonl", "start/*.json", "start/*.safetensors", "end/*.safetensors")
     assert asked == [(("someone/tuned", revision, wanted), {"ignored": (), "key": ""})]
 
 

@@ -69,6 +69,41 @@ def radazo(
     return theta
 
 
+def fzoo(
+    theta: Tensor,
+    gradients: list[Tensor],
+    slopes: list[tuple[float, ...]],
+    lr: float,
+    weight_decay: float = 0.0,
+) -> Tensor:
+    """FZOO (arXiv 2506.09034), from the losses at theta + epsilon z above the loss at theta."""
+    theta = theta.double()
+    epsilon = 1e-3
+    for g, c in zip(gradients, slopes, strict=True):
+        losses = torch.tensor(c, dtype=torch.float64) * epsilon
+        theta = theta * (1 - lr * weight_decay) - lr * (epsilon * g) / losses.std(correction=1)
+    return theta
+
+
+def zoadamm(
+    theta: Tensor,
+    gradients: list[Tensor],
+    lr: float,
+    betas: tuple[float, float],
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+) -> Tensor:
+    """ZO-AdaMM (arXiv 1910.06513, algorithm 1) without constraints."""
+    theta = theta.double()
+    m = v = largest = torch.zeros_like(theta)
+    for g in gradients:
+        m = betas[0] * m + (1 - betas[0]) * g
+        v = betas[1] * v + (1 - betas[1]) * g**2
+        largest = torch.maximum(largest, v)
+        theta = theta * (1 - lr * weight_decay) - lr * m / (largest.sqrt() + eps)
+    return theta
+
+
 def radazo_scalar(
     theta: Tensor,
     gradients: list[Tensor],

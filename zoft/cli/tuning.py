@@ -8,6 +8,7 @@ import typer
 
 from zoft.cli.arguments import Overrides, RecipeArgument, require_demo, require_valid
 from zoft.cli.imports import quiet_imports
+from zoft.errors import RecipeError
 
 
 def train(
@@ -85,13 +86,38 @@ def range_test(
     plot: Annotated[
         str | None, typer.Option(metavar="FILE", help="Draw it: a .png, .svg or .pdf file.")
     ] = None,
+    groups: Annotated[
+        bool,
+        typer.Option(
+            "--groups",
+            help="Measure instead where learning pays: signal, noise and curvature by kind of module "
+            "and third of depth.",
+        ),
+    ] = False,
+    directions: Annotated[
+        int | None, typer.Option(metavar="K", min=2, help="With --groups: of each, 8 by default.")
+    ] = None,
+    rows: Annotated[
+        int | None,
+        typer.Option(metavar="B", min=2, help="With --groups: in a pass, 32 by default."),
+    ] = None,
 ) -> None:
     """Example: zoft range quickstart --plot range.png
 
     Try perturbations of many lengths on a recipe's model and data, and suggest optimizer.perturbation
     and optimizer.lr. No step is taken, and no run folder is made.
     """
+    if groups and plot is not None:
+        raise RecipeError(
+            "--plot draws the table of perturbations, which --groups does not measure"
+        )
+    if not groups and (directions, rows) != (None, None):
+        raise RecipeError("--directions and --rows are of --groups, which is not given")
     with quiet_imports():
-        from zoft.training.range_test import range_test as run_range_test
+        from zoft.training.range.groups import range_groups
+        from zoft.training.range.rates import range_test as run_range_test
 
-    run_range_test(recipe, overrides or [], plot=plot)
+    if groups:
+        range_groups(recipe, overrides or [], directions=directions or 8, rows=rows or 32)
+    else:
+        run_range_test(recipe, overrides or [], plot=plot)

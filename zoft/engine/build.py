@@ -24,8 +24,14 @@ from zoft.engine.optimizers.optimizer import Optimizer
 from zoft.engine.optimizers.update import Tuned, Weights
 from zoft.engine.probe.structures.table import directions_of
 from zoft.engine.probe.view import ProbedModel
+from zoft.engine.tail.blocks import LastBlocks
+from zoft.engine.tail.moving import MovingTail
+from zoft.engine.tail.update import FactoredRMS
+from zoft.errors import RecipeError
+from zoft.models.blocks import find_blocks
 from zoft.models.load import Loaded
 from zoft.models.storage.safetensors import Stored
+from zoft.models.trainable import tail_parameters
 from zoft.recipe.resolved import Resolved
 
 
@@ -41,6 +47,7 @@ class Engine:
     optimizer: Optimizer
     weights: Weights
     streamer: Streamer | None
+    tail: MovingTail | None = None
 
     def batches(self, examples: Sequence[Example], size: int) -> list[Batch]:
         """Micro-batches of at most `size` examples, of equal width, on the device."""
@@ -107,6 +114,24 @@ def estimator_for(recipe: Resolved, view: ProbedModel) -> Estimator:
         examples=recipe.train.batch_size if settings.scope == "example" else None,
         paired=settings.paired is True,
     )
+
+
+def tail_for(recipe: Resolved, view: ProbedModel, *, streams: bool) -> MovingTail | None:
+    """What moves by exact gradients with every step; None if nothing does.
+
+    Raises RecipeError if the blocks are streamed.
+    """
+    parameters = tail_parameters(view.model, recipe.tune)
+    if not parameters:
+        return None
+    if streams:
+        raise RecipeError(
+            f"tune.tail: {recipe.tune.tail} needs its blocks on the device, and these are streamed: "
+            "set model.residency=device, or tune.tail=head"
+        )
+    number = int(recipe.tune.tail.partition(":")[2])
+    blocks = LastBlocks(view, find_blocks(view.model).modules, number, parameters)
+    return MovingTail(blocks, FactoredRMS(recipe.seed), recipe.tune.tail_lr)
 
 
 def order_for(recipe: Resolved, train_set: Sequence[Example]) -> Order:

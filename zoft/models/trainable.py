@@ -6,14 +6,14 @@ import zlib
 from collections.abc import Iterable, Set
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from zoft.errors import RecipeError
 from zoft.models.adapters import of_adapter
-from zoft.models.blocks import find_towers
+from zoft.models.blocks import Blocks, find_blocks, find_towers, owned_parameters
 from zoft.models.targets import block_prefixes
 from zoft.recipe.sections.tune import TuneSection
 
@@ -28,6 +28,13 @@ def tuned_parameters(model: nn.Module, tune: TuneSection) -> dict[str, nn.Parame
     """
     towers = _of_towers(model, tune)
     names = _learning(model, tune, towers)
+    if tune.tail != "none":  # the head's rows are solved; what a probe adds to the others' is noise
+        apart = {*_head_and_table(model), *tail_parameters(model, tune).values()}
+        names = {name: p for name, p in names.items() if p not in apart}
+        if not names:
+            raise RecipeError(
+                f"tune.tail: {tune.tail} leaves no weight to probes: take fewer blocks"
+            )
     problems = [
         f"tune.{key}: {glob!r} matches no parameter{_near(glob, names)}"
         for key, globs in (("include", tune.include), ("exclude", tune.exclude))
@@ -45,6 +52,40 @@ def tuned_parameters(model: nn.Module, tune: TuneSection) -> dict[str, nn.Parame
     if not tuned:
         raise RecipeError(f"tune.include and tune.exclude leave none of {len(names)} parameters")
     return tuned
+
+
+def tail_parameters(model: nn.Module, tune: TuneSection) -> dict[str, nn.Parameter]:
+    """Name -> parameter of the last blocks that `tune.tail` names, and of the norms behind all blocks.
+
+    Raises EnvironmentProblem if the model has no blocks, RecipeError if it has fewer.
+    """
+    number = int(tune.tail.partition(":")[2] or 0)
+    if not number:
+        return {}
+    blocks = find_blocks(model)
+    if number > len(blocks.modules):
+        raise RecipeError(f"tune.tail: {tune.tail}, but the model has {len(blocks.modules)} blocks")
+    first = len(blocks.modules) - number
+    owned = owned_parameters(model, blocks)[first:]
+    inside = {name: p for block in owned for name, p in block.items() if p.is_floating_point()}
+    return {**inside, **_final_norm(model, blocks)}
+
+
+def _final_norm(model: nn.Module, blocks: Blocks) -> dict[str, nn.Parameter]:
+    """Of the norms outside the blocks the one that is as wide as what the head reads and is no
+    embedding's: models name it norm, ln_f, final_layer_norm."""
+    found = {}
+    for name, module in model.named_modules():
+        outside = not name.startswith(f"{blocks.name}.") and is_norm(module)
+        if outside and "emb" not in name and not name.startswith(find_towers(model)):
+            found.update({f"{name}.{own}": p for own, p in module.named_parameters()})
+    return found
+
+
+def _head_and_table(model: nn.Module) -> set[nn.Parameter]:
+    """The output head's weight, which a table of words may be tied to."""
+    head: Any = model.get_output_embeddings()  # type: ignore[operator]
+    return {head.weight}
 
 
 def idle_towers(model: nn.Module, tune: TuneSection) -> list[str]:
@@ -116,7 +157,7 @@ def parameter_ids(names: Iterable[str]) -> dict[str, int]:
 def decays(model: nn.Module) -> set[str]:
     """Names of the parameters that weight decay may shrink: no vectors (IA3 keeps its factors as
     matrices of one row or column), nothing inside a norm."""
-    norms = {name for name, module in model.named_modules() if _is_norm(module)}
+    norms = {name for name, module in model.named_modules() if is_norm(module)}
     return {
         name
         for name, parameter in model.named_parameters()
@@ -126,13 +167,14 @@ def decays(model: nn.Module) -> set[str]:
 
 def _kind(module: nn.Module) -> Literal["norm", "product"] | None:
     """Of a module whose vector `bias` is added to what it computes; None for any other."""
-    if _is_norm(module):
+    if is_norm(module):
         return "norm"
     products = nn.Linear | Conv1D | nn.Conv1d
     return "product" if isinstance(module, products) else None
 
 
-def _is_norm(module: nn.Module) -> bool:
+def is_norm(module: nn.Module) -> bool:
+    """Whether the module is a normalisation, of whatever family."""
     # Families define their own (LlamaRMSNorm); what they share with torch's is the class name.
     return "norm" in type(module).__name__.lower() and not list(module.children())
 

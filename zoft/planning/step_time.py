@@ -45,16 +45,18 @@ PROBED = 256 * 2**20  # bytes that are copied or read to see how fast that goes
 @dataclass(frozen=True, slots=True)
 class Seconds:
     """Of one step at the recipe's batch and typical length: each block's passes, each block's update,
-    and both of everything outside the blocks."""
+    and both of everything outside the blocks. `exact` of them, the last, learn by exact gradients."""
 
     block: float
     block_update: float
     rest: float
     rest_update: float
+    exact: int = 0
 
     def step(self, blocks: int) -> float:
         """With all weights on the device."""
-        return self.rest + self.rest_update + blocks * (self.block + self.block_update)
+        again = 3 * self.exact * self.block  # run once more, and back at twice that
+        return self.rest + self.rest_update + blocks * (self.block + self.block_update) + again
 
 
 def passes(recipe: Resolved) -> int:
@@ -83,6 +85,7 @@ def calibrate(recipe: Resolved, shape: Shape, free: int) -> Seconds:
         block_update=update,
         rest=scale * max(0.0, one[0] - block),
         rest_update=max(0.0, one[1] - update),
+        exact=len({w.block for w in shape.weights if w.exact} - {None}),
     )
 
 
@@ -138,7 +141,7 @@ def _times(
     if optimizer.paired == "auto":
         optimizer = optimizer.model_copy(update={"paired": optimizer.sides == 2})
     # The slice has the first blocks only, and they stand for those that learn.
-    tune = recipe.tune.model_copy(update={"layers": None})
+    tune = recipe.tune.model_copy(update={"layers": None, "tail": "none"})
     recipe = recipe.model_copy(update={"optimizer": optimizer, "tune": tune})
     model = _slice(recipe, load_config(recipe.model), blocks, device)
     parameters = tuned_parameters(model, recipe.tune)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,13 +16,13 @@ from transformers.pytorch_utils import Conv1D
 from zoft.data.examples import Choice, Example, length
 from zoft.engine.probe.forwards.experts import TENSORS
 from zoft.errors import EnvironmentProblem
-from zoft.models.activations import Pass, trace_pass
+from zoft.models.activations import Pass, trace_pass, trace_saved
 from zoft.models.adapters import of_adapter
 from zoft.models.blocks import find_blocks, owned_parameters
 from zoft.models.meta import build_outline, load_config, why_not_streamed
 from zoft.models.storage.fetch import local_folder
 from zoft.models.storage.safetensors import stored_tensors
-from zoft.models.trainable import tuned_parameters
+from zoft.models.trainable import tail_parameters, tuned_parameters
 from zoft.recipe.resolved import Resolved
 from zoft.system.device import DTYPES
 
@@ -40,7 +40,7 @@ class Weight:
     """One parameter. `block` is the number of the block that owns it, None outside the blocks.
 
     `kind` says how a probe meets it: in a product, in one for each expert, as a table of which rows are
-    looked up, or as a whole (norms, biases, whatever else).
+    looked up, or as a whole (norms, biases, whatever else). `exact`: it learns by exact gradients.
     """
 
     name: str
@@ -49,6 +49,7 @@ class Weight:
     kind: Literal["product", "experts", "table", "whole"]
     block: int | None = None
     adapter: bool = False
+    exact: bool = False
 
     @property
     def numel(self) -> int:
@@ -124,14 +125,17 @@ class Shape:
             self._passes[key] = self._trace(rows, length)
         return self._passes[key]
 
+    def saved(self, learns: Set[str], rows: int, length: int) -> int:
+        """Bytes that back-propagation to these keeps of a pass over (rows, length) token ids."""
+        if self.outline is not None:
+            with suppress(Exception):  # as in a trace
+                return trace_saved(self.outline, learns, rows, length)
+        return 2 * self.trace(rows, length).live
+
     def _trace(self, rows: int, length: int) -> Pass:
         if self.outline is not None:
-            try:
+            with suppress(Exception):  # a model that looks at its numbers may raise anything there
                 return trace_pass(self.outline, rows, length)
-            except (
-                Exception
-            ):  # a model that looks at its numbers may raise anything on the meta device
-                pass  # from its widths, then
         widest = max((max(w.shape) for w in self.weights if w.block is not None), default=0)
         return Pass(rows * length * (6 * self.hidden + 4 * widest) * 4, True)
 
@@ -188,7 +192,7 @@ def _converted(name: str) -> int:
 def _mapped(recipe: Resolved) -> int:
     """0 for files that are not here yet, or not in safetensors."""
     folder = local_folder(recipe.model.name)
-    if recipe.model.quantization != "none" and folder is not None:
+    if recipe.model.quantization != "none" and folder:
         with suppress(EnvironmentProblem):  # loading says what is wrong with them
             return sum(x.nbytes for x in stored_tensors(folder).values())
     return 0
@@ -265,7 +269,7 @@ def _joined(texts: Sequence[Texts]) -> Texts:
 
 
 def _weights(model: nn.Module, recipe: Resolved) -> list[Weight]:
-    tuned = tuned_parameters(model, recipe.tune)
+    tuned, exact = tuned_parameters(model, recipe.tune), tail_parameters(model, recipe.tune)
     kinds: dict[nn.Parameter, Literal["product", "experts", "table", "whole"]] = {}
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -289,6 +293,7 @@ def _weights(model: nn.Module, recipe: Resolved) -> list[Weight]:
             kinds[parameter],
             number.get(name),
             of_adapter(name),
+            name in exact,
         )
         for name, parameter in model.named_parameters()
     ]

@@ -100,11 +100,17 @@ class Journal:
         return journal
 
     @classmethod
-    def reopen(cls, path: Path, sync_seconds: float) -> tuple[Journal, Header, list[Entry]]:
-        """Go on with a journal: what it holds, after its torn last line is cut off."""
+    def reopen(
+        cls, path: Path, sync_seconds: float, most: int | None = None
+    ) -> tuple[Journal, Header, list[Entry]]:
+        """Go on with a journal: what it holds, after its torn last line, and all steps after the first
+        `most`, are cut off."""
         journal = cls(path, sync_seconds)
         try:
-            found = parse(path, path.read_bytes())
+            content = path.read_bytes()
+            found = parse(path, content)
+            if most is not None and len(found.entries) > most:
+                found = parse(path, b"".join(content.splitlines(keepends=True)[: 1 + most]))
         except EnvironmentProblem:
             journal.close()
             raise

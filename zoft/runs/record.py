@@ -73,6 +73,11 @@ class RunRecord:
         return next((event for event in self.of("eval") if event["step"] == 0), None)
 
     @property
+    def tail(self) -> Event | None:
+        """The score of the solved rows of the head, before the first step."""
+        return next(reversed(self.of("tail")), None)
+
+    @property
     def last(self) -> Event | None:
         """The newest evaluation after the start."""
         return next((event for event in reversed(self.of("eval")) if event["step"] > 0), None)

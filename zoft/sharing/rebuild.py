@@ -19,6 +19,8 @@ from zoft.engine.offload.weights import Streamed
 from zoft.engine.optimizers.optimizer import Optimizer, optimizer_for
 from zoft.engine.optimizers.update import Resident, Tuned, Weights
 from zoft.engine.probe.structures.table import layout_of
+from zoft.engine.tail.head import FILE, HeadRows
+from zoft.engine.tail.moving import END, put_weights
 from zoft.errors import EnvironmentProblem
 from zoft.models.adapters import load_adapter
 from zoft.models.load import fingerprint, load_model
@@ -107,8 +109,10 @@ def rebuild(
     where: Path,
     target: Path,
     stack: ExitStack,
+    step: int,
 ) -> Rebuilt:
-    """The model before the first step, in memory if it fits, else block by block from its files.
+    """The model before the first step, in memory if it fits, else block by block from its files; what
+    no journal holds is as it is after `step`.
 
     An adapter needs none of the base's weights: blocks that do not fit stay where they are.
     """
@@ -117,6 +121,11 @@ def rebuild(
     adapted = any("lora_" in name for name, *_ in header["parameters"])
     if header.get("tune", {}).get("method", "full") != "full":
         adapted = True
+    solved = header.get("solved_head", False)
+    if solved and not (start / FILE).is_file():
+        raise EnvironmentProblem(
+            f"{journal} begins with solved rows of the head: {start} must hold {FILE}"
+        )
     if adapted and not start.is_dir():
         raise EnvironmentProblem(
             f"{journal} is an adapter's: {start} must hold the one that it starts from"
@@ -129,6 +138,12 @@ def rebuild(
     model: PreTrainedModel | PeftModel = loaded.model
     if adapted:
         model = load_adapter(model, start, own)
+    if solved:
+        HeadRows.read(start).put(model)
+    if header.get("tune", {}).get("tail", "none").startswith("blocks:"):
+        if not fits:
+            raise EnvironmentProblem(f"{journal}: its last blocks moved alone; the model must fit")
+        put_weights(journal.parent / END, model, step)
     tuned = _tuned(model, header, journal)
     weights: Weights = Resident(tuned)
     if loaded.blocks and not adapted:

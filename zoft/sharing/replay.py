@@ -9,6 +9,7 @@ from pathlib import Path
 
 from zoft.engine.offload.weights import Streamed
 from zoft.engine.optimizers.optimizer import Optimizer
+from zoft.engine.tail.moving import END
 from zoft.errors import EnvironmentProblem, RecipeError
 from zoft.models.load import load_tokenizer
 from zoft.models.storage.fetch import snapshot
@@ -44,7 +45,7 @@ def replay(
     with stop_on_signals("; nothing was written") as stop, ExitStack() as stack:
         section, where = base_of(header, journal, base)
         tokenizer = load_tokenizer(where, section)
-        rebuilt = rebuild(header, journal, section, where, target, stack)
+        rebuilt = rebuild(header, journal, section, where, target, stack, step)
         checkpoint.require_space(target, rebuilt.result_bytes)
         begun = time.perf_counter()
         _apply(rebuilt.optimizer, entries[:step], stop)
@@ -72,7 +73,7 @@ def _journal(source: str) -> Path:
         repository, revision = split_revision(source)
         if source.startswith((".", "/", "~")) or repository.count("/") > 1:
             raise EnvironmentProblem(f"there is no {source}")
-        wanted = (JOURNAL, f"{START}/*.json", f"{START}/*.safetensors")
+        wanted = (JOURNAL, f"{START}/*.json", f"{START}/*.safetensors", f"{END}/*.safetensors")
         path = snapshot(repository, revision, wanted, ignored=(), key="")
         if not (path / JOURNAL).is_file():
             raise EnvironmentProblem(f"the repository {source} holds no {JOURNAL}")

@@ -11,6 +11,7 @@ from shlex import quote
 from typing import Any
 
 from zoft.data.examples import Example
+from zoft.engine.tail.moving import END
 from zoft.errors import Diverged, Interrupted, RecipeError, first_line
 from zoft.models.adapters import is_adapter
 from zoft.planning.memory.footprint import CUDA_CONTEXT
@@ -51,6 +52,8 @@ def finish(
         _picture(run, target / "loss.png", evaluations.narrator.say)
 
     checkpoint.save(run.final, write)
+    if tail := trainer.engine.tail:
+        checkpoint.save(run.path / END, lambda folder: tail.write(folder, trainer.step))
     values: dict[str, Any] = {}
     if test_set is not None:
         values = {"set": "test", **evaluations.evaluate(test_set)}
@@ -99,6 +102,8 @@ def print_summary(folder: RunFolder) -> None:
     run = read_run(folder.path)
     if run.zero_shot:
         print(f"before tuning  {in_words(run.zero_shot)}")
+    if run.tail:
+        print(f"tail alone     {in_words(run.tail)}")
     if run.best and run.best is not run.last:
         print(f"best           {in_words(run.best)}, step {run.best['step']}")
     if run.last:

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
+from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
 from zoft.data.examples import Example
 from zoft.engine.build import Engine
+from zoft.engine.tail.moving import STATE as TAIL_STATE
 from zoft.inference.scoring import evaluate_set
 from zoft.recipe.resolved import Resolved
 from zoft.runs import checkpoint
@@ -77,6 +79,11 @@ class Evaluations:
         self.scores[now] = self.metrics.write("eval", now, **self.evaluate(self.eval_set))
         self.narrator.score(self.scores[now])
 
+    def score_tail(self) -> None:
+        """Score the eval set once the tail is solved and no step was taken."""
+        if self.eval_set is not None:
+            self.narrator.score(self.metrics.write("tail", 0, **self.evaluate(self.eval_set)))
+
     def evaluate(self, examples: Sequence[Example]) -> dict[str, Any]:
         """The scores of `examples`, eval.metric first, then rows and seconds."""
         return evaluate_set(
@@ -119,6 +126,8 @@ class Checkpoints:
         def write(folder: Path) -> None:
             self.write_model(folder)
             checkpoint.write_state(folder, self.engine.weights, trainer.state())
+            if self.engine.tail:
+                save_file(self.engine.tail.state_dict(), folder / TAIL_STATE)
 
         begun = time.perf_counter()
         checkpoint.save(target, write)

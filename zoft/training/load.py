@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from zoft import __version__
 from zoft.data.examples import Example, length
 from zoft.data.sets import Data
-from zoft.engine.build import Engine, estimator_for, streamer_for
+from zoft.engine.build import Engine, estimator_for, streamer_for, tail_for
 from zoft.engine.objectives.objective import objective_for
 from zoft.engine.offload.weights import Streamed
 from zoft.engine.optimizers.optimizer import optimizer_for
@@ -24,6 +24,8 @@ from zoft.engine.optimizers.update import Resident, Weights, tuned_weights
 from zoft.engine.probe.leaves import UnreadParameters
 from zoft.engine.probe.structures.table import layout_of
 from zoft.engine.probe.view import ProbedModel
+from zoft.engine.tail.head import FILE as TAIL
+from zoft.engine.tail.head import HeadRows
 from zoft.inference.scoring import needs_mask, require_fits
 from zoft.models import load
 from zoft.models.adapters import attach_adapter, load_adapter
@@ -104,6 +106,8 @@ def load_model(
         adapter = adapter_folder(recipe.tune.adapter)
     if adapts and adapter:
         model = load_adapter(base.model, adapter, own)
+    elif resumed and not saved and (run.start / TAIL).is_file():
+        HeadRows.read(run.start).put(model)
     elif adapts:
         model = attach_adapter(base.model, recipe.tune, recipe.seed, own)
     return Model(model, base, files, new_adapter=adapts and not adapter, resumed=resumed)
@@ -165,6 +169,7 @@ def build_engine(
         optimizer=optimizer_for(recipe.optimizer, recipe.seed, weights),
         weights=weights,
         streamer=streamer,
+        tail=tail_for(recipe, view, streams=streamer is not None),
     )
 
 

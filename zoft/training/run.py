@@ -39,7 +39,7 @@ from zoft.training.load import (
     load_model,
 )
 from zoft.training.preflight import preflight
-from zoft.training.start import resume_run, start_run
+from zoft.training.start import resume_run, solve_tail, solves_head, start_run
 from zoft.training.trainer import Hook, Trainer
 from zoft.training.warm_start import require_same_adapter, tokenizer_for, warm_start
 
@@ -139,6 +139,7 @@ def _begin(
     """Look at the first step, then make the folder: a run that can't start leaves nothing behind."""
     examples = data.examples["train"]
     trainer = Trainer(recipe, engine, examples, order_for(recipe, examples), stop.check)
+    solved = solves_head(trainer)
     found = preflight(trainer, spare, narrator.say)
     optimizer = recipe.optimizer.model_copy(update={"paired": found.paired})
     trainer = Trainer(
@@ -150,6 +151,7 @@ def _begin(
     )
     header["optimizer"] = optimizer.model_dump(mode="json")
     header["noise"] = found.noise
+    header["solved_head"] = solved
     stop.patient = True
     journal = start_run(trainer, run, header, recipe_text(source), data.tokenizer)
     run.update_manifest(scored=_scored(data))
@@ -215,6 +217,7 @@ def _hooks(
         record_status(run, trainer),
         journal,
     ):
+        solve_tail(trainer, run, evaluations)
         yield [Narration(metrics, narrator), evaluations, checkpoints, lambda *_: look()]
         finish(trainer, run, checkpoints, sets.get("test"), planned_bytes)
         narrator.close()

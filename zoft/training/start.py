@@ -15,6 +15,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from zoft import __version__
+from zoft.data.examples import Example, length
+from zoft.engine.tail.head import FILE as TAIL
+from zoft.engine.tail.head import label_words, require_open, solve_head
 from zoft.errors import EnvironmentProblem, RecipeError
 from zoft.models.quantization import library_of
 from zoft.recipe.resolved import Resolved
@@ -22,8 +25,65 @@ from zoft.runs import checkpoint
 from zoft.runs.checksum import UNPROTECTED, protected
 from zoft.runs.folder import RunFolder
 from zoft.runs.journal import Entry, Header, Journal, nullable
-from zoft.training.hooks import write_model
+from zoft.training.hooks import Evaluations, write_model
 from zoft.training.trainer import Trainer
+
+
+def solve_tail(trainer: Trainer, run: RunFolder, evaluations: Evaluations) -> None:
+    """Solve the rows of the head that `tune.tail` names on training rows drawn as steps draw them, put
+    them into the model, score it before and after, and write start/tail.safetensors: nothing if that
+    is there. Raises RecipeError."""
+    tune, settings = trainer.recipe.tune, trainer.recipe.eval
+    if not solves_head(trainer) or (run.start / TAIL).is_file():
+        return
+    evaluations(trainer, None)
+    begun = time.perf_counter()
+    examples = _drawn(trainer, tune.tail_rows)
+
+    def passed(rows: int) -> None:
+        evaluations.narrator.evaluating("tail", rows, len(examples))
+        trainer.check()
+
+    view, batches = trainer.engine.view, trainer.engine.batches
+    tokens = settings.batch_size * max(map(length, examples))  # as many as an evaluation's pass
+    for solved in solve_head(view, batches, examples, tokens, passed):
+        (loss, hits), (new_loss, new_hits) = solved.before, solved.after
+        evaluations.narrator.say(
+            f"tail: the head's rows of {len(solved.rows.words)} words, solved on {solved.examples:,} "
+            f"rows in {time.perf_counter() - begun:.0f} s; on rows left out, loss {loss:.3f} -> "
+            f"{new_loss:.3f}, accuracy {hits:.3f} -> {new_hits:.3f}"
+        )
+    summary = {**solved.summary(), "seconds": round(time.perf_counter() - begun, 1)}
+    solved.rows.put(trainer.engine.model)
+    run.update_manifest(tail=summary)
+    evaluations.score_tail()
+    checkpoint.save(run.start, solved.rows.write)
+
+
+def solves_head(trainer: Trainer) -> bool:
+    """Whether the head's rows are solved before the first step. Raises RecipeError if `tune.tail` says
+    so and they cannot be; the last blocks move without, too."""
+    tail = trainer.recipe.tune.tail
+    if tail == "none":
+        return False
+    try:
+        label_words(trainer.train_set)
+        require_open(trainer.engine.view)
+    except RecipeError:
+        if tail == "head":
+            raise
+        return False
+    return True
+
+
+def _drawn(trainer: Trainer, most: int) -> list[Example]:
+    """The rows of as many steps as give `most` of them, each once."""
+    wanted, number = min(most, len(trainer.train_set)), 0
+    rows: dict[int, None] = {}  # in the order in which they come
+    while len(rows) < wanted:
+        number += 1
+        rows.update(dict.fromkeys(int(row) for row in trainer.order.rows(number)))
+    return [trainer.train_set[row] for row in list(rows)[:wanted]]
 
 
 def start_run(
@@ -62,7 +122,8 @@ def resume_run(
 ) -> Journal:
     """Check that base and data are the run's, then apply the steps after the checkpoint."""
     recipe = trainer.recipe
-    journal, old, entries = Journal.reopen(run.journal, recipe.journal.sync_seconds)
+    known = trainer.step if trainer.engine.tail else None  # what moved the tail is in no journal
+    journal, old, entries = Journal.reopen(run.journal, recipe.journal.sync_seconds, known)
     try:
         _require_same_run(old, header, run)
         steps = recipe.train.steps

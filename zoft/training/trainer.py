@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+
+from safetensors.torch import load_file
 
 from zoft.data.examples import Example
 from zoft.data.order import Order
 from zoft.engine.build import Engine
 from zoft.engine.objectives.batch import Batch
 from zoft.engine.optimizers.lr_schedule import learning_rate
+from zoft.engine.optimizers.measurement import Measurement
+from zoft.engine.tail.moving import STATE as TAIL_STATE
 from zoft.errors import Diverged
 from zoft.recipe.resolved import Resolved
 from zoft.runs import checkpoint
@@ -58,11 +63,10 @@ class Trainer:
             while self.step < self.recipe.train.steps:
                 begun, waited = time.perf_counter(), self.engine.waited
                 batches = self.batches(self.step + 1)
-                losses = self.engine.losses_of(batches)
-                measured = self.engine.estimator.measure(self.step + 1, losses)
-                entry = Entry(measured, self.lr(self.step + 1))
+                entry = Entry(self._measured(batches), self.lr(self.step + 1))
                 journal.append(entry)
                 self.apply(entry)
+                self._move_tail(batches)
                 seconds = time.perf_counter() - begun
                 self._run(hooks, Step(entry, batches, seconds, self.engine.waited - waited))
                 self.check()
@@ -73,6 +77,18 @@ class Trainer:
                 f"the loss was finite in none of the {self.step} steps: no weight was moved. See what "
                 "the model reads with zoft data preview, and try model.compute_dtype=float32"
             )
+
+    def _measured(self, batches: Sequence[Batch]) -> Measurement:
+        """The projected gradients of the next step. The tail keeps what its gradient needs."""
+        tail, losses = self.engine.tail, self.engine.losses_of(batches)
+        with tail.recording() if tail else nullcontext():
+            return self.engine.estimator.measure(self.step + 1, losses)
+
+    def _move_tail(self, batches: Sequence[Batch]) -> None:
+        """Take the tail's part of the step that was just applied, if its losses were finite."""
+        if self.engine.tail and not self.nonfinite:
+            share = self.lr(self.step) / self.recipe.optimizer.lr
+            self.engine.tail.step(self.step, self.engine.objective, batches, share)
 
     def batches(self, step: int) -> list[Batch]:
         """The examples of a step, a function of (seed, step), in micro-batches of equal width."""
@@ -116,6 +132,8 @@ class Trainer:
         self.nonfinite = meta["nonfinite"]
         self.engine.optimizer.load_state_dict(meta["optimizer"])
         self.engine.weights.load(checkpoint.stored_state(folder))
+        if self.engine.tail:
+            self.engine.tail.load_state_dict(load_file(folder / TAIL_STATE))
 
     def _run(self, hooks: Sequence[Hook], step: Step | None) -> None:
         for hook in hooks:

@@ -19,6 +19,7 @@ from zoft.data.examples import length
 from zoft.data.sets import SETS, Data, in_words, prepare, silent
 from zoft.data.sources import load_rows
 from zoft.engine.objectives.objective import objective_for
+from zoft.engine.tail.head import label_words
 from zoft.errors import EnvironmentProblem, ZoftError
 from zoft.inference.scoring import require_fits
 from zoft.models.adapters import is_adapter
@@ -197,6 +198,8 @@ def _examples(
     if shape is not None and shape.outline is not None:
         objective = objective_for(recipe.objective.name)
         require_fits(shape.outline, found.examples, objective, tokenizer)
+    if name == "train" and recipe.tune.tail == "head":
+        label_words(found.examples)
     return recipe, found
 
 

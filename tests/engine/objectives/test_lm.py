@@ -75,13 +75,15 @@ def test_only_supervised_positions_go_through_the_head(
     view: ProbedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch, seen = LM.collate(ROWS, 9), []
-    inner = HeadForward._losses
+    inner = HeadForward._total_and_wanted
 
-    def losses(self: HeadForward, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def total_and_wanted(
+        self: HeadForward, hidden: torch.Tensor, targets: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         seen.append(hidden.shape)
         return inner(self, hidden, targets)
 
-    monkeypatch.setattr(HeadForward, "_losses", losses)
+    monkeypatch.setattr(HeadForward, "_total_and_wanted", total_and_wanted)
     with view.plain():
         assert view.logits(batch.input_ids, batch.positions).shape == (8, tiny.VOCABULARY)
         LM.losses(view, batch, None)

@@ -30,13 +30,18 @@ from zoft.sharing.replay import replay
 from zoft.training.run import train
 
 SEED, LR, DECAY = 5, 1e-2, 0.1
-# Rule -> its slow twin: start, gradients and a weight decay (0 on vectors) to the weights.
-TWINS: dict[str, Callable[[Tensor, list[Tensor], float], Tensor]] = {
-    "r-adazo": lambda theta, g, decay: reference.radazo(
+Twin = Callable[[Tensor, list[Tensor], list[tuple[float, ...]], float], Tensor]
+# Rule -> its slow twin: start, gradients, slopes and a weight decay (0 on vectors) to the weights.
+TWINS: dict[str, Twin] = {
+    "r-adazo": lambda theta, g, _, decay: reference.radazo(
         theta, g, LR, (0.9, 0.99), weight_decay=decay
     ),
-    "mezo": lambda theta, g, decay: reference.mezo(theta, g, LR, decay),
-    "momentum": lambda theta, g, decay: reference.momentum(theta, g, LR, 0.9, decay),
+    "mezo": lambda theta, g, _, decay: reference.mezo(theta, g, LR, decay),
+    "momentum": lambda theta, g, _, decay: reference.momentum(theta, g, LR, 0.9, decay),
+    "zo-adamm": lambda theta, g, _, decay: reference.zoadamm(
+        theta, g, LR, (0.9, 0.3), weight_decay=decay
+    ),
+    "fzoo": lambda theta, g, c, decay: reference.fzoo(theta, g, c, LR, decay),
 }
 # Rule -> rates at which a tiny model moves visibly in some steps.
 RATES = {"full": {"r-adazo": 3e-3}, "lora": {"r-adazo": 1e-2}}
@@ -94,7 +99,8 @@ def test_a_rule_with_its_state_stored_agrees_with_its_twin(name: str) -> None:
         moved.update(measurement, LR)
     for before, after in zip(start(), moved.weights, strict=True):
         gradients = [estimate(before, m) for m in found]
-        expected = TWINS[name](before.data, gradients, DECAY if before.decays else 0.0)
+        slopes = [m.projected_grad for m in found]
+        expected = TWINS[name](before.data, gradients, slopes, DECAY if before.decays else 0.0)
         assert (after.data.double() - expected).abs().max() < 2e-5 * expected.abs().max()
         assert (after.data - before.data).abs().max() > 1e-3  # it moved
 

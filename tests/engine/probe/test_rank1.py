@@ -263,9 +263,9 @@ def mixtral() -> Any:
 @pytest.mark.parametrize("count", [None, ROWS], ids=["batch", "example"])
 def test_logits_that_are_capped_behind_the_head(count: int | None) -> None:
     view = assert_as_row_by_row(gemma2(), scales=(EPSILON, -EPSILON), count=count)
-    assert not view._head_ends_the_model
+    assert not view.head_ends_the_model
     view, _ = view_of(tiny.llama())
-    assert view._head_ends_the_model
+    assert view.head_ends_the_model
 
 
 @pytest.mark.parametrize("count", [None, ROWS], ids=["batch", "example"])

@@ -62,6 +62,13 @@ def test_lists_of_sections_and_unions(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not validator.is_valid({"either": one, "some": ["c"]})
 
 
+def test_a_key_that_rules_describe_apart_says_what_it_is_to_each() -> None:
+    [sides] = [entry for entry in entries() if entry.key == "optimizer.sides"]
+    assert sides.description.startswith("2: central difference")
+    assert sides.description.endswith("fzoo: 1 by default, as in the paper.")
+    assert sides.description.count("central") == 1
+
+
 def test_one_key_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["schema", "--field", "optimizer.perturbation"]) == 0
     out = capsys.readouterr().out

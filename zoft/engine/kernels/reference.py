@@ -200,7 +200,7 @@ def update_dense(
 
     Without `adam`: weight * decay + sums[0]. With it, one R-AdaZO update: its float32 `moments`
     (exp_avg, exp_avg_sq) are stored and move too (one sum), or are recomputed from the last steps,
-    oldest first.
+    oldest first. With three of them (and max_exp_avg_sq) it is one of ZO-AdaMM.
     """
 
     def z(elements: Tensor, terms: DirectionSum, step: int, k: int) -> Tensor:
@@ -251,12 +251,12 @@ def _update(
         if adam is None:
             x = x * _f32(decay) + _sum(elements, sums[0], z)
         else:
-            m, v = (s[elements] for s in stored) if stored else 2 * [torch.zeros_like(x)]
+            kept = [s[elements] for s in stored] or 2 * [torch.zeros_like(x)]
             for terms in sums:
-                m, v = _moments(m, v, _sum(elements, terms, z), adam)
-            if stored:
-                stored[0][elements], stored[1][elements] = m, v
-            x = _stepped(x, m, v, adam, decay)
+                kept = _moments(kept, _sum(elements, terms, z), adam)
+            for s, new in zip(stored, kept, strict=False):  # a window stores none
+                s[elements] = new
+            x = _stepped(x, kept[0], kept[-1], adam, decay)
         flat[elements] = _rounded(x, weight.dtype, elements, param, rounding)
 
 
@@ -275,10 +275,14 @@ def _sum(elements: Tensor, terms: DirectionSum, z: Draw) -> Tensor:
     return total.float() * _f32(terms.grid)
 
 
-def _moments(m: Tensor, v: Tensor, g: Tensor, adam: AdamConstants) -> tuple[Tensor, Tensor]:
+def _moments(kept: Sequence[Tensor], g: Tensor, adam: AdamConstants) -> list[Tensor]:
+    """m and v after a step; with a largest v, as ZO-AdaMM has it: v of g, and not of m."""
     beta1, beta2, rest1, rest2, *_ = (_f32(x) for x in adam.constants())
+    m, v, *largest = kept
     m = m * beta1 + g * rest1
-    return m, v * beta2 + (m * m) * rest2
+    averaged = g if largest else m
+    v = v * beta2 + (averaged * averaged) * rest2
+    return [m, v, *(torch.where(v > old, v, old) for old in largest)]
 
 
 def _stepped(x: Tensor, m: Tensor, v: Tensor, adam: AdamConstants, decay: float) -> Tensor:

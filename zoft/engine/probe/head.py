@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +29,8 @@ def chunk_words(rows: int, columns: int) -> int:
 @dataclass(frozen=True, slots=True)
 class HeadRequest:
     """What the head computes: of the hidden states at flat `positions` (N,) the logits (N, n) of the
-    tokens `vocab` (n,), or of all, or, with `targets` (N,), -log p of these as (N, 1). Positions count
+    tokens `vocab` (n,), or of all, or, with `targets` (N,), -log p of these as (N, 1), or the `hidden`
+    states themselves (N, d) in float32. Positions count
     the `tokens` that the model was given in each row; virtual ones may stand in front of them. Without
     positions: the logits (R, 1, V) of the last column, which is all that the next token needs."""
 
@@ -35,6 +38,7 @@ class HeadRequest:
     tokens: int
     vocab: Tensor | None = None
     targets: Tensor | None = None
+    hidden: bool = False
 
 
 class HeadForward:
@@ -69,9 +73,14 @@ class HeadForward:
         virtual = tokens - request.tokens
         positions = request.positions + virtual * (1 + request.positions // request.tokens)
         hidden = hidden.reshape(-1, hidden.shape[-1])[positions]
+        if request.hidden:
+            return hidden.float()
         with self.parameters.narrowed(self._rows(positions, tokens)):
             if request.targets is not None:
-                return self._losses(hidden, request.targets)
+                if hidden.requires_grad:
+                    return _TargetLosses.apply(hidden, self, request.targets)  # type: ignore[no-any-return,no-untyped-call]
+                total, wanted = self._total_and_wanted(hidden, request.targets)
+                return (total - wanted)[:, None]
             if request.vocab is None:
                 return self._all_logits(hidden)  # type: ignore[no-any-return]
             if not self.is_linear or (self.leaf and self.leaf.weight is None):
@@ -106,22 +115,38 @@ class HeadForward:
         scratch.release(mark)
         return logits
 
-    def _losses(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """-log p of the targets in float32, (N, 1), over chunks of the vocabulary: the logarithm of the
-        sum is carried along, so that logits (N, V) never stand in memory at once."""
+    def losses_and_gradient(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """-log p of the targets in float32, (N,), and of each the gradient with respect to its hidden
+        state, (N, d) float32: (p - y) W."""
+        total, wanted = self._total_and_wanted(hidden, targets)
         assert isinstance(self.module.weight, Tensor)
-        vocabulary = self.module.weight.shape[0]
-        size = chunk_words(*hidden.shape)
+        weight = self.module.weight.detach()
+        gradient = -weight[targets].float()
+        for part in self._parts(hidden):
+            p = (self._part(hidden, part).float() - total[:, None]).exp()
+            gradient += p.to(weight.dtype) @ weight[part]
+        return total - wanted, gradient
+
+    def _total_and_wanted(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """log sum exp of all logits, and those of the targets, (N,) float32 each, over chunks of the
+        vocabulary: the logarithm of the sum is carried along, so that logits (N, V) never stand in
+        memory at once."""
         total = torch.full(targets.shape, -torch.inf, device=hidden.device)
         wanted = torch.zeros(targets.shape, device=hidden.device)
-        for begin in range(0, vocabulary, size):
-            part = slice(begin, min(begin + size, vocabulary))
+        for part in self._parts(hidden):
             logits = self._part(hidden, part).float()
             total = torch.logaddexp(total, logits.logsumexp(-1))
             inside = (targets >= part.start) & (targets < part.stop)
-            column = (targets - begin).clamp(0, part.stop - begin - 1)
+            column = (targets - part.start).clamp(0, part.stop - part.start - 1)
             wanted = torch.where(inside, logits.gather(1, column[:, None])[:, 0], wanted)
-        return (total - wanted)[:, None]
+        return total, wanted
+
+    def _parts(self, hidden: Tensor) -> Iterator[slice]:
+        """The vocabulary in chunks."""
+        assert isinstance(self.module.weight, Tensor)
+        vocabulary, size = self.module.weight.shape[0], chunk_words(*hidden.shape)
+        for begin in range(0, vocabulary, size):
+            yield slice(begin, min(begin + size, vocabulary))
 
     def _part(self, hidden: Tensor, part: slice) -> Tensor:
         """Logits of the tokens `part` of the vocabulary."""
@@ -131,3 +156,18 @@ class HeadForward:
         assert isinstance(weight, Tensor)
         vector = bias[part] if isinstance(bias, Tensor) else None
         return nn.functional.linear(hidden, weight[part], vector)
+
+
+class _TargetLosses(torch.autograd.Function):
+    """`losses_and_gradient`, for a graph: each loss depends on one hidden state alone."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head: HeadForward, targets: Tensor) -> Tensor:
+        losses, gradient = head.losses_and_gradient(hidden, targets)
+        ctx.save_for_backward(gradient.to(hidden.dtype))
+        return losses[:, None]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        [gradient] = ctx.saved_tensors
+        return grad.to(gradient.dtype) * gradient, None, None

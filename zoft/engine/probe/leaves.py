@@ -7,7 +7,7 @@ never entered, Mamba reads a child's weight from the parent, and tied weights ar
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -67,6 +67,11 @@ class Leaf:
 
     def _own(self, name: str) -> ParameterRef | None:
         return next((r for r in self.refs if r.owner is self.module and r.name == name), None)
+
+    def moving(self, parameters: Set[nn.Parameter]) -> Leaf:
+        """The same module, of whose parameters only these are tuned."""
+        refs = (r if r.parameter in parameters else replace(r, param=None) for r in self.refs)
+        return replace(self, refs=tuple(refs))
 
     @cached_property
     def forward_type(self) -> Any:

@@ -9,8 +9,9 @@ dtype than the one that is computed in.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +22,7 @@ from zoft.engine.probe.attention import bounded_attention
 from zoft.engine.probe.directions import Direction
 from zoft.engine.probe.forwards.choose import PerturbedForwards
 from zoft.engine.probe.head import HeadForward, HeadRequest
-from zoft.engine.probe.leaves import find_leaves
+from zoft.engine.probe.leaves import Leaf, find_leaves
 from zoft.engine.probe.perturbed import PerturbedParameters
 from zoft.engine.probe.rows import assign_rows
 from zoft.models.meta import computed_buffers
@@ -33,6 +34,7 @@ class ProbedModel:
     `tuned` maps a parameter's name to it, `ids` to its id in the directions' address. `example` is a
     small (1, T) int64 tensor of token ids; one forward pass on it shows which module reads what.
     `masked` says whether the model needs an attention mask over padding; it is set once that is known.
+    `head_ends_the_model`: what the head gives is what the model returns.
     Raises RecipeError if a tuned parameter is never read.
     """
 
@@ -47,19 +49,31 @@ class ProbedModel:
         self.model = model
         self.compute_dtype = compute_dtype
         self.masked = False
-        self.leaves = find_leaves(model, tuned, ids, compute_dtype, example)
-        self.parameters = PerturbedParameters(self.leaves, compute_dtype, example.device)
-        self._forwards = PerturbedForwards(self.leaves, self.parameters)
-        module: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
-        leaf = next((x for x in self.leaves if x.module is module), None)
-        self._head = HeadForward(module, leaf, self.parameters, self._forwards)
+        self._read(find_leaves(model, tuned, ids, compute_dtype, example), example.device)
         self._buffers = [
             (module, name, module._buffers[name].to(compute_dtype))  # type: ignore[union-attr]
             for module, name in computed_buffers(model, compute_dtype)
         ]
         self._scales: tuple[float, ...] = ()
         self._examples: int | None = None
-        self._head_ends_the_model = self._check_head_ends_the_model(example)
+        self._with_graph = False
+        self.head_ends_the_model = self._check_head_ends_the_model(example)
+
+    def _read(self, leaves: list[Leaf], device: torch.device) -> None:
+        """Show the parameters that these modules read."""
+        self.leaves = leaves
+        self.parameters = PerturbedParameters(leaves, self.compute_dtype, device)
+        self._forwards = PerturbedForwards(leaves, self.parameters)
+        module: nn.Module = self.model.get_output_embeddings()  # type: ignore[operator]
+        leaf = next((x for x in leaves if x.module is module), None)
+        self._head = HeadForward(module, leaf, self.parameters, self._forwards)
+
+    def only(self, parameters: Set[nn.Parameter]) -> ProbedModel:
+        """The same model, whose probes move only these of the tuned parameters."""
+        part = copy(self)
+        device = self.parameters.rows.which_tensor.device
+        part._read([leaf.moving(parameters) for leaf in self.leaves], device)
+        return part
 
     @property
     def delivered(self) -> dict[nn.Parameter, torch.dtype]:
@@ -119,6 +133,15 @@ class ProbedModel:
             self.compute_dtype, self._buffers = before
             self.parameters.compute_dtype = before[0]
 
+    @contextmanager
+    def with_graph(self) -> Iterator[None]:
+        """Inside, passes record what a backward pass needs, where something requires it."""
+        self._with_graph = True
+        try:
+            yield
+        finally:
+            self._with_graph = False
+
     def plain(self) -> Any:
         """The model at theta itself, with the same requests to its head."""
         return self.probe(None, 0.0)
@@ -165,12 +188,23 @@ class ProbedModel:
         """-log p of each of `targets` (N,) in float32: (copies * N,), see `logits`."""
         request = HeadRequest(self._copied(positions, input_ids.numel()), input_ids.shape[1])
         wanted = targets.repeat(len(self._scales))
-        if self._head_ends_the_model:
+        if self.head_ends_the_model:
             request = replace(request, targets=wanted)
             return self._run(request, input_ids, attention_mask, examples)[:, 0]
         logits = self._run(request, input_ids, attention_mask, examples)
         # In float16 a loss near 4 has an ulp of 4e-3.
         return nn.functional.cross_entropy(logits.float(), wanted, reduction="none")
+
+    def hidden(
+        self, input_ids: Tensor, positions: Tensor, attention_mask: Tensor | None = None
+    ) -> Tensor:
+        """What the head reads at the flat `positions` (N,), (copies * N, d) float32, where the head
+        ends the model."""
+        assert self.head_ends_the_model
+        request = HeadRequest(
+            self._copied(positions, input_ids.numel()), input_ids.shape[1], hidden=True
+        )
+        return self._run(request, input_ids, attention_mask, None)
 
     # -- a pass -----------------------------------------------------------------------------------
 
@@ -180,7 +214,6 @@ class ProbedModel:
             raise RuntimeError("logits() outside a probe")
         return torch.cat([positions + size * copy for copy in range(len(self._scales))])
 
-    @torch.no_grad()
     def _run(
         self,
         request: HeadRequest,
@@ -196,7 +229,11 @@ class ProbedModel:
         which, scales = self._runs(input_ids.shape[0] // copies, examples)
         rows = assign_rows(input_ids.shape[0], which, scales, input_ids.device)
         config: Any = self.model.config
-        with self.parameters.narrowed(rows), bounded_attention(config, *input_ids.shape):
+        with (
+            torch.set_grad_enabled(self._with_graph),
+            self.parameters.narrowed(rows),
+            bounded_attention(config, *input_ids.shape),
+        ):
             output = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
         logits: Tensor = output.logits
         return logits

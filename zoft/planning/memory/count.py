@@ -129,6 +129,31 @@ class Count:
         logits = texts.rows * texts.typical * self.shape.vocabulary * 4
         return outside + max(moved.values(), default=0) + largest + logits
 
+    # -- the tail ---------------------------------------------------------------------------------
+
+    def tail_inputs(self) -> int:
+        """What entered the last blocks in all passes of a step, and left them."""
+        number = len({w.block for w in self.shape.weights if w.exact and w.block is not None})
+        settings = self.recipe.optimizer
+        passes = settings.directions * settings.sides + (settings.sides == 1)
+        vectors = self._vectors(self.shape.train, self.recipe.train.batch_size * passes)
+        return vectors * self.shape.hidden * self.compute * (number + 1) if number else 0
+
+    def tail_gradient(self) -> int:
+        """Activations of one of the last blocks with their graph, its gradient, and numbers of the size
+        of its largest weight while that is moved (zoft/engine/tail/update.py)."""
+        last = max(
+            (w.block for w in self.shape.weights if w.exact and w.block is not None), default=0
+        )
+        mine = [w for w in self.shape.weights if w.exact and w.block == last]
+        if not mine:
+            return 0
+        texts, names = self.shape.train, {w.name for w in mine}
+        saved = self.shape.saved(names, self.rows * self.copies * texts.rows, texts.longest)
+        largest = max(w.numel for w in mine)
+        moving = (7 if self.own < 4 else 5) * 4 * largest
+        return self._taken(saved, HEAP_BLOCKS) + sum(w.numel * self.own for w in mine) + moving
+
     # -- passes -----------------------------------------------------------------------------------
 
     def _vectors(self, texts: Texts, rows: int) -> int:

@@ -52,13 +52,12 @@ def _walk(section: Node, prefix: str, definitions: Node) -> Iterator[Entry]:
 
 def _both(one: Entry, other: Entry) -> Entry:
     """The key as two members of a union have it."""
-    if one.type == other.type:
-        return one
-    return replace(
-        one,
-        type=f"{one.type} or {other.type}",
-        description=f"{one.description} {other.description}",
-    )
+    said, kind = one.description, one.type
+    if other.description not in said:
+        said = f"{said} {other.description}"
+    if other.type != kind:
+        kind = f"{kind} or {other.type}"
+    return replace(one, type=kind, description=said)
 
 
 def _sections(node: Node, definitions: Node) -> list[tuple[str, Node]]:

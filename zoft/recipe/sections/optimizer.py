@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 from pydantic import Discriminator, Tag
 
+from zoft.recipe.sections.optimizers.fzoo import FZOO
 from zoft.recipe.sections.optimizers.mezo import MeZO
 from zoft.recipe.sections.optimizers.momentum import Momentum
 from zoft.recipe.sections.optimizers.radazo import RAdaZO
 from zoft.recipe.sections.optimizers.rule import OptimizerSection
+from zoft.recipe.sections.optimizers.zoadamm import ZOAdaMM
 
 DEFAULT = "r-adazo"
 
@@ -26,7 +28,9 @@ def _name(value: Any) -> str:
 Rules = Annotated[
     Annotated[RAdaZO, Tag("r-adazo")]
     | Annotated[MeZO, Tag("mezo")]
-    | Annotated[Momentum, Tag("momentum")],
+    | Annotated[Momentum, Tag("momentum")]
+    | Annotated[ZOAdaMM, Tag("zo-adamm")]
+    | Annotated[FZOO, Tag("fzoo")],
     Discriminator(_name),
 ]  # fmt: skip
 if TYPE_CHECKING:

@@ -44,6 +44,22 @@ class TuneSection(Section):
     virtual_tokens: Counted = Field(
         5, description="prefix, prompt: tokens that stand in front of every example."
     )
+    tail: Annotated[str, Field(pattern=r"^(none|head|blocks:[1-9]\d*)$")] = Field(
+        "none",
+        description="full: what learns by exact gradients instead of probes. head: the label words' "
+        "rows of the output head, for a choice between single words, solved before the first step from "
+        "one plain pass over `tail_rows` training rows, and held. The rest of the head, and a table of "
+        "words tied to it, do not learn then. blocks:N: the last N blocks and the final norm too, by "
+        "back-propagation through these alone, one after the other, from the passes that a step takes "
+        "anyway; for `lm` and options of several tokens these without the head.",
+    )
+    tail_rows: Counted = Field(
+        1000, description="tail: training rows that the head's rows are solved on, at most."
+    )
+    tail_lr: Annotated[float, Field(gt=0)] = Field(
+        1e-4,
+        description="tail=blocks:N: their rate, in units of the weights; it follows the schedule.",
+    )
     include: list[str] = Field(
         ["*"], description="Tune the parameters whose name matches one of these globs ..."
     )
@@ -68,6 +84,16 @@ class TuneSection(Section):
         if layers and method in ("prefix", "prompt"):
             raise ValueError(f"virtual tokens stand in front of every block: not with {method}")
         return layers
+
+    @field_validator("tail")
+    @classmethod
+    def _of_full_tuning(cls, tail: str, info: ValidationInfo) -> str:
+        method = info.data.get("method", "full")
+        if tail != "none" and method != "full":
+            raise ValueError(
+                f"{tail} writes to the model's own weights: not with {method}; set tune.tail=none"
+            )
+        return tail
 
     @field_validator("adapter")
     @classmethod

@@ -211,6 +211,8 @@ def compared(progress: Progress, *, short: bool = False) -> str:
 
 def told(event: Event, zero_shot: Event | None) -> str:
     """The line that an evaluation leaves."""
+    if event["event"] == "tail":
+        return f"eval, tail alone: {in_words(event)}"
     if event["step"] == 0:
         return f"eval before tuning: {in_words(event)}"
     beside = f"; zero-shot {format_primary(zero_shot)}" if zero_shot else ""

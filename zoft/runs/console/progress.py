@@ -42,9 +42,9 @@ class Progress:
         match event["event"]:
             case "train":
                 self._train(event)
-            case "eval":
+            case "eval" | "tail":
                 self.score = event
-                if event["step"] == 0:
+                if event["event"] == "eval" and event["step"] == 0:
                     self.zero_shot = event
 
     def resume(self, events: Sequence[Event]) -> None:

@@ -139,9 +139,11 @@ def _scores(run: RunRecord) -> Chart:
     evaluations = run.of("eval")
     name = primary_metric(evaluations[0])[0] if evaluations else "loss"
     lines = [Line(name, _course(evaluations, name), "other")] if name != "loss" else []
-    if lines and run.zero_shot and (before := primary_metric(run.zero_shot)[1]) is not None:
-        ends = [(0.0, before), (float(max(run.step, 1)), before)]
-        lines.append(Line(f"zero-shot {before:.3f}", ends, "level"))
+    levels = {"zero-shot": run.zero_shot, "tail alone": run.tail} if lines else {}
+    for what, event in levels.items():
+        if event and (before := primary_metric(event)[1]) is not None:
+            ends = [(0.0, before), (float(max(run.step, 1)), before)]
+            lines.append(Line(f"{what} {before:.3f}", ends, "level"))
     return _chart(f"{name.capitalize()} on the eval set", lines)
 
 

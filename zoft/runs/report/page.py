@@ -89,6 +89,7 @@ def _summary(run: RunRecord) -> str:
 def _results(run: RunRecord) -> Rows:
     events: list[tuple[str, Event | None]] = [
         ("before tuning", run.zero_shot),
+        ("tail alone", run.tail),
         ("best", run.best),
         ("last", run.last),
     ]

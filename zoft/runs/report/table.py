@@ -66,7 +66,13 @@ def show_run(path: Path) -> None:
             ("model", recipe.model.name),
             ("tuned", f"{recipe.tune.method}, {recipe.optimizer.name}, lr {recipe.optimizer.lr:g}"),
         ]
-    for what, event in (("before tuning", run.zero_shot), ("best", run.best), ("last", run.last)):
+    scored = {
+        "before tuning": run.zero_shot,
+        "tail alone": run.tail,
+        "best": run.best,
+        "last": run.last,
+    }
+    for what, event in scored.items():
         rows += [(what, _at(event))] if event else []
     rows += [("test", in_words(e)) for e in run.of("final") if e.get("set") == "test"]
     rows += [("forward passes", f"{run.forward_passes:,}"), ("wall time", clock(run.seconds))]

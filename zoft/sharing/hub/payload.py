@@ -9,6 +9,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Literal
 
+from zoft.engine.tail.head import FILE as TAIL
+from zoft.engine.tail.moving import END
 from zoft.errors import EnvironmentProblem, RecipeError
 from zoft.models.adapters import is_adapter
 from zoft.recipe.schema import Recipe
@@ -103,9 +105,13 @@ def _journal(run: RunFolder, base: Base) -> Files:
     files: Files = {
         JOURNAL: shared_journal(run.journal, lambda header: shared_header(header, base))
     }
-    if run.start.is_dir():
+    if (run.start / TAIL).is_file():
+        files[f"start/{TAIL}"] = run.start / TAIL
+    elif run.start.is_dir():
         files["start/adapter_model.safetensors"] = run.start / "adapter_model.safetensors"
         files["start/adapter_config.json"] = _config(run.start / "adapter_config.json", base)
+    if (end := run.path / END / TAIL).is_file():
+        files[f"{END}/{TAIL}"] = end
     return files
 
 

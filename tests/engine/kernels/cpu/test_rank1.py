@@ -236,12 +236,14 @@ def test_updates_equal_reference(dtype: torch.dtype, shape: tuple[int, ...]) -> 
     window = [terms(count, step) for step, count in ((1, 2), (2, 5), (3, 1))]
     results = []
     for kernels in (cpu, reference):
-        a, b, c = (numbers(*shape, dtype=dtype) for _ in range(3))
+        a, b, c, d = (numbers(*shape, dtype=dtype) for _ in range(4))
         m, v = numbers(*shape, seed=1) * 1e-4, numbers(*shape, seed=2).abs() * 1e-6
+        three = [m.clone(), v.clone(), v.flip(-1)]
         kernels.update_rank1(a, [terms(7)], **common)
         kernels.update_rank1(b, [terms(6)], adam=adam, moments=(m, v), **common)
         kernels.update_rank1(c, window, adam=adam, **common)
-        results.append([a, b, c, m, v])
+        kernels.update_rank1(d, [terms(4)], adam=adam, moments=three, **common)
+        results.append([a, b, c, d, m, v, *three])
     for fast, slow in zip(*results, strict=True):
         assert_same(fast, slow)
     assert not torch.equal(results[0][0], numbers(*shape, dtype=dtype))

@@ -95,12 +95,14 @@ def test_updates_equal_reference(gaussian: bool, dtype: torch.dtype, n: int) -> 
     window = [terms(gaussian, 2, step) for step in (1, 2, 3)]
     results = []
     for kernels in (cpu, reference):
-        a, b, c = (weights(n, dtype) for _ in range(3))
+        a, b, c, d = (weights(n, dtype) for _ in range(4))
         m, v = weights(n, torch.float32, 1) * 1e-4, weights(n, torch.float32, 2).abs() * 1e-6
+        three = [m.clone(), v.clone(), v.flip(0)]
         kernels.update_dense(a, [terms(gaussian, 5)], **common)
         kernels.update_dense(b, [terms(gaussian, 2)], adam=adam, moments=(m, v), **common)
         kernels.update_dense(c, window, adam=adam, **common)
-        results.append([a, b, c, m, v])
+        kernels.update_dense(d, [terms(gaussian, 3)], adam=adam, moments=three, **common)
+        results.append([a, b, c, d, m, v, *three])
     for fast, slow in zip(*results, strict=True):
         assert_same(fast, slow)
 

@@ -23,7 +23,7 @@ TABLE = Path(__file__).with_name("ptx_table.json")
 KEPT = ("registers", "spills", "loop", "once")
 REGISTERS = 8  # that ptxas may need more or less
 INSTRUCTIONS = 0.1  # of their number
-UPDATES = ("add_directions", "radazo")
+UPDATES = ("add_directions", "radazo", "zo_adamm")
 
 
 def ask(cache: Path, *arguments: str) -> Any:

@@ -36,6 +36,7 @@ from zoft.recipe.sections.optimizers.rule import AdamConstants
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 ADAM = "decay beta1 beta2 rest1 rest2 lr correction eps"
 SUM, STORED, WINDOW = triton_update.SUM, triton_update.STORED, triton_update.WINDOW
+AMSGRAD = triton_update.AMSGRAD
 
 
 class Case(NamedTuple):
@@ -59,9 +60,10 @@ def perturb(
 
 
 def update(mode: int, weight: str) -> dict[str, Any]:
-    moment = "*fp32" if mode == STORED else None
+    moment = "*fp32" if mode in (STORED, AMSGRAD) else None
     return {
-        "weight": f"*{weight}", "exp_avg": moment, "exp_avg_sq": moment, "plan": "*i64:16",
+        "weight": f"*{weight}", "exp_avg": moment, "exp_avg_sq": moment,
+        "max_exp_avg_sq": "*fp32" if mode == AMSGRAD else None, "plan": "*i64:16",
         "terms": "i32", "sums": "i32", "param": "i64", **dict.fromkeys(ADAM.split(), "fp32"),
         "rounding_seed": "i64", "rounding_step": "i64", "MODE": mode,
     }  # fmt: skip
@@ -141,12 +143,15 @@ def cases() -> dict[str, Case]:
         "add_directions bfloat16 Gaussian": dense(SUM, "bf16", gaussian=True),
         "radazo_full float32": dense(STORED, "fp32"),
         "radazo_full bfloat16": dense(STORED, "bf16")._replace(architectures=both),
+        "zo_adamm float32": dense(AMSGRAD, "fp32"),
+        "zo_adamm bfloat16": dense(AMSGRAD, "bf16"),
         "radazo_window bfloat16": dense(WINDOW, "bf16")._replace(architectures=both),
         "radazo_window float32 Gaussian": dense(WINDOW, "fp32", gaussian=True),
         "add_directions float32 rank-1": rank1(SUM, "fp32"),
         "add_directions bfloat16 rank-1": rank1(SUM, "bf16")._replace(architectures=both),
         "add_directions bfloat16 rank-1, columns % 512 != 0": rank1(SUM, "bf16", aligned=False),
         "radazo_full float32 rank-1": rank1(STORED, "fp32")._replace(architectures=both),
+        "zo_adamm bfloat16 rank-1": rank1(AMSGRAD, "bf16"),
         "radazo_window bfloat16 rank-1": rank1(WINDOW, "bf16")._replace(architectures=both),
     }  # fmt: skip
 

@@ -182,16 +182,18 @@ def test_updates(dtype: torch.dtype, kind: str, shape: tuple[int, ...]) -> None:
     window = [terms(2, **which, step=step) for step in (1, 2)]
     results = []
     for kernels in (triton, reference):
-        a, b, c = (weights(shape, dtype, i) for i in range(3))
+        a, b, c, d = (weights(shape, dtype, i) for i in range(4))
         m, v = (
             weights(shape, torch.float32, 1) * 1e-4,
             weights(shape, torch.float32, 2).abs() * 1e-6,
         )
+        three = [m.clone(), v.clone(), v.flip(-1)]
         update = kernels.update_rank1 if kind == "rank1" else kernels.update_dense
         update(a, [terms(3, **which)], **COMMON)
         update(b, [terms(2, **which)], adam=ADAM, moments=(m, v), **COMMON)
         update(c, window, adam=ADAM, **COMMON)
-        results.append([a, b, c, m, v])
+        update(d, [terms(2, **which)], adam=ADAM, moments=three, **COMMON)
+        results.append([a, b, c, d, m, v, *three])
     for fast, slow in zip(*results, strict=True):
         assert equal(fast, slow)
 

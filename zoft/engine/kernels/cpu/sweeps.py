@@ -35,7 +35,14 @@ from zoft.engine.kernels.cpu.rank1 import (
     widen_span,
 )
 from zoft.engine.kernels.cpu.tasks import perturb_task, prefill_task, project_task, widen_task
-from zoft.engine.kernels.cpu.update import STORED, SUM, WINDOW, add_outer_rows, update_span
+from zoft.engine.kernels.cpu.update import (
+    AMSGRAD,
+    STORED,
+    SUM,
+    WINDOW,
+    add_outer_rows,
+    update_span,
+)
 from zoft.engine.kernels.numerics import gaussian as normal
 from zoft.engine.kernels.numerics.exact_sum import DirectionSum, Rounding
 from zoft.recipe.sections.optimizers.rule import AdamConstants
@@ -295,8 +302,9 @@ def _update(
     decay: float, rounding: Rounding, adam: AdamConstants | None, moments: Sequence[torch.Tensor],
 ) -> None:  # fmt: skip
     w, kind = _stored(weight)
-    mode = SUM if adam is None else STORED if moments else WINDOW
-    m, v = (x.view(-1).numpy() for x in moments) if moments else 2 * [np.empty(0, np.float32)]
+    mode = SUM if adam is None else {0: WINDOW, 2: STORED, 3: AMSGRAD}[len(moments)]
+    stored = [x.view(-1).numpy() for x in moments]
+    stored += (3 - len(stored)) * [np.empty(0, np.float32)]
     adam = adam or AdamConstants(beta1=0.0, beta2=0.0, lr=0.0, correction=1.0, eps=0.0)
     gaussian = sums[0].gaussian
     steps, ks, n = _concatenated(sums)
@@ -310,7 +318,7 @@ def _update(
         *factors,
     )  # fmt: skip
     _spread(
-        lambda a, b: update_span(mode, w, kind, m, v, a, b, *arguments),
+        lambda a, b: update_span(mode, w, kind, *stored, a, b, *arguments),
         w.size,
         32 * ROW,
         MIN_PER_THREAD,

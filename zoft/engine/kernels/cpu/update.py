@@ -157,12 +157,12 @@ def add_outer_rows(  # type: ignore[no-untyped-def]
         r += 1 if alone else 2
 
 
-SUM, STORED, WINDOW = 0, 1, 2
+SUM, STORED, WINDOW, AMSGRAD = 0, 1, 2, 3
 
 
 @_jit
 def update_span(  # type: ignore[no-untyped-def]
-    mode, weight, kind, exp_avg, exp_avg_sq, begin, end, seed, param,
+    mode, weight, kind, exp_avg, exp_avg_sq, max_exp_avg_sq, begin, end, seed, param,
     steps, ks, n, starts, units, gaussian, table,
     decay, beta1, beta2, rest1, rest2, lr, correction, eps, rounding_seed, rounding_step, u, v_signs,
     rows, columns,
@@ -213,11 +213,11 @@ def update_span(  # type: ignore[no-untyped-def]
             for i in range(count):
                 x[i] = x[i] * decay + g[i]
         else:
-            if mode == STORED:
+            if mode == WINDOW:
+                m[:], v[:] = np.float32(0.0), np.float32(0.0)
+            else:
                 for i in range(count):
                     m[i], v[i] = exp_avg[at + i], exp_avg_sq[at + i]
-            else:
-                m[:], v[:] = np.float32(0.0), np.float32(0.0)
             for s in range(len(units)):
                 if columns:
                     _add_outer(g, u, v_signs, starts[s], starts[s + 1], r, _u64(c), count, units[s])
@@ -228,12 +228,18 @@ def update_span(  # type: ignore[no-untyped-def]
                     )  # fmt: skip
                 for i in range(count):
                     m[i] = beta1 * m[i] + rest1 * g[i]
-                    v[i] = beta2 * v[i] + rest2 * (m[i] * m[i])
-            for i in range(count):
-                x[i] = x[i] * decay - (lr * m[i]) / (np.sqrt(v[i] / correction) + eps)
-            if mode == STORED:
+                    averaged = g[i] if mode == AMSGRAD else m[i]
+                    v[i] = beta2 * v[i] + rest2 * (averaged * averaged)
+            if mode != WINDOW:
                 for i in range(count):
                     exp_avg[at + i], exp_avg_sq[at + i] = m[i], v[i]
+            if mode == AMSGRAD:
+                for i in range(count):
+                    largest = max_exp_avg_sq[at + i]
+                    v[i] = v[i] if v[i] > largest else largest
+                    max_exp_avg_sq[at + i] = v[i]
+            for i in range(count):
+                x[i] = x[i] * decay - (lr * m[i]) / (np.sqrt(v[i] / correction) + eps)
         if kind == FLOAT32:
             _store_nearest(weight, at, x, count, kind)
         else:

@@ -39,12 +39,13 @@ from zoft.engine.kernels.triton.launch import SWEEP, on, table_on
 from zoft.engine.kernels.triton.signs import draw_factors
 from zoft.recipe.sections.optimizers.rule import AdamConstants
 
-SUM, STORED, WINDOW = 0, 1, 2
-_SUM, _STORED, _WINDOW = tl.constexpr(SUM), tl.constexpr(STORED), tl.constexpr(WINDOW)
+SUM, STORED, WINDOW, AMSGRAD = 0, 1, 2, 3
+_SUM, _WINDOW, _AMSGRAD = tl.constexpr(SUM), tl.constexpr(WINDOW), tl.constexpr(AMSGRAD)
 _PER_STEP = ["terms", "sums", "seed", "param", "decay", "beta1", "beta2", "rest1", "rest2", "lr",
              "correction", "eps", "rounding_seed", "rounding_step"]  # fmt: skip
 # Aligned pointers would be read several neighbours at a time, by other lanes than drew their signs.
-_WEIGHTS = ["weight", "exp_avg", "exp_avg_sq", "u", "v_factors", "n", "rows", "columns"]
+_WEIGHTS = ["weight", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "u", "v_factors", "n", "rows",
+            "columns"]  # fmt: skip
 
 
 @triton.jit
@@ -101,8 +102,8 @@ def _moment1(m, g, beta1, rest1):
 
 
 @triton.jit
-def _moment2(v, m, beta2, rest2):
-    return v * beta2 + (m * m) * rest2
+def _moment2(v, averaged, beta2, rest2):
+    return v * beta2 + (averaged * averaged) * rest2
 
 
 @triton.jit
@@ -135,14 +136,15 @@ def _unit(plan, terms, s):
 
 
 @triton.jit
-def _write(weight, exp_avg, exp_avg_sq, start, room, lane, g, m, v, decay, beta1, beta2, rest1,
-           rest2, lr, correction, eps, seed, step, param,
+def _write(weight, exp_avg, exp_avg_sq, max_exp_avg_sq, start, room, lane, g, m, v, decay, beta1,
+           beta2, rest1, rest2, lr, correction, eps, seed, step, param,
            MODE: tl.constexpr, ALIGNED: tl.constexpr):  # fmt: skip
     """Update the 512 elements from each of `start` (PAIRS, 1) on; `room` (PAIRS, 1) of them are there.
 
     ALIGNED: the starts are multiples of 512, so that one call of a lane rounds eight elements.
     """
     ROUND: tl.constexpr = weight.dtype.element_ty != tl.float32
+    KEEPS: tl.constexpr = MODE != _SUM and MODE != _WINDOW
     # Sixteen loads to a lane before the first store (see `_rows` of triton_probe.py), not more:
     # registers are short.
     GROUP: tl.constexpr = min(8, 16 // g[0].shape[0])
@@ -153,25 +155,31 @@ def _write(weight, exp_avg, exp_avg_sq, start, room, lane, g, m, v, decay, beta1
         low, high = block.to(tl.uint32), (block >> 32).to(tl.uint32)
         words = philox_calls(low, high, seed, step, param, last)
     for first in tl.static_range(0, 8, GROUP):
-        old, old_m, old_v = (), (), ()
+        old, old_m, old_v, largest = (), (), (), ()
         for i in tl.static_range(first, first + GROUP):
             inside = i * LANES + lane[None, :]
             mask, at = inside < room, start + inside
             old = old + (load_float(weight + at, mask),)
-            if MODE == _STORED:
+            if KEEPS:
                 old_m = old_m + (tl.load(exp_avg + at, mask=mask),)
                 old_v = old_v + (tl.load(exp_avg_sq + at, mask=mask),)
+            if MODE == _AMSGRAD:
+                largest = largest + (tl.load(max_exp_avg_sq + at, mask=mask),)
         for i in tl.static_range(first, first + GROUP):
             inside = i * LANES + lane[None, :]
             mask, at = inside < room, start + inside
             if MODE == _SUM:
                 x = old[i - first] * decay + g[i]
             else:
-                if MODE == _STORED:
+                if KEEPS:
                     mi = _moment1(old_m[i - first], g[i], beta1, rest1)
-                    vi = _moment2(old_v[i - first], mi, beta2, rest2)
+                    averaged = g[i] if MODE == _AMSGRAD else mi
+                    vi = _moment2(old_v[i - first], averaged, beta2, rest2)
                     tl.store(exp_avg + at, mi, mask=mask)
                     tl.store(exp_avg_sq + at, vi, mask=mask)
+                    if MODE == _AMSGRAD:
+                        vi = tl.where(vi > largest[i - first], vi, largest[i - first])
+                        tl.store(max_exp_avg_sq + at, vi, mask=mask)
                 else:
                     mi, vi = m[i], v[i]
                 x = _stepped(old[i - first], mi, vi, decay, lr, correction, eps)
@@ -186,8 +194,8 @@ def _write(weight, exp_avg, exp_avg_sq, start, room, lane, g, m, v, decay, beta1
 
 
 @triton.jit(do_not_specialize=_PER_STEP, do_not_specialize_on_alignment=_WEIGHTS)
-def dense_kernel(weight, exp_avg, exp_avg_sq, plan, terms, sums, table, n: tl.int64,
-                 seed: tl.int64, param: tl.int64, decay: tl.float32, beta1: tl.float32,
+def dense_kernel(weight, exp_avg, exp_avg_sq, max_exp_avg_sq, plan, terms, sums, table,
+                 n: tl.int64, seed: tl.int64, param: tl.int64, decay: tl.float32, beta1: tl.float32,
                  beta2: tl.float32, rest1: tl.float32, rest2: tl.float32, lr: tl.float32,
                  correction: tl.float32, eps: tl.float32, rounding_seed: tl.int64,
                  rounding_step: tl.int64, MODE: tl.constexpr, GAUSSIAN: tl.constexpr,
@@ -215,19 +223,20 @@ def dense_kernel(weight, exp_avg, exp_avg_sq, plan, terms, sums, table, n: tl.in
             m, v = _moments(m, v, g, beta1, beta2, rest1, rest2)
     start = (first + pair) * (2 * ROW)
     room = tl.minimum(tl.maximum(tl.cast(n, tl.int64) - start, 0), 2 * ROW).to(tl.int32)
-    _write(weight, exp_avg, exp_avg_sq, start, room, lane, g, m, v, decay, beta1, beta2, rest1,
-           rest2, lr, correction, eps, rounding_seed, rounding_step, param, MODE, True)  # fmt: skip
+    _write(weight, exp_avg, exp_avg_sq, max_exp_avg_sq, start, room, lane, g, m, v, decay, beta1,
+           beta2, rest1, rest2, lr, correction, eps, rounding_seed, rounding_step, param,
+           MODE, True)  # fmt: skip
 
 
 @triton.jit(
     do_not_specialize=[*_PER_STEP, "parts", "batches"], do_not_specialize_on_alignment=_WEIGHTS
 )
-def rank1_kernel(weight, exp_avg, exp_avg_sq, plan, terms, sums, u, v_factors, parts, batches,
-                 stride: tl.int64, rows: tl.int64, columns: tl.int64, param: tl.int64, decay: tl.float32,
-                 beta1: tl.float32, beta2: tl.float32, rest1: tl.float32, rest2: tl.float32,
-                 lr: tl.float32, correction: tl.float32, eps: tl.float32, rounding_seed: tl.int64,
-                 rounding_step: tl.int64, MODE: tl.constexpr, ALIGNED: tl.constexpr,
-                 ROWS: tl.constexpr):  # fmt: skip
+def rank1_kernel(weight, exp_avg, exp_avg_sq, max_exp_avg_sq, plan, terms, sums, u, v_factors,
+                 parts, batches, stride: tl.int64, rows: tl.int64, columns: tl.int64, param: tl.int64,
+                 decay: tl.float32, beta1: tl.float32, beta2: tl.float32, rest1: tl.float32,
+                 rest2: tl.float32, lr: tl.float32, correction: tl.float32, eps: tl.float32,
+                 rounding_seed: tl.int64, rounding_step: tl.int64, MODE: tl.constexpr,
+                 ALIGNED: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
     """ROWS rows and 512 columns of a matrix, `parts` programs to its width and `batches` to its height;
     one matrix after the other.
 
@@ -256,8 +265,8 @@ def rank1_kernel(weight, exp_avg, exp_avg_sq, plan, terms, sums, u, v_factors, p
             m, v = _moments(m, v, g, beta1, beta2, rest1, rest2)
     start = (first + pair) * columns + column
     room = tl.where(pair < height, width, 0)
-    _write(weight, exp_avg, exp_avg_sq, start, room, lane, g, m, v, decay, beta1, beta2, rest1,
-           rest2, lr, correction, eps, rounding_seed, rounding_step, param,
+    _write(weight, exp_avg, exp_avg_sq, max_exp_avg_sq, start, room, lane, g, m, v, decay, beta1,
+           beta2, rest1, rest2, lr, correction, eps, rounding_seed, rounding_step, param,
            MODE, ALIGNED)  # fmt: skip
 
 
@@ -274,7 +283,7 @@ def update_dense(
     with on(weight.device):
         table = table_on(weight.device) if gaussian else None
         dense_kernel[(-(-weight.numel() // (512 * pairs)),)](
-            weight, *(moments or (None, None)), plan, terms, len(sums), table, weight.numel(),
+            weight, *_pointers(moments), plan, terms, len(sums), table, weight.numel(),
             sums[0].seed, *_numbers(param, decay, adam, rounding), mode, gaussian, pairs, **SWEEP,
         )  # fmt: skip
 
@@ -298,14 +307,19 @@ def update_rank1(
             columns=matrices * columns,
         )  # fmt: skip
         rank1_kernel[(matrices * batches * parts,)](
-            weight, *(moments or (None, None)), plan, terms, len(sums), u, v, parts, batches,
+            weight, *_pointers(moments), plan, terms, len(sums), u, v, parts, batches,
             v.shape[1], rows, columns, *_numbers(param, decay, adam, rounding), mode, aligned, batch,
             **SWEEP,
         )  # fmt: skip
 
 
 def _mode(adam: AdamConstants | None, moments: Sequence[Tensor]) -> int:
-    return SUM if adam is None else STORED if moments else WINDOW
+    return SUM if adam is None else {0: WINDOW, 2: STORED, 3: AMSGRAD}[len(moments)]
+
+
+def _pointers(moments: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    """m, v and the largest v; None for what a rule does not store."""
+    return (*moments, *(3 - len(moments)) * (None,))
 
 
 def _terms(sums: Sequence[DirectionSum]) -> int:

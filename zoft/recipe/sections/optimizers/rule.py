@@ -65,7 +65,8 @@ class Weight(Protocol):
         """state[name] = decay * state[name] + total."""
 
     def adam(self, gradient: DirectionSum, constants: AdamConstants) -> None:
-        """R-AdaZO's update with stored moments; the state is (m, v)."""
+        """R-AdaZO's update with stored moments; the state is (m, v). Of ZO-AdaMM it is (m, v, the
+        largest v), and v is of g, not of m."""
 
     def adam_window(self, gradients: Sequence[DirectionSum], constants: AdamConstants) -> None:
         """R-AdaZO's update with m and v recomputed from the last gradients, oldest first."""
@@ -106,8 +107,8 @@ class Rate(Section):
         "auto",
         description="Learning rate. r-adazo: about how far (RMS) a weight moves in a step; with folded "
         "momentum 4.4 times as far, for steps across each other instead of along a mean. auto: "
-        "r-adazo 2e-4 with scope example, else 1e-4 (LoRA 5e-5); mezo 1e-6 (LoRA 1e-4); other kinds "
-        "of tuning: docs/tuning.md.",
+        "r-adazo 2e-4 with scope example, else 1e-4 (LoRA 5e-5); mezo 1e-6 (LoRA 1e-4); other rules "
+        "and kinds of tuning: docs/tuning.md.",
     )
 
 

@@ -18,8 +18,8 @@ from zoft.engine.range_probes import Rung, measure_rung, radius
 from zoft.errors import RecipeError
 from zoft.planning.resolve import resolve
 from zoft.recipe.load import load_recipe
-from zoft.training import range_test as rate_range
-from zoft.training.range_test import HEAD, TOLERANCE, advise, row, steps_walked, update_size
+from zoft.training.range import rates
+from zoft.training.range.rates import HEAD, TOLERANCE, advise, row, steps_walked, update_size
 
 
 def recipe(**optimizer: Any) -> Any:
@@ -128,7 +128,7 @@ def test_it_ends_with_overrides_that_a_recipe_takes(
     chosen = resolve(load_recipe(source, overrides)).optimizer
     assert isinstance(chosen.lr, float)
     assert 1e-6 < chosen.lr < 1
-    assert chosen.perturbation in rate_range.LENGTHS
+    assert chosen.perturbation in rates.LENGTHS
     left = {path.name for path in tmp_path.iterdir()} - before
     assert left == ({"range.png"} if plot else set())
     if plot:
@@ -151,7 +151,7 @@ def test_ctrl_c_is_heeded_between_batches(
         check.__self__.signal = 2
         return measure_rung(estimator, length, losses, at_rest, check)
 
-    monkeypatch.setattr(rate_range, "measure_rung", pressed)
+    monkeypatch.setattr(rates, "measure_rung", pressed)
     source = str(small.write(tmp_path))
     capsys.readouterr()
     assert main(["range", source]) == 130

@@ -17,7 +17,7 @@ overlap by momentum, or longer by that factor where it is folded), and for mezo 
 gradient estimate, |c| / sqrt(directions in a step).
 
 On a quadratic with T from d / 10 to 10 d steps that is within a factor 3 of the best constant rate
-(tests/training/test_range_test.py); docs/range.md has what it gave on real tasks.
+(tests/training/range/test_rates.py); docs/range.md has what it gave on real tasks.
 """
 
 from __future__ import annotations
@@ -27,21 +27,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from zoft.data.sets import load_data
 from zoft.engine.diagnostics import measure_delivery
 from zoft.engine.optimizers.lr_schedule import learning_rate
 from zoft.engine.range_probes import Rung, best_perturbation, losses_at_rest, measure_rung, radius
 from zoft.errors import EnvironmentProblem, RecipeError
-from zoft.planning.out_of_memory import memory_explained
-from zoft.planning.resolve import resolve, with_data
-from zoft.recipe.load import load_recipe
 from zoft.recipe.resolved import Resolved
 from zoft.runs.report.range_plot import plot_range
-from zoft.system.signals import stop_on_signals
-from zoft.training.dry_run import dry_run
-from zoft.training.load import base_files
+from zoft.training.dry_run import trial
 from zoft.training.trainer import Trainer
-from zoft.training.warm_start import tokenizer_for, warm_start
 
 LENGTHS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 BATCHES = 4
@@ -68,23 +61,9 @@ def range_test(source: str, overrides: Sequence[str] = (), *, plot: str | None =
     if drawn is not None:
         _require_plottable(drawn)
 
-    def variant(*more: str) -> Resolved:
-        return resolve(warm_start(load_recipe(source, [*overrides, *more])))
-
-    recipe = variant()
-    with stop_on_signals() as stop, memory_explained(recipe, variant) as explained:
-        files = base_files(recipe, print)
-        data = load_data(
-            recipe,
-            tokenizer_for(recipe, files),
-            names=("train",),
-            say=print,
-            check=stop.check,
-        )
-        explained.sets = {**data.examples}
-        recipe = with_data(recipe, data)
-        with dry_run(recipe, files, data, print, stop.check) as trainer:
-            rungs, at_rest = _climb(trainer)
+    with trial(source, overrides) as trainer:
+        recipe = trainer.recipe
+        rungs, at_rest = _climb(trainer)
     advice = advise(recipe, rungs, at_rest)
     _tell(recipe, advice)
     if drawn is not None:

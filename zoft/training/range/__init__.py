@@ -1,0 +1,1 @@
+"""What `zoft range` measures: rates and perturbations, or where learning pays."""
