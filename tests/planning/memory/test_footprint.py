@@ -127,6 +127,23 @@ def test_a_dense_probe_holds_a_modules_weight_and_a_paired_one_two(tmp_path: Pat
     assert item(rank1, "scratch").device < item(one, "scratch").device
 
 
+def test_a_tail_takes_states_inputs_and_one_gradient(tmp_path: Path) -> None:
+    none = footprint(*planned(tmp_path))
+    head = footprint(*planned(tmp_path, tune={"tail": "head", "tail_rows": 100}))
+    assert phase(head, "solving the head").device == 2 * 8 * 100 * 48
+    made, shape = planned(tmp_path, tune={"tail": "blocks:1"})
+    found = footprint(made, shape)
+    tokens = made.train.batch_size * 2 * shape.train.longest
+    assert item(found, "inputs of the last blocks").device == 2 * tokens * 48 * 4
+    gradient = phase(found, "gradient of a block").device
+    assert gradient > BLOCK  # in float32, and activations
+    two = footprint(*planned(tmp_path, tune={"tail": "blocks:2"}))
+    assert phase(two, "gradient of a block").device == gradient
+    assert item(two, "inputs of the last blocks").device == 3 * tokens * 48 * 4
+    for what in ("solving the head", "gradient of a block"):
+        assert phase(none, what).device == 0
+
+
 def phase(found: Footprint, name: str) -> Item:
     return next((x for x in found.phases if x.name == name), Item(name))
 

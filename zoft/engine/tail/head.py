@@ -24,7 +24,16 @@ from zoft.engine.objectives.batch import Batch
 from zoft.engine.probe.view import ProbedModel
 from zoft.errors import RecipeError
 
-STRENGTHS = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01)  # from the start outwards: each begins where one ended
+STRENGTHS = (
+    3.0,
+    1.0,
+    0.3,
+    0.1,
+    0.03,
+    0.01,
+    3e-3,
+    1e-3,
+)  # from the start outwards: each begins where one ended
 FOLDS, ITERATIONS = 5, 60
 FIRST = 1000  # rows after which many more of them are worth a first answer
 FILE = "tail.safetensors"

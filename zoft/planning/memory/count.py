@@ -131,6 +131,13 @@ class Count:
 
     # -- the tail ---------------------------------------------------------------------------------
 
+    def tail_states(self) -> int:
+        """The hidden states on which the head's rows are solved, in float64, once more as they are
+        multiplied."""
+        tune, number = self.recipe.tune, self.shape.train.number
+        rows = min(tune.tail_rows, number or tune.tail_rows)
+        return 2 * 8 * rows * self.shape.hidden if tune.tail != "none" else 0
+
     def tail_inputs(self) -> int:
         """What entered the last blocks in all passes of a step, and left them."""
         number = len({w.block for w in self.shape.weights if w.exact and w.block is not None})

@@ -174,6 +174,7 @@ def _passes(
     """The forward passes of a probe and of an evaluation, of which one is at work at a time."""
     yield item("probe: blocks", count.blocks(shape.train, count.rows, count.copies))
     yield item("probe: head", count.head(shape.train, count.rows, count.copies))
+    yield item("solving the head", host=count.tail_states())
     yield item("gradient of a block", count.tail_gradient())
     texts, rows = shape.evaluation, recipe.eval.batch_size
     if texts is not None:
