@@ -157,14 +157,12 @@ def _hidden_states(
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Yield some of the examples' `numbers`, and the states (n, d) that the head reads of these: plain
     passes over at most so many tokens, of rows of like length."""
-    order = sorted(numbers, key=lambda i: len(_prompt(examples[i])))
+    # The longest first: memory that one pass leaves free fits the next one.
+    order = sorted(numbers, key=lambda i: len(_prompt(examples[i])), reverse=True)
     with view.plain():
         while order:
-            # The option's token takes a column of its own.
-            fit = (
-                n for n, i in enumerate(order, 1) if n * (len(_prompt(examples[i])) + 1) > tokens
-            )
-            rows = order[: max(1, next(fit, len(order) + 1) - 1)]
+            width = len(_prompt(examples[order[0]])) + 1  # the option's token takes a column
+            rows = order[: max(1, tokens // width)]
             order = order[len(rows) :]
             [batch] = batches([examples[i] for i in rows], len(rows))
             mask = batch.attention_mask() if view.masked else None
