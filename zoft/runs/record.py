@@ -78,6 +78,12 @@ class RunRecord:
         return next(reversed(self.of("tail")), None)
 
     @property
+    def course(self) -> list[Event]:
+        """The evaluations from where the steps began: with a tail, at its score."""
+        tail, scored = self.tail, self.of("eval")
+        return [tail, *(e for e in scored if e["step"])] if tail else scored
+
+    @property
     def last(self) -> Event | None:
         """The newest evaluation after the start."""
         return next((event for event in reversed(self.of("eval")) if event["step"] > 0), None)

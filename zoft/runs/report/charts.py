@@ -30,6 +30,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "main": {"color": LIGHT["main"], "linewidth": 1.5},
     "other": {"color": LIGHT["other"], "linewidth": 1.5},
     "level": {"color": LIGHT["soft"], "linewidth": 1.2, "linestyle": "--"},
+    "other level": {"color": LIGHT["soft"], "linewidth": 1.2, "linestyle": ":"},
 }
 SETTINGS: dict[Any, Any] = {
     **{f"axes.spines.{side}": False for side in ("left", "right", "top", "bottom")},
@@ -125,7 +126,7 @@ def as_svg(chart: Chart) -> str:
 def _losses(run: RunRecord) -> Chart:
     smooth, raw = Smoothed(), _course(run.of("train"), "loss")
     smoothed = [(step, smooth(loss) or 0.0) for step, loss in raw]
-    evaluated = _course(run.of("eval"), "loss")
+    evaluated = _course(run.course, "loss")
     lines = [
         Line("of a step", raw, "raw"),
         Line("smoothed", smoothed),
@@ -136,14 +137,14 @@ def _losses(run: RunRecord) -> Chart:
 
 def _scores(run: RunRecord) -> Chart:
     """The course of the primary metric; without lines where that is the loss."""
-    evaluations = run.of("eval")
+    evaluations = run.course
     name = primary_metric(evaluations[0])[0] if evaluations else "loss"
     lines = [Line(name, _course(evaluations, name), "other")] if name != "loss" else []
-    levels = {"zero-shot": run.zero_shot, "tail alone": run.tail} if lines else {}
-    for what, event in levels.items():
+    levels = [("zero-shot", run.zero_shot, "level"), ("tail alone", run.tail, "other level")]
+    for what, event, kind in levels if lines else ():
         if event and (before := primary_metric(event)[1]) is not None:
             ends = [(0.0, before), (float(max(run.step, 1)), before)]
-            lines.append(Line(f"{what} {before:.3f}", ends, "level"))
+            lines.append(Line(f"{what} {before:.3f}", ends, kind))
     return _chart(f"{name.capitalize()} on the eval set", lines)
 
 
@@ -169,7 +170,7 @@ def _draw(axes: Axes, chart: Chart) -> None:
 
     axes.patch.set_visible(False)
     for line in chart.lines:
-        marker = "o" if len(line.points) <= FEW and line.kind != "level" else None
+        marker = "o" if len(line.points) <= FEW and "level" not in line.kind else None
         # Not clipped: nothing lies outside, and SVG would name the clip path by a url().
         axes.plot(
             *zip(*line.points, strict=True), label=line.name, marker=marker, markersize=3,
