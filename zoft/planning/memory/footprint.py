@@ -117,6 +117,8 @@ def footprint(
         item("buffers", shape.buffers),
         item("directions", count.directions()),
         item("scratch", count.scratch()),
+        # What they leave free is not handed back.
+        item("states that the head is solved on", host=count.tail_states()),
         item("inputs of the last blocks", count.tail_inputs()),
         item("examples", host=sum(process_size.examples(x.number, x.tokens) for x in texts)),
         item("tokenizer", host=process_size.tokenizer(words)),
@@ -174,7 +176,6 @@ def _passes(
     """The forward passes of a probe and of an evaluation, of which one is at work at a time."""
     yield item("probe: blocks", count.blocks(shape.train, count.rows, count.copies))
     yield item("probe: head", count.head(shape.train, count.rows, count.copies))
-    yield item("solving the head", host=count.tail_states())
     yield item("gradient of a block", count.tail_gradient())
     texts, rows = shape.evaluation, recipe.eval.batch_size
     if texts is not None:
