@@ -129,8 +129,8 @@ def tail_for(recipe: Resolved, view: ProbedModel, *, streams: bool) -> MovingTai
             f"tune.tail: {recipe.tune.tail} needs its blocks on the device, and these are streamed: "
             "set model.residency=device, or tune.tail=head"
         )
-    number = int(recipe.tune.tail.partition(":")[2])
-    blocks = LastBlocks(view, find_blocks(view.model).modules, number, parameters)
+    stack = find_blocks(view.model).modules
+    blocks = LastBlocks(view, stack, recipe.tune.tail_blocks, parameters)
     return MovingTail(blocks, FactoredRMS(recipe.seed), recipe.tune.tail_lr)
 
 

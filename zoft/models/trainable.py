@@ -59,7 +59,7 @@ def tail_parameters(model: nn.Module, tune: TuneSection) -> dict[str, nn.Paramet
 
     Raises EnvironmentProblem if the model has no blocks, RecipeError if it has fewer.
     """
-    number = int(tune.tail.partition(":")[2] or 0)
+    number = tune.tail_blocks
     if not number:
         return {}
     blocks = find_blocks(model)

@@ -85,6 +85,11 @@ class TuneSection(Section):
             raise ValueError(f"virtual tokens stand in front of every block: not with {method}")
         return layers
 
+    @property
+    def tail_blocks(self) -> int:
+        """How many of the last blocks learn by exact gradients."""
+        return int(self.tail.partition(":")[2] or 0)
+
     @field_validator("tail")
     @classmethod
     def _of_full_tuning(cls, tail: str, info: ValidationInfo) -> str:
