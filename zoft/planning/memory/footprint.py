@@ -104,8 +104,6 @@ def footprint(
     staging = 0 if cpu or residency != "disk" else min(len(streamed), 4 if count.writes_back else 2)
     here = [w for w in shape.weights if w.block is None or w.block in kept or w.adapter]
     base = [w for w in here if not w.adapter]
-    texts = [x for x in (shape.train, shape.evaluation) if x]
-    words = shape.words or shape.vocabulary
     items = [
         item("embeddings, norm, head", sum(count.kept(w) for w in base if w.block is None)),
         item("resident blocks", sum(count.kept(w) for w in base if w.block is not None)),
@@ -120,14 +118,8 @@ def footprint(
         # What they leave free is not handed back.
         item("states that the head is solved on", host=count.tail_states()),
         item("inputs of the last blocks", count.tail_inputs()),
-        item("examples", host=sum(process_size.examples(x.number, x.tokens) for x in texts)),
-        item("tokenizer", host=process_size.tokenizer(words)),
-        item("libraries", host=process_size.libraries()),
-        item("compiled products", host=process_size.kernels() if cpu and count.compute < 4 else 0),
-        item("result, checkpoints", disk=count.files()),
+        *_of_the_process(count, shape, item),
     ]
-    if not cpu:
-        items.append(Item("CUDA", CUDA_CONTEXT, CUDA_HOST))
     phases = [
         *_before_the_steps(count, here, item, shape.mapped),
         *_passes(count, recipe, shape, item),
@@ -138,6 +130,7 @@ def footprint(
     if shape.converted:
         held = sum(x.device + x.host for x in items if cpu or x.host)
         sizes = [4 * w.numel for w in shape.weights if not w.adapter]
+        words = shape.words or shape.vocabulary
         whole = process_size.conversion(shape.converted, sizes, words)
         phases.append(item("conversion of the base", host=max(0, whole - held)))
     return Footprint(
@@ -147,6 +140,20 @@ def footprint(
         tuple(x for x in items if x.device or x.host or x.disk),
         tuple(phases),
     )
+
+
+def _of_the_process(count: Count, shape: Shape, item: Callable[..., Item]) -> Iterator[Item]:
+    """What is there beside weights and passes: rows, libraries, compiled code, files."""
+    cpu = count.recipe.device == "cpu"
+    texts = [x for x in (shape.train, shape.evaluation) if x]
+    yield item("examples", host=sum(process_size.examples(x.number, x.tokens) for x in texts))
+    yield item("tokenizer", host=process_size.tokenizer(shape.words or shape.vocabulary))
+    yield item("libraries", host=process_size.libraries())
+    low = cpu and count.compute < 4
+    yield item("compiled products", host=process_size.kernels() if low else 0)
+    yield item("result, checkpoints", disk=count.files())
+    if not cpu:
+        yield Item("CUDA", CUDA_CONTEXT, CUDA_HOST)
 
 
 def _before_the_steps(
