@@ -1,4 +1,4 @@
-"""What exact gradients of the last blocks buy on `lm`: held-out loss, memory and seconds by their number.
+"""What exact gradients of the last blocks buy on `lm`: held-out loss, memory and seconds.
 
     python benchmarks/tail_lm.py [--steps 100] [--only none norm blocks:4] [--append]
 
@@ -33,7 +33,7 @@ HELD_OUT = 300  # rows
 SIDE_EFFECTS = {"antigravity", "this", "idlelib", "turtledemo", "turtle", "tkinter", "test"}
 BODY = (5e-5, 1e-4, 2e-4)  # rates of the probes alone
 TAIL = (3e-5, 1e-4, 3e-4)  # of exact gradients
-GRID = {"none": BODY, **{x: TAIL for x in ("norm", *(f"blocks:{n}" for n in (1, 2, 4, 8, 30)))}}
+GRID = {"none": BODY, **dict.fromkeys(("norm", *(f"blocks:{n}" for n in (1, 2, 4, 8, 30))), TAIL)}
 BEHIND_A_TAIL = 3e-5  # the probes' rate
 RECIPE = """
 model: {{name: {model}}}
