@@ -16,6 +16,7 @@ from zoft.errors import EnvironmentProblem, RecipeError
 from zoft.inference.evaluate import evaluate
 from zoft.runs.complete import weight_files
 from zoft.runs.metrics import Metrics
+from zoft.runs.record import read_run
 from zoft.sharing.replay import replay
 from zoft.training.hooks import Evaluations
 from zoft.training.run import train
@@ -188,6 +189,33 @@ def test_micro_batches_move_the_blocks_alike(
         for f in (folder, tmp_path / "run")
     )
     torch.testing.assert_close(one, other, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("tail", ["norm", "blocks:2"])
+def test_the_norm_alone_and_all_blocks_learn_resume_and_replay(
+    tail: str, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With all blocks no weight is left to probes, and a step is one pass."""
+    changes = [*BLOCKS, f"tune.tail={tail}", *TASKS["several tokens"]]
+    folder = tmp_path / "run"
+    train(str(recipe), changes, output_dir=str(folder))
+    first_order = tail != "norm"
+    assert ("this is first-order tuning" in capsys.readouterr().out) == first_order
+    record = read_run(folder)
+    assert record.forward_passes == record.step * (1 if first_order else 2)
+    assert record.last is not None and record.zero_shot is not None
+    assert record.last["loss"] < record.zero_shot["loss"]
+    base = AutoModelForCausalLM.from_pretrained(recipe.parent / "model").state_dict()
+    tuned = AutoModelForCausalLM.from_pretrained(folder / "final").state_dict()
+    changed = {name for name in base if not torch.equal(base[name], tuned[name])}
+    assert {"model.norm.weight", "model.layers.0.mlp.up_proj.weight"} <= changed
+
+    with killed_after(8):
+        train(str(recipe), [*changes, "checkpoint.every=5"], output_dir=str(tmp_path / "again"))
+    train(str(recipe), changes, output_dir=str(tmp_path / "again"), resume="auto")
+    assert weight_files(tmp_path / "again/final") == weight_files(folder / "final")
+    replay(str(folder), out=str(tmp_path / "replayed"))
+    assert weight_files(tmp_path / "replayed") == weight_files(folder / "final")
 
 
 def test_more_blocks_than_there_are_and_streamed_ones_are_refused(

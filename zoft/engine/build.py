@@ -130,7 +130,7 @@ def tail_for(recipe: Resolved, view: ProbedModel, *, streams: bool) -> MovingTai
             "set model.residency=device, or tune.tail=head"
         )
     stack = find_blocks(view.model).modules
-    blocks = LastBlocks(view, stack, recipe.tune.tail_blocks, parameters)
+    blocks = LastBlocks(view, stack, recipe.tune.tail_blocks or 0, parameters)
     return MovingTail(blocks, FactoredRMS(recipe.seed), recipe.tune.tail_lr)
 
 

@@ -51,7 +51,10 @@ class Estimator:
         return self.directions.at(step, k)
 
     def measure(self, step: int, losses: Loss) -> Measurement:
-        """`losses` runs the step's batch forward at whatever weights the open probe shows."""
+        """`losses` runs the step's batch forward at whatever weights the open probe shows: once, where
+        no weight is left to probes."""
+        if not self.view.probed:
+            return self._at_rest(step, losses)
         todo: list[tuple[Direction | None, Scales]] = [(None, (0.0,))] if self.sides == 1 else []
         for k in range(self.count):
             z = self.direction(step, k)
@@ -75,6 +78,15 @@ class Estimator:
             _float32([m for _, m in means]),
             _float32(grads),
         )
+
+    def _at_rest(self, step: int, losses: Loss) -> Measurement:
+        with self._probe(None, (0.0,)):
+            found = losses()
+        [sums], weights = _on_the_host([found])
+        [loss] = _float32([_mean(sums, weights)])
+        slopes = (0.0,) * (self.count * (self.examples or 1))
+        finite = slopes if math.isfinite(loss) else (math.nan,) * len(slopes)
+        return Measurement(step, (loss,) * self.count, (loss,) * self.count, finite)
 
     def slopes(
         self, direction: Direction, perturbation: float, losses: Loss

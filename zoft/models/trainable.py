@@ -23,18 +23,17 @@ def tuned_parameters(model: nn.Module, tune: TuneSection) -> dict[str, nn.Parame
 
     Full tuning: all floating parameters, or those that `only` and `layers` name; else the adapter's.
     Of these the ones that match a glob of `include` and none of `exclude`, without towers of another
-    modality. Raises RecipeError for a glob that matches nothing, for blocks that the model does not
-    have, and if nothing is left.
+    modality. None where a tail of exact gradients has all blocks, or all that would learn. Raises
+    RecipeError for a glob that matches nothing, for blocks that the model does not have, and if
+    nothing is left.
     """
     towers = _of_towers(model, tune)
     names = _learning(model, tune, towers)
     if tune.tail != "none":  # the head's rows are solved; what a probe adds to the others' is noise
         apart = {*_head_and_table(model), *tail_parameters(model, tune).values()}
         names = {name: p for name, p in names.items() if p not in apart}
-        if not names:
-            raise RecipeError(
-                f"tune.tail: {tune.tail} leaves no weight to probes: take fewer blocks"
-            )
+        if tune.tail_blocks and (not names or tune.tail_blocks == len(find_blocks(model).modules)):
+            return {}  # all that learns does so by exact gradients
     problems = [
         f"tune.{key}: {glob!r} matches no parameter{_near(glob, names)}"
         for key, globs in (("include", tune.include), ("exclude", tune.exclude))
@@ -55,12 +54,12 @@ def tuned_parameters(model: nn.Module, tune: TuneSection) -> dict[str, nn.Parame
 
 
 def tail_parameters(model: nn.Module, tune: TuneSection) -> dict[str, nn.Parameter]:
-    """Name -> parameter of the last blocks that `tune.tail` names, and of the norms behind all blocks.
+    """Name -> parameter of the last blocks that `tune.tail` names, and of the norm behind all blocks.
 
     Raises EnvironmentProblem if the model has no blocks, RecipeError if it has fewer.
     """
     number = tune.tail_blocks
-    if not number:
+    if number is None:
         return {}
     blocks = find_blocks(model)
     if number > len(blocks.modules):

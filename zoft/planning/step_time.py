@@ -62,10 +62,16 @@ class Seconds:
 def passes(recipe: Resolved) -> int:
     """Passes through the model that a step takes, micro-batches included."""
     settings, train = recipe.optimizer, recipe.train
-    one = settings.directions + 1 if settings.sides == 1 else 2 * settings.directions
+    one = _signs(recipe)
     if settings.sides == 2 and settings.paired is not False:
         one = settings.directions
     return one * -(-train.batch_size // train.micro_batch_size)
+
+
+def _signs(recipe: Resolved) -> int:
+    """How often a step's probes have each row pass through the model."""
+    settings = recipe.optimizer
+    return settings.directions + 1 if settings.sides == 1 else 2 * settings.directions
 
 
 def calibrate(recipe: Resolved, shape: Shape, free: int) -> Seconds:
@@ -80,11 +86,14 @@ def calibrate(recipe: Resolved, shape: Shape, free: int) -> Seconds:
     scale = typical / (rows * shape.train.rows * length)
     share = _share_of_a_block(shape)
     block, update = (_more(a, b, share) for a, b in zip(one, two, strict=True))
+    probed = any(w.tuned for w in shape.weights)
+    if not probed:  # one plain pass takes the place of the probes'
+        scale /= _signs(recipe)
     return Seconds(
         block=scale * block,
-        block_update=update,
+        block_update=update * probed,
         rest=scale * max(0.0, one[0] - block),
-        rest_update=max(0.0, one[1] - update),
+        rest_update=max(0.0, one[1] - update) * probed,
         exact=len({w.block for w in shape.weights if w.exact} - {None}),
     )
 

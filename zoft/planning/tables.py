@@ -95,10 +95,12 @@ def _table(*columns: str, title: str) -> Table:
 def _head(made: Plan, console: Console) -> None:
     recipe, train = made.recipe, made.shape.train
     number = sum(w.numel for w in made.shape.weights)
-    learn = sum(w.numel for w in made.shape.weights if w.tuned)
+    learn = sum(w.numel for w in made.shape.weights if w.tuned or w.exact)
+    exact = sum(w.numel for w in made.shape.weights if w.exact)
+    how = f" ({exact:,} by exact gradients)" if exact else ""
     console.print(f"{recipe.model.name} on {recipe.device}")
     console.print(
-        f"{number:,} weights, {learn:,} of them tuned, in {recipe.model.dtype}; computed in "
+        f"{number:,} weights, {learn:,} of them tuned{how}, in {recipe.model.dtype}; computed in "
         f"{recipe.model.compute_dtype}"
     )
     length = f"up to {train.longest} tokens"

@@ -64,6 +64,8 @@ class RunRecord:
         """Of whole batches, evaluations left out; a paired pass counts as the two that it replaces."""
         if self.recipe is None:
             return 0
+        if self.manifest.get("probed") is False:  # first-order tuning, by tune.tail
+            return self.step
         optimizer = self.recipe.optimizer
         probes = optimizer.directions * 2 if optimizer.sides == 2 else optimizer.directions + 1
         return self.step * probes

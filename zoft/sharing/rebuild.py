@@ -140,7 +140,7 @@ def rebuild(
         model = load_adapter(model, start, own)
     if solved:
         HeadRows.read(start).put(model)
-    if header.get("tune", {}).get("tail", "none").startswith("blocks:"):
+    if header.get("tune", {}).get("tail", "none") not in ("none", "head"):
         if not fits:
             raise EnvironmentProblem(f"{journal}: its last blocks moved alone; the model must fit")
         put_weights(journal.parent / END, model, step)

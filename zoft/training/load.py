@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from zoft.engine.probe.structures.table import layout_of
 from zoft.engine.probe.view import ProbedModel
 from zoft.engine.tail.head import FILE as TAIL
 from zoft.engine.tail.head import HeadRows
+from zoft.engine.tail.moving import MovingTail
 from zoft.inference.scoring import needs_mask, require_fits
 from zoft.models import load
 from zoft.models.adapters import attach_adapter, load_adapter
@@ -154,12 +155,9 @@ def build_engine(
         )
     if idle := idle_towers(model, recipe.tune):
         say(f"left as it is, for text does not pass through it: {', '.join(idle)}")
-    total = sum(p.numel() for p in parameters.values())
-    say(
-        f"tuning {total:,} weights in {len(parameters)} tensors, {recipe.optimizer.name}, "
-        f"lr {recipe.optimizer.lr:g}, perturbation {recipe.optimizer.perturbation:g}, "
-        f"{recipe.model.compute_dtype} on {recipe.device}"
-    )
+    tail = tail_for(recipe, view, streams=streamer is not None)
+    for learning in _learning(recipe, parameters, tail):
+        say(learning)
     return Engine(
         model=model,
         device=device,
@@ -169,8 +167,29 @@ def build_engine(
         optimizer=optimizer_for(recipe.optimizer, recipe.seed, weights),
         weights=weights,
         streamer=streamer,
-        tail=tail_for(recipe, view, streams=streamer is not None),
+        tail=tail,
     )
+
+
+def _learning(
+    recipe: Resolved, parameters: Mapping[str, nn.Parameter], tail: MovingTail | None
+) -> Iterator[str]:
+    """Say what learns, and how."""
+    total, settings = sum(p.numel() for p in parameters.values()), recipe.optimizer
+    where = f"{recipe.model.compute_dtype} on {recipe.device}"
+    if parameters:
+        yield (
+            f"tuning {total:,} weights in {len(parameters)} tensors, {settings.name}, "
+            f"lr {settings.lr:g}, perturbation {settings.perturbation:g}, {where}"
+        )
+    if tail:
+        exact = tail.blocks.parameters
+        number = sum(p.numel() for p in exact.values())
+        alone = "" if parameters else f"; no probes: this is first-order tuning, {where}"
+        yield (
+            f"tuning {number:,} weights in {len(exact)} tensors by exact gradients, "
+            f"lr {tail.lr:g}{alone}"
+        )
 
 
 def _probed(

@@ -42,11 +42,13 @@ class Preflight:
 
 def preflight(trainer: Trainer, spare: int | None, say: Callable[[str], None]) -> Preflight:
     """Look at the trainer's first step; nothing is changed. `spare` bytes of the memory budget are not
-    planned for (None: unknown).
+    planned for (None: unknown). Where no weight is left to probes there is nothing to look at.
 
     Raises RecipeError if the model mixes the rows of a batch, so that examples cannot have directions
     of their own, EnvironmentProblem if its probes are not what they should be.
     """
+    if not trainer.engine.view.probed:
+        return Preflight(paired=False, noise={})
     paired = check_probes(trainer, spare, say)
     engine, batches = trainer.engine.with_pairing(paired), trainer.batches(1)
     return Preflight(paired, measure_snr(trainer.recipe, engine, batches, say))

@@ -110,6 +110,7 @@ def start_run(
             versions=versions(),
             **surroundings(recipe),
             attention_mask=trainer.engine.view.masked,
+            probed=trainer.engine.view.probed,
             base=header["base"],
             data=header["data"],
             noise=header["noise"],

@@ -50,17 +50,36 @@ MODELS = [tiny.llama, tiny.gpt2, tiny.opt, tiny.qwen2, gemma2, cohere]
 def test_gradients_are_autograds(
     build: Any, task: str, structure: str, paired: bool, size: int
 ) -> None:
+    number = min(2, len(find_blocks(build()).modules) - 1)
+    check_gradients(build, task, f"blocks:{number}", structure, paired, size)
+
+
+@pytest.mark.parametrize("build", MODELS)
+@pytest.mark.parametrize("task", EXAMPLES)
+@pytest.mark.parametrize("tail", ["norm", "blocks:all"])
+def test_gradients_of_the_norm_alone_and_of_all_blocks_are_autograds(
+    build: Any, task: str, tail: str
+) -> None:
+    tail = tail.replace("all", str(len(find_blocks(build()).modules)))
+    check_gradients(build, task, tail, "rank1", True, 2)
+
+
+def check_gradients(
+    build: Any, task: str, named: str, structure: str, paired: bool, size: int
+) -> None:
     torch.manual_seed(0)
     model = build().requires_grad_(False).eval()
     model.config.use_cache = False
-    stack = find_blocks(model).modules
-    number = min(2, len(stack) - 1)
-    tune = TuneSection(tail=f"blocks:{number}")
+    stack, tune = find_blocks(model).modules, TuneSection(tail=named)
+    number = tune.tail_blocks
+    assert number is not None
     tuned, tail = tuned_parameters(model, tune), tail_parameters(model, tune)
     assert not {*tuned} & {*tail}
+    assert bool(tuned) == (number < len(stack))
     view = ProbedModel(
         model, tuned, parameter_ids(tuned), torch.float32, torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8]])
     )
+    assert view.probed == bool(tuned)
     objective, examples = objective_for(task.split()[0]), EXAMPLES[task]
     batches = micro_batches(objective, examples, size, torch.device("cpu"))
     losses = partial(batch_losses, objective, view, batches)
@@ -70,7 +89,8 @@ def test_gradients_are_autograds(
     )  # fmt: skip
     blocks = LastBlocks(view, stack, number, tail)
     with blocks.recording():
-        estimator.measure(1, losses)
+        measured = estimator.measure(1, losses)
+    assert len(measured.projected_grad) == (len(examples) if structure == "rank1" else 1)
     found: dict[str, torch.Tensor] = {}
     blocks.step(
         objective, batches, lambda name, _, gradient: found.update({name: gradient.clone()})

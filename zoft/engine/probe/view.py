@@ -76,6 +76,11 @@ class ProbedModel:
         return part
 
     @property
+    def probed(self) -> bool:
+        """Whether there is a weight that probes move."""
+        return any(ref.param is not None for leaf in self.leaves for ref in leaf.refs)
+
+    @property
     def delivered(self) -> dict[nn.Parameter, torch.dtype]:
         """The type in which each dense parameter last met its inputs while a probe was open."""
         return self.parameters.dense.delivered

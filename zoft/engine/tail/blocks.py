@@ -38,7 +38,7 @@ class Call:
 
 
 class LastBlocks:
-    """The last of `blocks`, `number` of them, and the modules between them and the head.
+    """The last of `blocks`, `number` of them (0: none), and the modules between them and the head.
 
     `parameters` are the tail's, by their names in the model: those of the blocks, and others (the final
     norm) which take the gradient that the loss has at once.
@@ -63,15 +63,16 @@ class LastBlocks:
 
     @property
     def tail(self) -> list[nn.Module]:
-        return self.blocks[-self.number :]
+        return self.blocks[len(self.blocks) - self.number :]
 
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Inside, what enters and leaves the blocks in every pass is kept."""
-        self._calls = [[] for _ in self.tail]
+        watched = self.tail or self.blocks[-1:]
+        self._calls = [[] for _ in watched]
         handles = [
             block.register_forward_hook(partial(_keep, calls), with_kwargs=True)
-            for block, calls in zip(self.tail, self._calls, strict=True)
+            for block, calls in zip(watched, self._calls, strict=True)
         ]
         try:
             yield
@@ -92,6 +93,9 @@ class LastBlocks:
                 copies = call.hidden.shape[0] // batch.input_ids.shape[0]
                 gradients.append(self._from_loss(objective, batch, call, copies, items * passes))
             _move(self._outside, update)
+        if not self.number:
+            self._calls.clear()
+            return
         for block, calls, mine in zip(
             reversed(self.tail), reversed(self._calls), reversed(self._of_block), strict=True
         ):

@@ -26,7 +26,9 @@ class Count:
         self.compute = DTYPES[recipe.model.compute_dtype].itemsize
         settings = recipe.optimizer
         self.structure = STRUCTURES[settings.structure]
-        self.copies = 2 if settings.sides == 2 and settings.paired is not False else 1
+        self.probed = any(w.tuned for w in shape.weights)
+        paired = self.probed and settings.sides == 2 and settings.paired is not False
+        self.copies = 2 if paired else 1
         self.states = len(settings.state())
         self.rows = recipe.train.micro_batch_size
         self.writes_back = any(w.tuned and not w.adapter for w in shape.weights)
@@ -140,11 +142,12 @@ class Count:
 
     def tail_inputs(self) -> int:
         """What entered the last blocks in all passes of a step, and left them."""
-        number = len({w.block for w in self.shape.weights if w.exact and w.block is not None})
+        exact = [w.block for w in self.shape.weights if w.exact]
         settings = self.recipe.optimizer
-        passes = settings.directions * settings.sides + (settings.sides == 1)
+        passes = settings.directions * settings.sides + (settings.sides == 1) if self.probed else 1
         vectors = self._vectors(self.shape.train, self.recipe.train.batch_size * passes)
-        return vectors * self.shape.hidden * self.compute * (number + 1) if number else 0
+        kept = len({*exact} - {None}) + 1
+        return vectors * self.shape.hidden * self.compute * kept if exact else 0
 
     def tail_gradient(self) -> int:
         """Activations of one of the last blocks with their graph, its gradient, and numbers of the size

@@ -44,21 +44,23 @@ class TuneSection(Section):
     virtual_tokens: Counted = Field(
         5, description="prefix, prompt: tokens that stand in front of every example."
     )
-    tail: Annotated[str, Field(pattern=r"^(none|head|blocks:[1-9]\d*)$")] = Field(
+    tail: Annotated[str, Field(pattern=r"^(none|head|norm|blocks:[1-9]\d*)$")] = Field(
         "none",
         description="full: what learns by exact gradients instead of probes. head: the label words' "
         "rows of the output head, for a choice between single words, solved before the first step from "
         "one plain pass over `tail_rows` training rows, and held. The rest of the head, and a table of "
-        "words tied to it, do not learn then. blocks:N: the last N blocks and the final norm too, by "
+        "words tied to it, do not learn then. norm: the final norm too, with every step. blocks:N: the "
+        "last N blocks as well, by "
         "back-propagation through these alone, one after the other, from the passes that a step takes "
-        "anyway; for `lm` and options of several tokens these without the head.",
+        "anyway; for `lm` and options of several tokens these without the head. With all blocks nothing "
+        "is left to probes: that is first-order tuning, of one pass a step.",
     )
     tail_rows: Counted = Field(
         1000, description="tail: training rows that the head's rows are solved on, at most."
     )
     tail_lr: Annotated[float, Field(gt=0)] = Field(
         1e-4,
-        description="tail=blocks:N: their rate, in units of the weights; it follows the schedule.",
+        description="tail=norm, blocks:N: their rate, in units of the weights; it follows the schedule.",
     )
     include: list[str] = Field(
         ["*"], description="Tune the parameters whose name matches one of these globs ..."
@@ -86,8 +88,11 @@ class TuneSection(Section):
         return layers
 
     @property
-    def tail_blocks(self) -> int:
-        """How many of the last blocks learn by exact gradients."""
+    def tail_blocks(self) -> int | None:
+        """How many of the last blocks learn by exact gradients with the norm behind them; None: not
+        even that."""
+        if self.tail in ("none", "head"):
+            return None
         return int(self.tail.partition(":")[2] or 0)
 
     @field_validator("tail")
