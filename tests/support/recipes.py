@@ -33,8 +33,8 @@ def chosen(**sections: Any) -> Resolved:
     return resolve(recipe(device="cpu", model=model, optimizer=optimizer, **sections), absent=True)
 
 
-def of_tiny_llama(folder: Path, **sections: Any) -> Resolved:
-    tiny.llama().config.save_pretrained(folder)
+def of_tiny_llama(folder: Path, blocks: int = 2, **sections: Any) -> Resolved:
+    tiny.llama(num_hidden_layers=blocks).config.save_pretrained(folder)
     model = {"name": str(folder), "compute_dtype": "float32", **sections.pop("model", {})}
     data = {"train": {"path": "none.jsonl"}, "format": "text", "max_length": 24}
     values = {"device": "cpu", "model": model, "data": data, **sections}

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from zoft.engine.tail import head as tail
 from zoft.errors import EnvironmentProblem, RecipeError
 from zoft.inference.evaluate import evaluate
+from zoft.recipe.load import load_recipe
 from zoft.runs.complete import weight_files
 from zoft.runs.metrics import Metrics
 from zoft.runs.record import read_run
@@ -203,7 +204,8 @@ def test_the_norm_alone_and_all_blocks_learn_resume_and_replay(
     assert ("this is first-order tuning" in capsys.readouterr().out) == first_order
     record = read_run(folder)
     assert record.forward_passes == record.step * (1 if first_order else 2)
-    assert record.last is not None and record.zero_shot is not None
+    assert record.last is not None
+    assert record.zero_shot is not None
     assert record.last["loss"] < record.zero_shot["loss"]
     base = AutoModelForCausalLM.from_pretrained(recipe.parent / "model").state_dict()
     tuned = AutoModelForCausalLM.from_pretrained(folder / "final").state_dict()
@@ -218,12 +220,25 @@ def test_the_norm_alone_and_all_blocks_learn_resume_and_replay(
     assert weight_files(tmp_path / "replayed") == weight_files(folder / "final")
 
 
+def test_as_many_blocks_as_the_budget_holds_stay_so_on_resume(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes, output = [*BLOCKS, "tune.tail=blocks:auto"], str(tmp_path / "run")
+    with killed_after(4):
+        train(str(recipe), changes, output_dir=output)
+    assert "this is first-order tuning" in capsys.readouterr().out
+    settled = load_recipe(str(tmp_path / "run/resolved.yaml"), [])
+    assert settled.tune.tail == "blocks:2"
+    train(str(recipe), [*changes, "memory.device_budget=1GiB"], output_dir=output, resume="auto")
+    assert load_recipe(str(tmp_path / "run/resolved.yaml"), []).tune.tail == "blocks:2"
+
+
 def test_more_blocks_than_there_are_and_streamed_ones_are_refused(
     recipe: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(RecipeError, match=r"blocks:9, but the model has 2 blocks"):
         train(str(recipe), ["tune.tail=blocks:9"], output_dir=str(tmp_path / "run"))
-    with pytest.raises(RecipeError, match=r"tune\.tail: .* streamed: set model\.residency=device"):
+    with pytest.raises(EnvironmentProblem, match=r"cannot be streamed, .*; with tune\.tail=head"):
         train(
             str(recipe), ["tune.tail=blocks:1", "model.residency=disk"],
             output_dir=str(tmp_path / "run"),

@@ -27,7 +27,6 @@ from zoft.engine.probe.view import ProbedModel
 from zoft.engine.tail.blocks import LastBlocks
 from zoft.engine.tail.moving import MovingTail
 from zoft.engine.tail.update import FactoredRMS
-from zoft.errors import RecipeError
 from zoft.models.blocks import find_blocks
 from zoft.models.load import Loaded
 from zoft.models.storage.safetensors import Stored
@@ -116,19 +115,11 @@ def estimator_for(recipe: Resolved, view: ProbedModel) -> Estimator:
     )
 
 
-def tail_for(recipe: Resolved, view: ProbedModel, *, streams: bool) -> MovingTail | None:
-    """What moves by exact gradients with every step; None if nothing does.
-
-    Raises RecipeError if the blocks are streamed.
-    """
+def tail_for(recipe: Resolved, view: ProbedModel) -> MovingTail | None:
+    """What moves by exact gradients with every step, on the device; None if nothing does."""
     parameters = tail_parameters(view.model, recipe.tune)
     if not parameters:
         return None
-    if streams:
-        raise RecipeError(
-            f"tune.tail: {recipe.tune.tail} needs its blocks on the device, and these are streamed: "
-            "set model.residency=device, or tune.tail=head"
-        )
     stack = find_blocks(view.model).modules
     blocks = LastBlocks(view, stack, recipe.tune.tail_blocks or 0, parameters)
     return MovingTail(blocks, FactoredRMS(recipe.seed), recipe.tune.tail_lr)

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from zoft.errors import EnvironmentProblem, OutOfMemory, RecipeError
+from zoft.planning.memory.exact_blocks import with_exact_blocks
 from zoft.planning.memory.footprint import Footprint, Residency, footprint
 from zoft.planning.placement import choose
 from zoft.planning.workload import Sets, Shape, Texts, shape_of
@@ -39,6 +40,7 @@ def alternatives(
         with suppress(RecipeError, EnvironmentProblem):
             other = variant(*overrides)
             changed = _shape_of(other, recipe, shape, sets)
+            other, changed = with_exact_blocks(other, changed, limits[0])
             try:
                 taken, fits = choose(other, changed, *limits).footprint, True
             except OutOfMemory:

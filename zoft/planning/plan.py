@@ -22,6 +22,7 @@ from zoft.models.load import find_tokenizer
 from zoft.models.meta import load_config
 from zoft.planning.alternatives import Alternative, alternatives, places, smallest
 from zoft.planning.backprop import FirstOrder, first_order
+from zoft.planning.memory.exact_blocks import with_exact_blocks
 from zoft.planning.memory.footprint import Footprint, Residency, footprint
 from zoft.planning.placement import budgets, choose
 from zoft.planning.resolve import resolve, with_data
@@ -106,9 +107,9 @@ def make_plan(
 
     recipe = resolve(begin(written), absent=True) if written else variant()
     read = read_data(recipe, tokenizer)
-    recipe, shape = read.recipe, read.shape
     here = _is_here(recipe)
     limits = budgets(recipe) if here else _said(recipe)
+    recipe, shape = with_exact_blocks(read.recipe, read.shape, limits[0])
     problem = None
     try:
         choice = choose(recipe, shape, *limits)

@@ -18,7 +18,7 @@ from zoft.models.quantization import library_of
 from zoft.models.targets import target_endings
 from zoft.recipe.resolved import Resolved, as_resolved, with_defaults
 from zoft.recipe.schema import Recipe
-from zoft.recipe.sections.tune import TuneSection
+from zoft.recipe.sections.tune import AUTO_BLOCKS, TuneSection
 from zoft.system.device import DTYPES, choose_device, fast_dtype
 
 # docs/methods.md#noise-of-the-forward-pass: a probe must stand out of the forward pass's rounding noise.
@@ -74,7 +74,7 @@ def _merged(now: _Section, before: BaseModel) -> _Section:
         value, old = getattr(now, name), getattr(before, name, None)
         if isinstance(value, BaseModel) and isinstance(old, BaseModel):
             merged[name] = _merged(value, old)
-        elif value == "auto" and old is not None:
+        elif value in ("auto", AUTO_BLOCKS) and old is not None:
             merged[name] = old
     return now.model_copy(update=merged)
 

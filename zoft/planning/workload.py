@@ -183,6 +183,12 @@ def shape_of(recipe: Resolved, sets: Sets | None = None, words: int = 0) -> Shap
     )
 
 
+def with_tune(shape: Shape, recipe: Resolved) -> Shape:
+    """The same model with the recipe's section tune, of the same method."""
+    assert shape.outline is not None
+    return replace(shape, weights=tuple(_weights(shape.outline, recipe)))
+
+
 def _converted(name: str) -> int:
     file = Path(name).expanduser()
     new = file.suffix == ".gguf" and local_folder(name) is None and file.is_file()
@@ -207,6 +213,8 @@ def _active(config: PreTrainedConfig) -> float:
 
 def _fixed(recipe: Resolved, config: PreTrainedConfig) -> str:
     """Of a quantised base the codes are made in memory, and travel from there."""
+    if recipe.tune.tail_blocks is not None:
+        return "its last blocks learn by exact gradients; with tune.tail=head or none it can"
     if recipe.model.quantization != "none":
         return ""
     return why_not_streamed(config, recipe.model.trust_remote_code)

@@ -56,7 +56,7 @@ def dry_run(
     Streamed blocks that would change lie in the cache folder while it lasts. Raises as a run does that
     cannot begin.
     """
-    place = choose_placement(recipe, data, say)
+    recipe, place = choose_placement(recipe, data, say)
     examples = data.examples["train"]
     streams = place.residency != "device"
     with TemporaryDirectory(dir=make_cache_folder() if streams else None) as folder:

@@ -33,7 +33,8 @@ from zoft.models.adapters import attach_adapter, load_adapter
 from zoft.models.prefix import begin_with_activations
 from zoft.models.storage.fetch import local_safetensors
 from zoft.models.trainable import decays, idle_towers, parameter_ids, tuned_parameters
-from zoft.planning.placement import Choice, budgets, choose
+from zoft.planning.memory.exact_blocks import with_exact_blocks
+from zoft.planning.placement import Choice, budgets, choose, placed
 from zoft.planning.workload import shape_of
 from zoft.recipe.resolved import Resolved
 from zoft.runs.checkpoint import stored_state
@@ -72,13 +73,15 @@ def base_files(recipe: Resolved, say: Say) -> Path:
     )
 
 
-def choose_placement(recipe: Resolved, data: Data, say: Say) -> Choice:
-    """Where the weights will be: the fastest place that the memory budgets allow."""
-    shape = shape_of(recipe, data.examples, len(data.tokenizer))
-    place = choose(recipe, shape, *budgets(recipe))
+def choose_placement(recipe: Resolved, data: Data, say: Say) -> tuple[Resolved, Choice]:
+    """Where the weights will be, the fastest place that the memory budgets allow, and the recipe with
+    that and with as many exact blocks as they allow, where it asks for these."""
+    shape, limits = shape_of(recipe, data.examples, len(data.tokenizer)), budgets(recipe)
+    recipe, shape = with_exact_blocks(recipe, shape, limits[0])
+    place = choose(recipe, shape, *limits)
     if place.residency != "device":
         say(f"residency: {place.why}")
-    return place
+    return placed(recipe, place), place
 
 
 def load_model(
@@ -155,7 +158,7 @@ def build_engine(
         )
     if idle := idle_towers(model, recipe.tune):
         say(f"left as it is, for text does not pass through it: {', '.join(idle)}")
-    tail = tail_for(recipe, view, streams=streamer is not None)
+    tail = tail_for(recipe, view)
     for learning in _learning(recipe, parameters, tail):
         say(learning)
     return Engine(

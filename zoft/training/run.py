@@ -14,7 +14,6 @@ from zoft.data.sets import Data, load_data
 from zoft.engine.build import Engine, order_for
 from zoft.errors import RecipeError
 from zoft.planning.out_of_memory import memory_explained
-from zoft.planning.placement import placed
 from zoft.planning.resolve import resolve, with_data
 from zoft.recipe.load import load_recipe, recipe_text
 from zoft.recipe.resolved import Resolved
@@ -85,9 +84,8 @@ def train(
         tokenizer = tokenizer_for(resolved, files, run.start if previous else None)
         data = load_data(resolved, tokenizer, say=say, check=stop.check)
         explained.sets = {**data.examples}
-        resolved = with_data(resolved, data)
-        place = choose_placement(resolved, data, say)
-        resolved = placed(resolved, place)
+        resolved, place = choose_placement(with_data(resolved, data), data, say)
+        explained.recipe = resolved
         model = load_model(resolved, run, files, place, saved, resumed=previous is not None)
         engine = build_engine(resolved, run, model, data, place, saved, say)
         header = header_of(resolved, engine, data, model)

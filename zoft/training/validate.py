@@ -27,6 +27,7 @@ from zoft.models.meta import load_config
 from zoft.models.storage.fetch import cache_folder, local_folder, local_safetensors
 from zoft.models.storage.safetensors import WEIGHTS, WEIGHTS_INDEX, stored_tensors
 from zoft.planning.doctor.model import decoder_lines
+from zoft.planning.memory.exact_blocks import with_exact_blocks
 from zoft.planning.memory.footprint import footprint
 from zoft.planning.placement import budgets, choose
 from zoft.planning.resolve import on_device, resolve, with_data
@@ -208,6 +209,7 @@ def _memory(recipe: Resolved, shape: Shape) -> str:
         limits = budgets(recipe)
     except (RuntimeError, AssertionError):  # torch, about a GPU that is not here
         return f"not looked at, {recipe.device} is not here"
+    recipe, shape = with_exact_blocks(recipe, shape, limits[0])
     found = choose(recipe, shape, *limits).footprint
     assumed = "" if shape.known else ", with texts of data.max_length assumed"
     said = f"{gib(found.device)} at the peak{assumed}, {gib(limits[0])} may be used"

@@ -132,15 +132,20 @@ def test_a_tail_takes_states_inputs_and_one_gradient(tmp_path: Path) -> None:
     head = footprint(*planned(tmp_path, tune={"tail": "head", "tail_rows": 100}))
     assert item(head, "states that the head is solved on").device == 2 * 8 * 100 * 48
     assert item(none, "states that the head is solved on").device == 0
-    made, shape = planned(tmp_path, tune={"tail": "blocks:1"})
+    made, shape = planned(tmp_path, blocks=3, tune={"tail": "blocks:1"})
     found = footprint(made, shape)
     tokens = made.train.batch_size * 2 * shape.train.longest
     assert item(found, "inputs of the last blocks").device == 2 * tokens * 48 * 4
     gradient = phase(found, "gradient of a block").device
     assert gradient > BLOCK  # in float32, and activations
-    two = footprint(*planned(tmp_path, tune={"tail": "blocks:2"}))
+    two = footprint(*planned(tmp_path, blocks=3, tune={"tail": "blocks:2"}))
     assert phase(two, "gradient of a block").device == gradient
     assert item(two, "inputs of the last blocks").device == 3 * tokens * 48 * 4
+    norm = footprint(*planned(tmp_path, tune={"tail": "norm"}))
+    assert item(norm, "inputs of the last blocks").device == tokens * 48 * 4
+    everything = footprint(*planned(tmp_path, tune={"tail": "blocks:2"}))  # one pass, no probes
+    assert item(everything, "inputs of the last blocks").device == 3 * tokens // 2 * 48 * 4
+    assert item(everything, "directions").device == 0
     assert phase(none, "gradient of a block").device == 0
 
 

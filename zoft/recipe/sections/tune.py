@@ -8,6 +8,8 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from zoft.recipe.sections.base import Counted, Positive, Section, Whole
 
+AUTO_BLOCKS = "blocks:auto"
+
 
 class TuneSection(Section):
     method: Literal["full", "lora", "ia3", "prefix", "prompt"] = Field(
@@ -44,7 +46,7 @@ class TuneSection(Section):
     virtual_tokens: Counted = Field(
         5, description="prefix, prompt: tokens that stand in front of every example."
     )
-    tail: Annotated[str, Field(pattern=r"^(none|head|norm|blocks:[1-9]\d*)$")] = Field(
+    tail: Annotated[str, Field(pattern=r"^(none|head|norm|blocks:([1-9]\d*|auto))$")] = Field(
         "none",
         description="full: what learns by exact gradients instead of probes. head: the label words' "
         "rows of the output head, for a choice between single words, solved before the first step from "
@@ -52,8 +54,9 @@ class TuneSection(Section):
         "words tied to it, do not learn then. norm: the final norm too, with every step. blocks:N: the "
         "last N blocks as well, by "
         "back-propagation through these alone, one after the other, from the passes that a step takes "
-        "anyway; for `lm` and options of several tokens these without the head. With all blocks nothing "
-        "is left to probes: that is first-order tuning, of one pass a step.",
+        "anyway; for `lm` and options of several tokens these without the head. blocks:auto: as many "
+        "as the device has room for. With all blocks nothing is left to probes: that is first-order "
+        "tuning, of one pass a step.",
     )
     tail_rows: Counted = Field(
         1000, description="tail: training rows that the head's rows are solved on, at most."
@@ -90,10 +93,11 @@ class TuneSection(Section):
     @property
     def tail_blocks(self) -> int | None:
         """How many of the last blocks learn by exact gradients with the norm behind them; None: not
-        even that."""
+        even that. Of `blocks:auto` one, until the plan says how many."""
         if self.tail in ("none", "head"):
             return None
-        return int(self.tail.partition(":")[2] or 0)
+        number = self.tail.partition(":")[2] or "0"
+        return 1 if self.tail == AUTO_BLOCKS else int(number)
 
     @field_validator("tail")
     @classmethod
