@@ -41,8 +41,8 @@ GRID: dict[str, tuple[tuple[str, ...], tuple[float, ...]]] = {  # overrides, rat
     "tail-body": (("tune.tail=head",), (3e-5, 1e-4, 2e-4)),
     "tail-blocks4": (("tune.tail=blocks:4", "optimizer.lr=1e-4"), (1e-5, 3e-5, 1e-4)),
     "mezo-tail": ((*MEZO, "optimizer.distribution=rademacher", "tune.tail=head"), (1e-5, 3e-5)),
-    "adamw": ((), (1e-5, 2e-5, 5e-5)),
-    "adamw-lora": (("tune.method=lora",), (1e-4, 3e-4, 1e-3)),
+    "adamw": ((), (1e-5, 3e-5)),
+    "adamw-lora": (("tune.method=lora",), (3e-4, 1e-3)),
 }  # fmt: skip
 RATE = {"tail-blocks4": "tune.tail_lr"}  # else optimizer.lr
 DIVERGED = 6  # zoft's exit code

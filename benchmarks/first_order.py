@@ -2,7 +2,8 @@
 
     python benchmarks/first_order.py RECIPE [section.key=value ...] --output-dir FOLDER
 
-The recipe's rows, order, rate, steps and evaluations; float32 throughout, all weights or the adapter.
+The recipe's rows, order, rate, steps, evaluations and compute_dtype (autocast; weights and moments are
+float32), all weights or the adapter.
 Leaves metrics.jsonl and final/ as `zoft train` does. A run that was stopped begins anew.
 """
 
@@ -30,6 +31,8 @@ from zoft.recipe.load import load_recipe
 from zoft.recipe.resolved import with_defaults
 from zoft.runs import checkpoint
 from zoft.runs.metrics import Metrics, in_words
+from zoft.system.device import DTYPES
+from zoft.system.host_memory import keep_freed_memory
 
 
 def main() -> None:
@@ -49,7 +52,8 @@ def main() -> None:
     model = load_model(where, recipe.model, dtype=torch.float32, device=CPU).model
     lora = recipe.tune.method == "lora"
     tuned = attach_adapter(model, recipe.tune, recipe.seed) if lora else model
-    view = ProbedModel(tuned, {}, {}, torch.float32, torch.tensor([[1, 2, 3, 4]]))
+    computing = DTYPES[recipe.model.compute_dtype]
+    view = ProbedModel(tuned, {}, {}, computing, torch.tensor([[1, 2, 3, 4]]))
     lengths = np.array([length(x) for x in train]) if recipe.train.group_by_length else None
     order = Order(recipe.seed, recipe.train.batch_size, len(train), lengths)
     a.output_dir.mkdir(parents=True, exist_ok=True)
@@ -63,13 +67,16 @@ def main() -> None:
         event = metrics.write("eval", step, **values)
         print(f"step {step}: {in_words(event)}", flush=True)
 
+    keep_freed_memory()
     evaluate(0)
     assert isinstance(recipe.optimizer.lr, float)
     with gradients(tuned, only="lora_" if lora else ""):
         method = AdamW(tuned, recipe.optimizer.lr, recipe.optimizer.weight_decay)
         for step in range(1, recipe.train.steps + 1):
             rows = [train[i] for i in order.rows(step)]
-            metrics.write("train", step, loss=method.step(batch_of(objective, rows)))
+            with torch.autocast("cpu", computing, enabled=computing != torch.float32):
+                loss = method.step(batch_of(objective, rows))
+            metrics.write("train", step, loss=loss)
             every = recipe.eval.every
             if step == recipe.train.steps or (every and step % every == 0):
                 evaluate(step)
