@@ -6,7 +6,7 @@ DIR holds train.jsonl, validation.jsonl and test.jsonl with `text` and `label`; 
 these splits and columns (SetFit/sst2). Every rate runs with the first seed; the rate with the highest
 validation accuracy on its curve (then the lowest loss) runs with all seeds, and only those see the test
 set, with their last weights. `tail`: the head's rows alone; it takes one step that moves nothing. A
-forward pass is one of a batch of 16; a step of AdamW counts as three.
+forward pass is one of a batch of 16; a step of AdamW counts as three, one of `tail-all` as four.
 Evaluations are not counted. Every run is a folder below --runs: finished ones are not repeated, stopped
 ones go on. With --jobs N, N runs at a time take one thread on a core of their own.
 """
@@ -40,11 +40,13 @@ GRID: dict[str, tuple[tuple[str, ...], tuple[float, ...]]] = {  # overrides, rat
     "tail": (("tune.tail=head", "eval.every=0"), (1e-9,)),
     "tail-body": (("tune.tail=head",), (3e-5, 1e-4, 2e-4)),
     "tail-blocks4": (("tune.tail=blocks:4", "optimizer.lr=1e-4"), (1e-5, 3e-5, 1e-4)),
+    "tail-all": (("tune.tail=blocks:auto", "optimizer.lr=1e-4"), (3e-5, 1e-4)),
     "mezo-tail": ((*MEZO, "optimizer.distribution=rademacher", "tune.tail=head"), (1e-5, 3e-5)),
     "adamw": ((), (1e-5, 3e-5)),
     "adamw-lora": (("tune.method=lora",), (3e-4, 1e-3)),
 }  # fmt: skip
-RATE = {"tail-blocks4": "tune.tail_lr"}  # else optimizer.lr
+RATE = {"tail-blocks4": "tune.tail_lr", "tail-all": "tune.tail_lr"}  # else optimizer.lr
+FIRST_ORDER = ("adamw", "adamw-lora", "tail-all")
 DIVERGED = 6  # zoft's exit code
 RECIPE = """
 model: {{name: {model}}}
@@ -88,7 +90,7 @@ def main() -> None:
     recipe.write_text(text, encoding="utf-8")
 
     def run(method: str, lr: float, seed: int) -> Run:
-        steps = {"tail": 1, "adamw": a.first_order_steps, "adamw-lora": a.first_order_steps}
+        steps = {"tail": 1, **dict.fromkeys(FIRST_ORDER, a.first_order_steps)}
         return Run(method, lr, seed, steps.get(method, a.steps))
 
     grid = [run(m, lr, a.seeds[0]) for m in a.only for lr in a.rates or GRID[m][1]]

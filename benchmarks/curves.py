@@ -22,7 +22,10 @@ class Run:
 
     @property
     def passes(self) -> int:
-        """Forward passes in a step; a backward pass counts as two."""
+        """Forward passes in a step; a backward pass counts as two, and blocks that are run again for it
+        as one."""
+        if self.method == "tail-all":
+            return 4
         return 3 if self.method.startswith("adamw") else 2
 
     def folder(self, runs: Path) -> Path:

@@ -158,9 +158,7 @@ class AdamW:
     def __init__(self, model: nn.Module, lr: float, weight_decay: float = 0.0) -> None:
         self.model = model
         parameters = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            parameters, lr=lr, weight_decay=weight_decay, fused=True
-        )
+        self.optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
 
     def step(self, batch: Batch) -> float:
         """One forward, one backward, one update; the loss before the update."""
