@@ -33,12 +33,14 @@ from zoft.models.trainable import decays, parameter_ids, tuned_parameters
 from zoft.planning.memory.footprint import footprint
 from zoft.planning.workload import Shape, Texts
 from zoft.recipe.resolved import Resolved
+from zoft.system import accelerator
 from zoft.system.device import DTYPES, make_repeatable
 from zoft.system.host_memory import gib
 from zoft.system.silence import quiet
 
-# Multiplications and additions of the larger slice's step: about a second on two cores or on a card.
-WORK = {"cpu": 5e10, "cuda": 5e13}
+# Multiplications and additions of the larger slice's step: about a second on two cores, and on a card.
+WORK = {"cpu": 5e10}
+WORK_OF_A_CARD = 5e13
 PROBED = 256 * 2**20  # bytes that are copied or read to see how fast that goes
 
 
@@ -123,7 +125,7 @@ def _affordable(recipe: Resolved, shape: Shape) -> tuple[int, int]:
     """Rows and tokens of a row, at most the recipe's, whose step is about WORK."""
     kind = torch.device(recipe.device).type
     weights = sum(shape.computed(w) for w in shape.weights if (w.block or 0) < 2)
-    tokens = WORK[kind] / (2 * weights * 2 * recipe.optimizer.directions)
+    tokens = WORK.get(kind, WORK_OF_A_CARD) / (2 * weights * 2 * recipe.optimizer.directions)
     length = max(8, min(shape.train.typical, int(tokens / shape.train.rows)))
     rows = max(1, min(recipe.train.micro_batch_size, int(tokens / shape.train.rows / length)))
     return rows, length
@@ -172,8 +174,7 @@ def _times(
 def _timed(work: Callable[[], object], device: torch.device) -> float:
     begun = time.perf_counter()
     work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    accelerator.synchronize(device)
     return time.perf_counter() - begun
 
 
