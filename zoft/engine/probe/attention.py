@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, masking_utils
 
 from zoft.errors import RecipeError
 
@@ -49,6 +49,18 @@ def bounded_attention(model_config: PreTrainedConfig, rows: int, length: int) ->
         raise
     finally:
         torch.backends.cuda.enable_math_sdp(before)
+
+
+@contextmanager
+def one_text_a_row() -> Iterator[None]:
+    """Inside, transformers takes each row for one text, as ours are. Without a mask it would look for
+    several in the positions, and the host would wait for the device in every pass."""
+    look = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = lambda _position_ids: None
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = look
 
 
 def _heads(config: PreTrainedConfig) -> int:
