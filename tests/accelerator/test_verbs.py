@@ -11,6 +11,7 @@ from support import small
 from support.accelerator import KIND, Card, standin
 
 from zoft.cli.main import main
+from zoft.planning import step_time
 from zoft.training.run import train
 
 SHORT = ["train.steps=4", "eval.every=4", "checkpoint.every=2", "logging.every=2"]
@@ -151,8 +152,15 @@ def test_a_run_is_replayed_on_the_card(trained: Run, tmp_path: Path, card: Card)
 @pytest.mark.parametrize("verb", ["plan", "range", "validate"])
 @pytest.mark.parametrize("residency", ["device", "host"])
 def test_what_looks_ahead_runs_on_the_card(
-    tmp_path: Path, card: Card, verb: str, residency: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    card: Card,
+    verb: str,
+    residency: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(step_time, "PROBED", 2**20)
+    monkeypatch.setattr(step_time, "WORK_OF_A_CARD", 1e7)
     recipe = small.write(tmp_path)
     assert main([verb, str(recipe), f"device={KIND}", f"model.residency={residency}"]) == 0
     out = capsys.readouterr().out

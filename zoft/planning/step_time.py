@@ -22,6 +22,7 @@ from transformers import PreTrainedConfig
 from zoft.data.examples import Choice, Example, TextExample
 from zoft.engine.build import estimator_for
 from zoft.engine.objectives.objective import batch_losses, micro_batches, objective_for
+from zoft.engine.offload.arenas import new_arena
 from zoft.engine.optimizers.optimizer import optimizer_for
 from zoft.engine.optimizers.update import Resident, tuned_weights
 from zoft.engine.probe.view import ProbedModel
@@ -219,9 +220,12 @@ def _example(texts: Texts, objective: str, length: int) -> Example:
 
 
 def _copying(device: torch.device) -> float:
-    source = torch.empty(PROBED, dtype=torch.uint8, pin_memory=True)
-    target = torch.empty(PROBED, dtype=torch.uint8, device=device)
+    """As blocks are: from memory that is pinned, where the system allows it."""
+    source, target = new_arena(PROBED, torch.device("cpu")), new_arena(PROBED, device)
+    pinned = accelerator.pin(source, device)
     times = [_timed(lambda: target.copy_(source, non_blocking=True), device) for _ in range(4)]
+    if pinned:
+        accelerator.unpin(source, device)
     return PROBED / min(times[1:])
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch.utils import backend_registration
+from torch.utils._device import _device_constructors
 
 from support.accelerator.card import Card
 from support.accelerator.kernels import Launched
@@ -43,10 +44,11 @@ def standin(kernels: Any = None, **settings: Any) -> Iterator[Card]:
 
 
 @cache
-def _register() -> torch.library.Library:
+def _register() -> Any:
     """Tell torch of the device: its name, its module, and that every operator goes to `run`."""
+    _device_constructors()  # remembers functions, and must not remember those of `_replaced`
     backend_registration._setup_privateuseone_for_python_backend(KIND, backend_module=Module())
-    library = torch.library.Library("_", "IMPL")
+    library: Any = torch.library.Library("_", "IMPL")  # type: ignore[no-untyped-call]
     library.fallback(lambda func, *args, **kwargs: run(func, args, kwargs), "PrivateUse1")
     return library
 
@@ -93,7 +95,7 @@ def _replaced(card: Card) -> Iterator[tuple[Any, str, Any]]:
         if isinstance(other, CardTensor):
             learns = isinstance(tensor, torch.nn.Parameter)
             made = torch.nn.Parameter(other, tensor.requires_grad) if learns else other.detach()
-            torch.utils.swap_tensors(tensor, made)
+            torch.utils.swap_tensors(tensor, made)  # type: ignore[no-untyped-call]
         else:
             plain.__set__(tensor, other)  # type: ignore[attr-defined]
 

@@ -88,4 +88,4 @@ def _lock(address: int, size: int, _flags: int) -> int:
 
 
 def _unlock(address: int) -> None:
-    del Open.card.pinned[address]
+    Open.card.pinned.pop(address, None)

@@ -31,7 +31,7 @@ class CardTensor(Tensor):
 
     @staticmethod
     def __new__(cls, held: Tensor, allocation: Any) -> CardTensor:
-        made: CardTensor = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made: CardTensor = Tensor._make_wrapper_subclass(
             cls,
             held.shape,
             strides=held.stride(),
@@ -45,17 +45,18 @@ class CardTensor(Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, _types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         return run(func, args, kwargs or {})
 
     @property
-    def data(self) -> Tensor:  # type: ignore[override]
+    def data(self) -> Tensor:
         return self.detach()
 
     @data.setter
-    def data(self, other: CardTensor) -> None:
+    def data(self, other: Tensor) -> None:
+        assert isinstance(other, CardTensor)
         torch._C.TensorBase.data.__set__(self, other)  # type: ignore[attr-defined]
         self.held, self.allocation = other.held, other.allocation
 
@@ -67,6 +68,11 @@ class CardTensor(Tensor):
 
     def tolist(self) -> Any:
         return self.cpu().tolist()
+
+    def numpy(self, **_: Any) -> Any:
+        raise TypeError(
+            f"can't convert {KIND}:0 device type tensor to numpy: use Tensor.cpu() first"
+        )
 
     def __repr__(self, *_: Any, **__: Any) -> str:  # type: ignore[override]
         return f"CardTensor({self.held!r})"

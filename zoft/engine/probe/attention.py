@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, masking_utils
@@ -55,12 +56,13 @@ def bounded_attention(model_config: PreTrainedConfig, rows: int, length: int) ->
 def one_text_a_row() -> Iterator[None]:
     """Inside, transformers takes each row for one text, as ours are. Without a mask it would look for
     several in the positions, and the host would wait for the device in every pass."""
-    look = masking_utils.find_packed_sequence_indices
-    masking_utils.find_packed_sequence_indices = lambda _position_ids: None
+    library: Any = masking_utils
+    look = library.find_packed_sequence_indices
+    library.find_packed_sequence_indices = lambda _position_ids: None
     try:
         yield
     finally:
-        masking_utils.find_packed_sequence_indices = look
+        library.find_packed_sequence_indices = look
 
 
 def _heads(config: PreTrainedConfig) -> int:
