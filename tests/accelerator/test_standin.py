@@ -13,8 +13,9 @@ from support.accelerator import KIND, Card, standin
 
 from zoft.engine.offload import stream as streaming
 from zoft.engine.probe import rows
-from zoft.errors import OutOfMemory, ZoftError
+from zoft.errors import EnvironmentProblem, OutOfMemory, ZoftError
 from zoft.system import accelerator
+from zoft.system.device import choose_device
 from zoft.training.run import train
 
 DEVICE = f"{KIND}:0"  # its name is known once a card is there
@@ -110,6 +111,17 @@ def test_a_copy_that_must_not_wait_needs_pinned_memory(card: Card) -> None:
     assert len(card.faults) == 1
 
 
+@pytest.mark.usefixtures("card")
+def test_auto_is_the_card_where_there_is_one() -> None:
+    assert choose_device("auto") == choose_device(KIND) == f"{KIND}:0"
+    with pytest.raises(EnvironmentProblem, match=f"torch sees 1 of {KIND}"):
+        choose_device(f"{KIND}:1")
+
+
+def test_without_a_card_there_is_none() -> None:
+    assert choose_device("auto") == "cpu"
+
+
 # -- faults in whole runs ---------------------------------------------------------------------------
 
 
@@ -147,8 +159,6 @@ def test_a_pin_that_was_forgotten_is_found(
 @pytest.mark.parametrize(
     ("method", "changes"),
     [
-        ("full", []),
-        ("full", ["optimizer.structure=dense"]),
         ("full", ["data.labels={0: bad, 1: terrible}"]),
         ("lora", []),
     ],
