@@ -83,7 +83,7 @@ data:
   labels: {0: a, 1: true}
 learning_rate: 3
 tune: {target_modules: [a, 3]}
-device: gpu
+device: cuda:a
 3: x
 """)
     found = problems(
@@ -102,8 +102,8 @@ device: gpu
         "r.yaml:12:18: data.labels.1: found true; expected text; put it in quotes",
         "r.yaml:13:1: learning_rate: no such key; zoft calls it optimizer.lr",
         "r.yaml:14:28: tune.target_modules.1: found 3; expected text; put it in quotes",
-        "r.yaml:15:1: device: found 'gpu'; expected auto, cpu, cuda or cuda:N. auto: the first "
-        "GPU, else the CPU.",
+        "r.yaml:15:1: device: found 'cuda:a'; expected auto, cpu, cuda, cuda:N, or what else torch "
+        "has streams for (xpu). auto: the first GPU, else the CPU.",
         f"r.yaml:16:1: 3: no such key; expected one of {', '.join(Recipe.model_fields)}",
         "override 'train.lr=3': train.lr: no such key here; it belongs at optimizer.lr",
         "override 'foo': expected section.key=value, or ~section.key to delete",

@@ -9,12 +9,13 @@ import pytest
 import torch
 from support.recipes import recipe as minimal
 
-from zoft.errors import EnvironmentProblem
+from zoft.errors import EnvironmentProblem, RecipeError
 from zoft.models import quantization as quantize
 from zoft.planning.resolve import PERTURBATION, resolve
 from zoft.recipe.resolved import with_defaults
 from zoft.recipe.schema import Recipe
 from zoft.recipe.sections.base import DType
+from zoft.system import accelerator
 from zoft.system.device import DTYPES, make_repeatable
 
 
@@ -24,16 +25,16 @@ def recipe(**sections: Any) -> Recipe:
 
 @pytest.fixture
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(accelerator, "first", lambda: None)
+    monkeypatch.setattr(accelerator, "count", lambda _kind: 0)
 
 
 @pytest.fixture
 def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(accelerator, "first", lambda: "cuda:0")
+    monkeypatch.setattr(accelerator, "count", lambda kind: 2 if kind == "cuda" else 0)
     # The first is a Turing, which has no bfloat16, the second a Hopper.
-    compute = {"cuda:0": (7, 5), "cuda:1": (9, 0)}
-    monkeypatch.setattr(torch.cuda, "get_device_capability", compute.__getitem__)
+    monkeypatch.setattr(accelerator, "has_bfloat16", lambda device: device == "cuda:1")
 
 
 def cpu_with(monkeypatch: pytest.MonkeyPatch, capability: str, flags: str) -> None:
@@ -93,15 +94,33 @@ def test_a_cpu_that_is_asked_for_is_taken() -> None:
 
 @pytest.mark.usefixtures("two_gpus")
 def test_a_gpu_too_many_is_refused() -> None:
-    with pytest.raises(EnvironmentProblem, match="device: cuda:2: torch sees 2 GPUs"):
+    with pytest.raises(EnvironmentProblem, match="device: cuda:2: torch sees 2 of cuda"):
         resolve(recipe(device="cuda:2"))
 
 
 @pytest.mark.usefixtures("no_gpu")
-@pytest.mark.parametrize("device", ["cuda", "cuda:0"])
+@pytest.mark.parametrize("device", ["cuda", "cuda:0", "xpu:1"])
 def test_a_missing_gpu_is_refused(device: str) -> None:
-    with pytest.raises(EnvironmentProblem, match=f"device: {device} asks for a GPU.*write cpu"):
+    with pytest.raises(
+        EnvironmentProblem, match=f"device: {device} is not here.*write auto or cpu"
+    ):
         resolve(recipe(device=device))
+
+
+@pytest.mark.parametrize("absent", [False, True])
+def test_a_device_that_torch_does_not_know_is_a_misspelling(absent: bool) -> None:
+    with pytest.raises(RecipeError, match="device: torch knows no gpu; write auto, cpu or"):
+        resolve(recipe(device="gpu:0"), absent=absent)
+
+
+@pytest.mark.parametrize("device", ["mps", "meta", "vulkan:0"])
+def test_a_device_without_streams_is_refused(device: str) -> None:
+    with pytest.raises(EnvironmentProblem, match=r"device: [a-z]+ has no streams in this torch"):
+        resolve(recipe(device=device))
+
+
+def test_an_absent_gpu_keeps_its_kind_in_a_plan() -> None:
+    assert resolve(recipe(device="xpu"), absent=True).device == "xpu:0"
 
 
 @pytest.mark.usefixtures("no_gpu")

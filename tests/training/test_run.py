@@ -447,7 +447,8 @@ def test_the_test_set_is_scored_once_at_the_end(tmp_path: Path) -> None:
     [
         ("data.train.path=nowhere.jsonl", DataError, "nowhere.jsonl"),
         ("model.name=./nowhere", EnvironmentProblem, "nowhere"),
-        ("device=cuda", EnvironmentProblem, "GPU"),
+        ("device=cuda", EnvironmentProblem, "cuda is not here"),
+        ("device=gpu", RecipeError, "torch knows no gpu"),
         ('tune.include=["*nothing*"]', RecipeError, "nothing"),
         ('data.labels={"0": bad, "2": great}', DataError, "label"),
         ("data.max_length=3", DataError, "3"),

@@ -22,6 +22,7 @@ from zoft.errors import EnvironmentProblem
 from zoft.models.adapters import of_adapter
 from zoft.models.blocks import find_blocks, owned_parameters
 from zoft.models.meta import kept_in_float32
+from zoft.system.accelerator import send
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class MovedModel:
             output = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
         rows, tokens = input_ids.shape
         logits: Tensor = output.logits[:, -tokens:]  # virtual tokens stand in front
-        logits = logits.reshape(rows * tokens, -1)[positions]
+        logits = logits.reshape(rows * tokens, -1)[send(positions, logits.device)]
         return logits if vocab is None else logits[:, vocab]
 
     def token_losses(

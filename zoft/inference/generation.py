@@ -197,6 +197,6 @@ def _seeded(decoding: Decoding, device: torch.device) -> Iterator[None]:
     if not decoding.drawn:
         yield
         return
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
         torch.manual_seed(decoding.seed)
         yield

@@ -7,8 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch
-
 from zoft.data.examples import Example
 from zoft.errors import OutOfMemory, ZoftError, lacks_memory
 from zoft.planning.alternatives import Variant, alternatives
@@ -16,6 +14,7 @@ from zoft.planning.memory.footprint import footprint
 from zoft.planning.placement import budgets
 from zoft.planning.workload import shape_of
 from zoft.recipe.resolved import Resolved
+from zoft.system import accelerator
 from zoft.system.host_memory import free_host_bytes, gib, resident_bytes
 
 
@@ -58,9 +57,9 @@ def requested_bytes(text: str) -> int:
 
 def free_bytes(device: str) -> int:
     """What is left for another allocation on the device."""
-    if device.startswith("cuda") and torch.cuda.is_available():
-        return int(torch.cuda.mem_get_info(device)[0])
-    return free_host_bytes() - resident_bytes()
+    if device == "cpu":
+        return free_host_bytes() - resident_bytes()
+    return accelerator.memory_bytes(device)[0]
 
 
 def _ways(explained: Explained, short: int) -> str:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass
 
-import torch
-
 from zoft.errors import EnvironmentProblem, OutOfMemory
 from zoft.models.load import cannot_stream
 from zoft.planning.memory.footprint import CUDA_CONTEXT, Footprint, Residency, footprint
 from zoft.planning.workload import Shape
 from zoft.recipe.resolved import Resolved
+from zoft.system import accelerator
 from zoft.system.host_memory import free_host_bytes, gib
 
 # Left free of what a budget of `auto` finds: for allocators' gaps, and for the rest of the machine.
@@ -140,9 +139,9 @@ def budgets(recipe: Resolved) -> tuple[int, int]:
     free, memory = free_host_bytes(), recipe.memory
     if recipe.device == "cpu":
         return _least(memory.device_budget, memory.host_budget, auto=int(free * (1 - MARGIN))), 0
-    card, _ = torch.cuda.mem_get_info(recipe.device)
+    card, _ = accelerator.memory_bytes(recipe.device)
     # Its answer is without the context that asking it has made.
-    own = CUDA_CONTEXT + torch.cuda.memory_reserved(recipe.device)
+    own = CUDA_CONTEXT + accelerator.reserved_bytes(recipe.device)
     return (
         _least(memory.device_budget, auto=int(card * (1 - MARGIN)) + own),
         _least(memory.host_budget, auto=int(free * (1 - MARGIN))),

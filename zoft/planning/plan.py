@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from zoft.data.encoding import Encoded
@@ -33,6 +32,7 @@ from zoft.recipe.load import load_recipe
 from zoft.recipe.resolved import Resolved
 from zoft.recipe.schema import Recipe
 from zoft.recipe.sections.data import listed
+from zoft.system.accelerator import count
 
 UNLIMITED = 2**62  # bytes of a device that is not here and has no budget
 
@@ -139,8 +139,8 @@ def make_plan(
 
 
 def _is_here(recipe: Resolved) -> bool:
-    number = int(recipe.device.partition(":")[2] or 0)
-    return recipe.device == "cpu" or number < torch.cuda.device_count()
+    kind, _, number = recipe.device.partition(":")
+    return kind == "cpu" or int(number) < count(kind)
 
 
 def _said(recipe: Resolved) -> tuple[int, int]:

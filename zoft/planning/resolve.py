@@ -32,10 +32,10 @@ def resolve(recipe: Recipe, previous: Recipe | None = None, *, absent: bool = Fa
     """`recipe` with every choice made that needs no row of its data.
 
     `previous` is the resolved recipe of the run that is resumed: its choices are kept. With `absent`
-    a GPU that is not here is planned for all the same, computing in bfloat16, and a model that is not
-    here has its adapter's targets left open. Raises
+    an accelerator that is not here is planned for all the same, computing in bfloat16, and a model
+    that is not here has its adapter's targets left open. Raises
     EnvironmentProblem for a device or a library (model.quantization) that is not there, RecipeError
-    for adapter targets that the model does not have.
+    for a device that torch does not know and for adapter targets that the model does not have.
     """
     if previous is not None:
         recipe = keep_choices(recipe, previous)
@@ -80,7 +80,7 @@ def _merged(now: _Section, before: BaseModel) -> _Section:
 
 
 def on_device(recipe: Recipe, *, absent: bool = False) -> Recipe:
-    """Choose device and model.compute_dtype. Raises EnvironmentProblem for what is not there."""
+    """Choose device and model.compute_dtype. Raises EnvironmentProblem, RecipeError (see `resolve`)."""
     model = recipe.model
     library_of(model.quantization)
     here = True
@@ -89,7 +89,7 @@ def on_device(recipe: Recipe, *, absent: bool = False) -> Recipe:
     except EnvironmentProblem:
         if not absent:
             raise
-        device, here = recipe.device if ":" in recipe.device else "cuda:0", False
+        device, here = recipe.device if ":" in recipe.device else f"{recipe.device}:0", False
     if model.compute_dtype == "auto":
         dtype = fast_dtype(device) if here else "bfloat16"
         model = model.model_copy(update={"compute_dtype": dtype})

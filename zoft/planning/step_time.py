@@ -22,6 +22,7 @@ from transformers import PreTrainedConfig
 from zoft.data.examples import Choice, Example, TextExample
 from zoft.engine.build import estimator_for
 from zoft.engine.objectives.objective import batch_losses, micro_batches, objective_for
+from zoft.engine.offload.arenas import new_arena
 from zoft.engine.optimizers.optimizer import optimizer_for
 from zoft.engine.optimizers.update import Resident, tuned_weights
 from zoft.engine.probe.view import ProbedModel
@@ -33,12 +34,14 @@ from zoft.models.trainable import decays, parameter_ids, tuned_parameters
 from zoft.planning.memory.footprint import footprint
 from zoft.planning.workload import Shape, Texts
 from zoft.recipe.resolved import Resolved
+from zoft.system import accelerator
 from zoft.system.device import DTYPES, make_repeatable
 from zoft.system.host_memory import gib
 from zoft.system.silence import quiet
 
-# Multiplications and additions of the larger slice's step: about a second on two cores or on a card.
-WORK = {"cpu": 5e10, "cuda": 5e13}
+# Multiplications and additions of the larger slice's step: about a second on two cores, and on a card.
+WORK = {"cpu": 5e10}
+WORK_OF_A_CARD = 5e13
 PROBED = 256 * 2**20  # bytes that are copied or read to see how fast that goes
 
 
@@ -132,7 +135,7 @@ def _affordable(recipe: Resolved, shape: Shape) -> tuple[int, int]:
     """Rows and tokens of a row, at most the recipe's, whose step is about WORK."""
     kind = torch.device(recipe.device).type
     weights = sum(shape.computed(w) for w in shape.weights if (w.block or 0) < 2)
-    tokens = WORK[kind] / (2 * weights * 2 * recipe.optimizer.directions)
+    tokens = WORK.get(kind, WORK_OF_A_CARD) / (2 * weights * 2 * recipe.optimizer.directions)
     length = max(8, min(shape.train.typical, int(tokens / shape.train.rows)))
     rows = max(1, min(recipe.train.micro_batch_size, int(tokens / shape.train.rows / length)))
     return rows, length
@@ -181,8 +184,7 @@ def _times(
 def _timed(work: Callable[[], object], device: torch.device) -> float:
     begun = time.perf_counter()
     work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    accelerator.synchronize(device)
     return time.perf_counter() - begun
 
 
@@ -227,9 +229,12 @@ def _example(texts: Texts, objective: str, length: int) -> Example:
 
 
 def _copying(device: torch.device) -> float:
-    source = torch.empty(PROBED, dtype=torch.uint8, pin_memory=True)
-    target = torch.empty(PROBED, dtype=torch.uint8, device=device)
+    """As blocks are: from memory that is pinned, where the system allows it."""
+    source, target = new_arena(PROBED, torch.device("cpu")), new_arena(PROBED, device)
+    pinned = accelerator.pin(source, device)
     times = [_timed(lambda: target.copy_(source, non_blocking=True), device) for _ in range(4)]
+    if pinned:
+        accelerator.unpin(source, device)
     return PROBED / min(times[1:])
 
 

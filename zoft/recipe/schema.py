@@ -162,8 +162,9 @@ class Recipe(Section):
     )
     device: str = Field(
         "auto",
-        pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$",
-        description="auto, cpu, cuda or cuda:N. auto: the first GPU, else the CPU.",
+        pattern=r"^[a-z]+(:[0-9]+)?$",
+        description="auto, cpu, cuda, cuda:N, or what else torch has streams for (xpu). auto: the first "
+        "GPU, else the CPU.",
     )
     model: ModelSection = Field(description="The model that is tuned.")
     tune: TuneSection = Field(

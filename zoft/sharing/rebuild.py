@@ -34,6 +34,7 @@ from zoft.recipe.sections.optimizer import RULES, AnyOptimizer, own_keys
 from zoft.runs.artefact import START
 from zoft.runs.folder import RunFolder
 from zoft.runs.journal import Header, missing_entries
+from zoft.system import accelerator
 from zoft.system.device import DTYPES
 from zoft.system.host_memory import free_host_bytes, gib
 from zoft.system.philox import LAYOUT, LAYOUTS
@@ -173,13 +174,14 @@ def _settings(header: Header, journal: Path) -> AnyOptimizer:
 def _device(
     header: Header, settings: AnyOptimizer, where: Path, own: torch.dtype
 ) -> tuple[torch.device, bool]:
-    """The first of GPU and CPU that holds all weights and moments; else the CPU, and that they don't
-    fit."""
+    """The first of accelerator and CPU that holds all weights and moments; else the CPU, and that they
+    don't fit."""
     numbers = sum(_numel(stored.shape) for stored in stored_tensors(where).values())
     moved = sum(_numel(shape) for _, _, shape, _ in header["parameters"])
     size = numbers * own.itemsize + 4 * len(settings.state()) * moved
-    if torch.cuda.is_available() and size < torch.cuda.mem_get_info()[0] * (1 - MARGIN):
-        return torch.device("cuda:0"), True
+    card = accelerator.first()
+    if card and size < accelerator.memory_bytes(card)[0] * (1 - MARGIN):
+        return torch.device(card), True
     free = free_host_bytes() * (1 - MARGIN)
     if size >= free:
         print(f"{gib(size)} do not fit into {gib(free)} of memory: block by block, from the disk")

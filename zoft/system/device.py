@@ -11,7 +11,8 @@ from typing import Literal
 
 import torch
 
-from zoft.errors import EnvironmentProblem
+from zoft.errors import EnvironmentProblem, RecipeError
+from zoft.system import accelerator
 
 DTYPES = {
     "float32": torch.float32,
@@ -21,23 +22,32 @@ DTYPES = {
 
 
 def choose_device(name: str) -> str:
+    """Return `cpu`, or the accelerator with its number. Raises RecipeError for a name that torch
+    does not know, EnvironmentProblem for what is not here or has no streams."""
     if name == "auto":
-        return "cuda:0" if torch.cuda.is_available() else "cpu"
-    if name == "cpu":
-        return name
-    number = int(name.partition(":")[2] or 0)
-    if not torch.cuda.is_available():
-        raise EnvironmentProblem(f"device: {name} asks for a GPU, and torch sees none; write cpu")
-    if number >= torch.cuda.device_count():
-        raise EnvironmentProblem(f"device: {name}: torch sees {torch.cuda.device_count()} GPUs")
-    return f"cuda:{number}"
+        return accelerator.first() or "cpu"
+    kind, _, number = name.partition(":")
+    if kind == "cpu":
+        return kind
+    if not accelerator.known(kind):
+        raise RecipeError(f"device: torch knows no {kind}; write auto, cpu or, for a GPU, cuda")
+    if not accelerator.has_streams(kind):
+        raise EnvironmentProblem(f"device: {kind} has no streams in this torch; write auto or cpu")
+    here = accelerator.count(kind)
+    if not here:
+        raise EnvironmentProblem(f"device: {name} is not here: torch sees none; write auto or cpu")
+    if int(number or 0) >= here:
+        raise EnvironmentProblem(
+            f"device: {name}: torch sees {here} of {kind}, the first is {kind}:0"
+        )
+    return f"{kind}:{int(number or 0)}"
 
 
 def fast_dtype(device: str) -> Literal["bfloat16", "float32"]:
     """bfloat16 where the hardware multiplies it, else float32."""
     if device == "cpu":
         return "bfloat16" if _cpu_has_bfloat16() else "float32"
-    return "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float32"
+    return "bfloat16" if accelerator.has_bfloat16(device) else "float32"
 
 
 def _cpu_has_bfloat16() -> bool:
@@ -53,7 +63,7 @@ def _cpu_has_bfloat16() -> bool:
 
 def make_repeatable(device: torch.device) -> None:
     """IEEE float32, one order of sums on a GPU (docs/methods.md#repeatable-arithmetic-on-gpus)."""
-    if device.type != "cuda":
+    if device.type == "cpu":
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -63,9 +73,9 @@ def make_repeatable(device: torch.device) -> None:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The process's largest resident size so far; on a GPU, the largest allocation on the card."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
+    """The process's largest resident size so far; on an accelerator, the largest sum of its tensors."""
+    if device.type != "cpu":
+        return accelerator.peak_bytes(device)
     # getrusage begins with what the process that started this one had: a second best.
     status = Path("/proc/self/status")
     found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None

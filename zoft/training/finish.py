@@ -71,7 +71,7 @@ def finish(
         best_checkpoint=checkpoint.checkpoint_folder(run.path, best[0]).name if best else None,
         peak_memory_bytes=values["peak_memory_bytes"],
         # What torch counts of a card is what it was asked for, without the driver's own.
-        planned_memory_bytes=planned_bytes - (CUDA_CONTEXT if device.type == "cuda" else 0),
+        planned_memory_bytes=planned_bytes - (CUDA_CONTEXT if device.type != "cpu" else 0),
     )
     _add_card(recipe, run, metrics)
 

@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zoft.engine.offload.arenas import ALIGN, PAGE, layout_of, nbytes, new_arena, pin, unpin
+from zoft.engine.offload.arenas import ALIGN, PAGE, layout_of, nbytes, new_arena
 
 CPU = torch.device("cpu")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.uint8, torch.int64)
@@ -58,29 +56,3 @@ def test_memory_of_a_gpu_is_free_before_another_stream_gets_it(
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: calls.append(str(device)))
     assert new_arena(7, gpu).numel() == 7
     assert calls == ["empty", "cuda:0"]
-
-
-@pytest.mark.parametrize("answer", [0, 2])
-def test_pinning_registers_what_is_there_and_may_be_refused(
-    monkeypatch: pytest.MonkeyPatch, answer: int
-) -> None:
-    arena = new_arena(2 * PAGE, CPU)
-    calls: list[object] = []
-    zeros: list[bool] = []
-
-    def register(address: int, size: int, flags: int) -> int:
-        calls.append((address, size, flags))
-        return answer
-
-    def next_kernel(*_args: object, **_options: object) -> None:
-        zeros.append(True)
-        raise RuntimeError("CUDA error: out of memory")  # what registering left behind
-
-    runtime = SimpleNamespace(cudaHostRegister=register, cudaHostUnregister=calls.append)
-    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
-    monkeypatch.setattr(torch, "zeros", next_kernel)
-    assert pin(arena) == (answer == 0)
-    assert calls == [(arena.data_ptr(), 2 * PAGE, 0)]
-    assert zeros == [True] * (answer != 0)
-    unpin(arena)
-    assert calls[1:] == [arena.data_ptr()]

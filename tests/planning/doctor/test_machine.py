@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ import torch
 
 from zoft.cli.main import main
 from zoft.planning.doctor import machine as doctor
+from zoft.system import accelerator
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +46,7 @@ def test_one_broken_probe_breaks_no_other(
     def broken() -> bool:
         raise RuntimeError("driver too old\nand more")
 
-    monkeypatch.setattr(torch.cuda, "is_available", broken)
+    monkeypatch.setattr(accelerator, "first", broken)
     monkeypatch.setattr(doctor, "find_spec", lambda _: None)
     doctor.doctor()
     out = capsys.readouterr().out
@@ -107,11 +109,13 @@ def test_gpus_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, answer in {
         "is_available": True,
         "device_count": 1,
+        "device": nullcontext(),
         "get_device_properties": card,
         "mem_get_info": (2**35, 2**37),
-        "get_device_capability": (9, 0),
+        "is_bf16_supported": True,
     }.items():
-        monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
+        monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer, **__: answer)
+    monkeypatch.setattr(accelerator, "first", lambda: "cuda:0")
     assert doctor._gpu() == [
         "cuda:0 NVIDIA H200, compute capability 9.0, 32.00 GiB of 128.00 GiB free, computes in "
         "bfloat16"

@@ -66,7 +66,7 @@ class Kernels(Protocol):
 
 
 def kernels_for(device: torch.device) -> Kernels:
-    """numba on a CPU, Triton on a GPU that has it, else the literal torch kernels.
+    """numba on a CPU, Triton on an accelerator where it is installed, else the literal torch kernels.
 
     Raises EnvironmentProblem where numba is kept from compiling.
     """
@@ -83,7 +83,7 @@ def _kernels(device: str) -> Kernels:
         from zoft.engine.kernels.cpu import sweeps as cpu
 
         return cpu
-    if device == "cuda" and find_spec("triton"):
+    if find_spec("triton"):
         from zoft.engine.kernels.triton import sweeps as triton
 
         return triton

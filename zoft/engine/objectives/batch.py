@@ -9,17 +9,19 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from zoft.system.accelerator import send
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     """R rows of T tokens, N scored positions, B examples (B = R, or R / options for `choice`).
 
     input_ids (R, T) · positions (N,) flat numbers row * T + column of the hidden states that go
-    through the head, row after row · targets (N,) the token that follows each · counts (R,) how many
-    positions a row has · vocab (n,) the only logits needed, or None for all · labels (B,) the right
-    option, or None · options (B,) how many of an example's R / B rows are real, or None for all ·
-    lengths (R,) tokens before the padding · examples B, numbered from `first` in the whole batch that
-    this one is a part of.
+    through the head, row after row, always on the host · targets (N,) the token that follows each ·
+    counts (R,) how many positions a row has · vocab (n,) the only logits needed, or None for all ·
+    labels (B,) the right option, or None · options (B,) how many of an example's R / B rows are real,
+    or None for all · lengths (R,) tokens before the padding, and `tokens` of all rows ·
+    examples B, numbered from `first` in the whole batch that this one is a part of.
     """
 
     input_ids: Tensor
@@ -28,6 +30,7 @@ class Batch:
     counts: Tensor
     lengths: Tensor
     examples: int
+    tokens: int
     first: int = 0
     vocab: Tensor | None = None
     labels: Tensor | None = None
@@ -39,10 +42,6 @@ class Batch:
         each = len(self.input_ids) // self.examples
         return [self.first + i for i in range(self.examples) for _ in range(each)]
 
-    @property
-    def tokens(self) -> int:
-        return int(self.lengths.sum())
-
     def attention_mask(self) -> Tensor:
         """(R, T) int64: 1 before the padding."""
         columns = torch.arange(self.input_ids.shape[1], device=self.input_ids.device)
@@ -50,9 +49,9 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         moved = {
-            name: value.to(device)
+            name: send(value, device)
             for name in self.__dataclass_fields__
-            if isinstance(value := getattr(self, name), Tensor)
+            if name != "positions" and isinstance(value := getattr(self, name), Tensor)
         }
         return replace(self, **moved)  # type: ignore[arg-type]
 
@@ -101,5 +100,6 @@ def pad(
         targets=input_ids[row, column],
         counts=torch.tensor([len(columns) for columns in scored]),
         lengths=torch.tensor([len(ids) for ids in rows]),
+        tokens=sum(map(len, rows)),
         **fields,  # type: ignore[arg-type]
     )

@@ -57,9 +57,10 @@ def batch_losses(objective: Objective, view: Forward, batches: Sequence[Batch]) 
 def batch_score(objective: Objective, view: Forward, batch: Batch) -> Score:
     """The score of `batch` at the weights that the open probe shows."""
     found, hits = objective.losses(view, batch, _mask(view, batch))
-    [sums], weights = found.sums.tolist(), found.weights.tolist()
+    rows = [found.sums, found.weights[None], *([] if hits is None else [hits.double()])]
+    sums, weights, *hit = torch.cat(rows).tolist()  # one transfer
     total = math.fsum(sums) if all(map(math.isfinite, sums)) else math.nan
-    return Score(total, math.fsum(weights), None if hits is None else int(hits.sum()))
+    return Score(total, math.fsum(weights), int(sum(hit[0])) if hit else None)
 
 
 def _mask(view: Forward, batch: Batch) -> Tensor | None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from zoft.models.storage.safetensors import Entry
+from zoft.system import accelerator
 
 ALIGN = 512  # bytes, of every tensor: more than any kernel or BLAS asks for
 PAGE = 4096  # bytes, of every arena: what direct file access and pinning ask for
@@ -55,46 +55,16 @@ def layout_of(changing: Mapping[str, Entry], frozen: Mapping[str, Entry]) -> Lay
 
 
 def new_arena(size: int, device: torch.device) -> Tensor:
-    """Allocate `size` bytes that begin on a page. On a GPU, nothing else uses them any more."""
+    """Allocate `size` bytes that begin on a page. On an accelerator, nothing else uses them any more."""
     if device.type != "cpu":
         arena = torch.empty(size, dtype=torch.uint8, device=device)
         # Memory that torch hands out again may still be in use on the stream that had it; the copy
         # streams know nothing of that one yet.
-        torch.cuda.synchronize(device)
+        accelerator.synchronize(device)
         return arena
     # Mapped rather than allocated: it begins on a page, and goes back to the system when dropped.
     private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # Python's own choice would be shared memory
     return torch.frombuffer(mmap.mmap(-1, max(size, PAGE), flags=private), dtype=torch.uint8)[:size]
-
-
-def pin(arena: Tensor) -> bool:
-    """Lock an arena of host memory for copies by a GPU; False if the system refuses.
-
-    Registered rather than taken from torch's pinned allocator, which rounds up to powers of two. To be
-    undone with `unpin` before the arena is dropped: its addresses will be something else's.
-    """
-    runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-    if int(runtime.cudaHostRegister(arena.data_ptr(), arena.numel(), 0)) == 0:
-        return True
-    # CUDA remembers the refusal, and the next kernel that torch launches would be blamed for it.
-    with suppress(RuntimeError):
-        torch.zeros(1, device="cuda")
-    return False
-
-
-def unpin(arena: Tensor) -> None:
-    """Undo `pin`, after all copies from and to the arena are done."""
-    torch.cuda.cudart().cudaHostUnregister(arena.data_ptr())  # type: ignore[no-untyped-call]
-
-
-def pin_all(arenas: Sequence[Tensor]) -> bool:
-    """Pin every one of them, or none where the system refuses one."""
-    for number, arena in enumerate(arenas):
-        if not pin(arena):
-            for pinned in arenas[:number]:
-                unpin(pinned)
-            return False
-    return True
 
 
 def nbytes(entry: Entry) -> int:

@@ -1,6 +1,6 @@
 """Threads that do the operations of a plan: one for each queue; `compute` runs in the caller's.
 
-On a GPU an operation is handed to a stream (`cuda.Streams`), which returns at once: an event then
+On a GPU an operation is handed to a stream (`streams.Streams`), which returns at once: an event then
 counts as recorded when its operation was handed over, and to wait for it is left to the device. A wait
 of the host and a wait of a queue are different calls: `wait` blocks the caller, `submit` only says
 what the operation must come after.

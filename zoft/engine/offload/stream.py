@@ -9,15 +9,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from zoft.engine.offload.arenas import Layout, layout_of, pin_all
-from zoft.engine.offload.cuda import Streams
+from zoft.engine.offload.arenas import Layout, layout_of
 from zoft.engine.offload.executor import Executor
 from zoft.engine.offload.homes import Files, Memory
 from zoft.engine.offload.schedule import Transfer
 from zoft.engine.offload.streamer import Streamer
+from zoft.engine.offload.streams import Streams
 from zoft.engine.optimizers.update import Tuned
 from zoft.models.blocks import Block
 from zoft.models.storage.gathered import Source
+from zoft.system.accelerator import pin_all
 
 
 def stream(
@@ -46,14 +47,14 @@ def stream(
     }
     layouts = layouts_of(blocks, moving, kept, sources)
     files = Files(layouts, sources, working)
-    gpu = device.type == "cuda"
+    gpu = device.type != "cpu"
     home: Files | Memory = files
     pinned: list[Tensor] = []
     transfer: Transfer = "staged" if gpu else "file"
     if residency == "host":
         home, transfer = Memory(layouts, files), "memory"
         files.close()
-        if gpu and pin_all(list(home.arenas.values())):
+        if gpu and pin_all(list(home.arenas.values()), device):
             pinned += home.arenas.values()
         elif gpu:
             say("the system refuses to pin the blocks' memory: they go through a small pinned ring")
@@ -73,7 +74,7 @@ def stream(
         device=device,
         writeback=writeback,
     )
-    if gpu and pin_all(streamer.stagings):
+    if gpu and pin_all(streamer.stagings, device):
         pinned += streamer.stagings
     elif gpu:
         say("the system refuses to pin any memory: copies to the GPU will wait for each other")

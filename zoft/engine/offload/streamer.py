@@ -9,13 +9,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from zoft.engine.offload.arenas import Layout, new_arena, unpin
+from zoft.engine.offload.arenas import Layout, new_arena
 from zoft.engine.offload.executor import Executor, Work
 from zoft.engine.offload.homes import Files, Memory
 from zoft.engine.offload.operations import Op
 from zoft.engine.offload.schedule import Schedule, Transfer
 from zoft.engine.optimizers.update import Tuned, Update
 from zoft.models.blocks import Block, placeholder
+from zoft.system.accelerator import unpin
 
 PENDING = 256  # updates that a home may lack
 
@@ -43,7 +44,7 @@ class Streamer:
         writeback: Literal["device", "host"] = "device",
     ) -> None:
         self.blocks, self.home, self.executor, self.layouts = blocks, home, executor, layouts
-        self.tuned, self.kept = tuned, tuple(kept)
+        self.tuned, self.kept, self.device = tuned, tuple(kept), device
         self.schedule = Schedule(list(blocks), slots, transfer, writeback if tuned else None)
         size = max(layout.size for layout in layouts.values())
         self._slots = [new_arena(size, device) for _ in range(slots)]
@@ -116,7 +117,7 @@ class Streamer:
         """Stop the threads and delete the working copy; the model cannot run any more."""
         self.executor.close()
         while self.pinned:
-            unpin(self.pinned.pop())
+            unpin(self.pinned.pop(), self.device)
         if isinstance(self.home, Files):
             self.home.close()
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, masking_utils
 
 from zoft.errors import RecipeError
 
@@ -49,6 +50,19 @@ def bounded_attention(model_config: PreTrainedConfig, rows: int, length: int) ->
         raise
     finally:
         torch.backends.cuda.enable_math_sdp(before)
+
+
+@contextmanager
+def one_text_a_row() -> Iterator[None]:
+    """Inside, transformers takes each row for one text, as ours are. Without a mask it would look for
+    several in the positions, and the host would wait for the device in every pass."""
+    library: Any = masking_utils
+    look = library.find_packed_sequence_indices
+    library.find_packed_sequence_indices = lambda _position_ids: None
+    try:
+        yield
+    finally:
+        library.find_packed_sequence_indices = look
 
 
 def _heads(config: PreTrainedConfig) -> int:

@@ -15,6 +15,7 @@ from zoft.engine.probe.forwards.linear import LinearForward
 from zoft.engine.probe.leaves import Leaf
 from zoft.engine.probe.perturbed import PerturbedParameters
 from zoft.engine.probe.rows import RowAssignment, assign_rows
+from zoft.system.accelerator import send
 
 CHUNK_LOGITS = 1 << 25  # float32 logits at a time: 128 MiB
 CHUNK_WEIGHTS = 1 << 25  # elements of the head whose perturbed copy is there at a time
@@ -28,9 +29,9 @@ def chunk_words(rows: int, columns: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class HeadRequest:
-    """What the head computes: of the hidden states at flat `positions` (N,) the logits (N, n) of the
-    tokens `vocab` (n,), or of all, or, with `targets` (N,), -log p of these as (N, 1), or the `hidden`
-    states themselves (N, d) in float32. Positions count
+    """What the head computes: of the hidden states at flat `positions` (N,), on the host, the logits
+    (N, n) of the tokens `vocab` (n,), or of all, or, with `targets` (N,), -log p of these as (N, 1), or
+    the `hidden` states themselves (N, d) in float32. Positions count
     the `tokens` that the model was given in each row; virtual ones may stand in front of them. Without
     positions: the logits (R, 1, V) of the last column, which is all that the next token needs."""
 
@@ -72,7 +73,7 @@ class HeadForward:
         tokens = hidden.shape[1]
         virtual = tokens - request.tokens
         positions = request.positions + virtual * (1 + request.positions // request.tokens)
-        hidden = hidden.reshape(-1, hidden.shape[-1])[positions]
+        hidden = hidden.reshape(-1, hidden.shape[-1])[send(positions, hidden.device)]
         if request.hidden:
             return hidden.float()
         with self.parameters.narrowed(self._rows(positions, tokens)):
@@ -94,7 +95,7 @@ class HeadForward:
         if len(set(rows.which)) == 1:
             return assign_rows(positions.numel(), rows.which, rows.scales, device)
         run = positions // (tokens * (rows.size // len(rows)))
-        which, scales = rows.which_tensor[run].tolist(), rows.scales_tensor[run].tolist()
+        which, scales = zip(*((rows.which[i], rows.scales[i]) for i in run.tolist()), strict=True)
         return assign_rows(positions.numel(), which, scales, device)
 
     def _some_logits(self, hidden: Tensor, vocab: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from zoft.errors import RecipeError
+from zoft.system.accelerator import send
 
 GROUP_DIRECTIONS = 16  # at most so many different directions in one matrix product
 
@@ -89,9 +90,7 @@ class RowAssignment:
         directions = tuple(dict.fromkeys(self.which[begin:end]))
         places = {number: place for place, number in enumerate(directions)}
         local = [places[number] for number in self.which[begin:end]]
-        return RowGroup(
-            begin, end, directions, torch.tensor(local, device=self.which_tensor.device)
-        )
+        return RowGroup(begin, end, directions, send(torch.tensor(local), self.which_tensor.device))
 
 
 def assign_rows(
@@ -102,6 +101,6 @@ def assign_rows(
         size,
         tuple(which),
         tuple(scales),
-        torch.tensor(which, dtype=torch.int64, device=device),
-        torch.tensor(scales, dtype=torch.float32, device=device),
+        send(torch.tensor(which, dtype=torch.int64), device),
+        send(torch.tensor(scales, dtype=torch.float32), device),
     )

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoft.engine.probe.attention import bounded_attention
+from zoft.engine.probe.attention import bounded_attention, one_text_a_row
 from zoft.engine.probe.directions import Direction
 from zoft.engine.probe.forwards.choose import PerturbedForwards
 from zoft.engine.probe.head import HeadForward, HeadRequest
@@ -175,7 +175,8 @@ class ProbedModel:
     ) -> Tensor:
         """Logits (copies * N, n) at the flat `positions` (N,) of input_ids (R, T), for tokens `vocab`.
 
-        Only these positions go through the head, and only these rows of it are multiplied.
+        The positions are on the host, the rest on the model's device. Only these positions go through
+        the head, and only these rows of it are multiplied.
         `examples` says of each row which example it belongs to (default: the rows in order; rows of
         one example stand together, equally many for each). Must run inside `probe` or `plain`.
         """
@@ -238,6 +239,7 @@ class ProbedModel:
             torch.set_grad_enabled(self._with_graph),
             self.parameters.narrowed(rows),
             bounded_attention(config, *input_ids.shape),
+            one_text_a_row(),
         ):
             output = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
         logits: Tensor = output.logits
@@ -266,7 +268,7 @@ class ProbedModel:
         handle = self._head.module.register_forward_hook(keep)
         try:
             with self.plain():
-                logits = self.logits(example, torch.arange(example.numel(), device=example.device))
+                logits = self.logits(example, torch.arange(example.numel()))
         finally:
             handle.remove()
         return len(seen) == 1 and torch.equal(seen[0], logits)

@@ -23,6 +23,7 @@ import torch
 from zoft import __version__
 from zoft.errors import first_line
 from zoft.models.storage.fetch import cache_folder
+from zoft.system import accelerator
 from zoft.system.atomic_io import existing
 from zoft.system.device import fast_dtype
 from zoft.system.host_memory import free_host_bytes, gib
@@ -91,15 +92,16 @@ def _torch() -> list[str]:
 
 
 def _gpu() -> list[str]:
-    if not torch.cuda.is_available():
+    first = accelerator.first()
+    if first is None:
         return ["torch sees none; runs go to the CPU"]
+    kind = first.partition(":")[0]
     lines = []
-    for number in range(torch.cuda.device_count()):
-        found = torch.cuda.get_device_properties(number)
-        free, total = torch.cuda.mem_get_info(number)
+    for device in (f"{kind}:{number}" for number in range(accelerator.count(kind))):
+        free, total = accelerator.memory_bytes(device)
         lines.append(
-            f"cuda:{number} {found.name}, compute capability {found.major}.{found.minor}, "
-            f"{gib(free)} of {gib(total)} free, computes in {fast_dtype(f'cuda:{number}')}"
+            f"{device} {accelerator.description(device)}, {gib(free)} of {gib(total)} free, "
+            f"computes in {fast_dtype(device)}"
         )
     return lines
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from zoft.engine.kernels.numerics import gaussian as normal
+from zoft.system.accelerator import current
 
 # Compiled with these, see triton.py. 64 lanes for what follows a tile's calls, 128 for the rest.
 SWEEP = {"num_warps": 2, "enable_fp_fusion": False}
@@ -17,7 +18,7 @@ PRODUCT = {"num_warps": 4, "enable_fp_fusion": False}
 
 def on(device: torch.device) -> AbstractContextManager[object]:
     """Triton launches on the current device, whatever its tensors are on."""
-    return nullcontext() if device.type == "cpu" else torch.cuda.device(device)
+    return nullcontext() if device.type == "cpu" else current(device)
 
 
 def require_contiguous(*tensors: Tensor | None) -> None:

@@ -38,6 +38,7 @@ from zoft.engine.kernels.triton.device import (
 from zoft.engine.kernels.triton.launch import SWEEP, on, table_on
 from zoft.engine.kernels.triton.signs import draw_factors
 from zoft.recipe.sections.optimizers.rule import AdamConstants
+from zoft.system.accelerator import send
 
 SUM, STORED, WINDOW, AMSGRAD = 0, 1, 2, 3
 _SUM, _WINDOW, _AMSGRAD = tl.constexpr(SUM), tl.constexpr(WINDOW), tl.constexpr(AMSGRAD)
@@ -360,6 +361,6 @@ def _plan(sums: Sequence[DirectionSum], device: torch.device) -> Tensor:
     units = np.array([t.grid for t in sums], np.float32).view(np.int32).astype(np.int64)
     ends = np.cumsum([len(t.n) for t in sums])
     parts.append(np.stack([units, ends], axis=1).reshape(-1))
-    plan = torch.from_numpy(np.concatenate(parts)).to(device)
+    plan = send(torch.from_numpy(np.concatenate(parts)), device)
     _last = (list(sums), plan)
     return plan

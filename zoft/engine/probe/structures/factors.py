@@ -12,6 +12,7 @@ from torch import Tensor
 
 from zoft.engine.kernels.dispatch import kernels_for
 from zoft.engine.probe.leaves import Leaf
+from zoft.system.accelerator import send
 from zoft.system.philox import PURPOSE_U, PURPOSE_V
 
 Factor = tuple[int, int, int]  # parameter's id, purpose, length
@@ -49,10 +50,10 @@ class Factors:
         table = torch.tensor([[*key, n_, n * at] for key, (at, n_) in self._starts.items()])
         kernels_for(self._device).signs(
             self._signs,
-            table.to(self._device),
+            send(table, self._device),
             seed=seed,
             step=step,
-            ks=torch.tensor(ks, device=self._device),
+            ks=send(torch.tensor(ks), self._device),
         )
         self._drawn = (seed, step, ks)
 

@@ -17,10 +17,10 @@ from support.offload.programs import Driver, Writeback, program, trace
 from support.offload.streamed import rig
 
 from zoft.engine.offload import executor as executor_module
-from zoft.engine.offload.cuda import Streams
 from zoft.engine.offload.executor import Executor, Work
 from zoft.engine.offload.operations import Event, Op, Queue
 from zoft.engine.offload.schedule import Schedule, Transfer
+from zoft.engine.offload.streams import Streams
 
 TRANSFERS: list[tuple[Transfer, Writeback]] = [
     (transfer, writeback)
