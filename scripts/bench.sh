@@ -62,6 +62,6 @@ fi
 if [[ $sst2 ]]; then
     run convergence.py --sst2 "$sst2" --jobs 2
 fi
-if [[ -f benchmarks/gpu.py ]] && "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
-    "$python" benchmarks/gpu.py
+if "$python" -c 'import sys, torch; sys.exit(not torch.accelerator.is_available())'; then
+    bash scripts/gpu.sh
 fi

@@ -56,7 +56,7 @@ def main() -> None:
     title = f"{a.card}, torch {version('torch')}, {a.commit}, {date}"
     title += ", REHEARSED on the CPU with tiny shapes" if a.rehearse else ""
     if a.rehearse:
-        os.environ["TRITON_INTERPRET"] = "1"
+        os.environ |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
     sys.exit(run(parts(a.out, rehearse=a.rehearse), a.out, title, a.minutes))
 
 
@@ -86,16 +86,16 @@ def parts(out: Path, *, rehearse: bool) -> list[Part]:
     return [
         part(90, "doctor"),
         part(90, "tests"),
-        part(90, "training"),
+        part(120, "training"),
         part(30, "sweeps"),
         steps("llama-1b", "bfloat16", 45),
-        steps("llama-7b", "bfloat16", 90),
+        steps("llama-7b", "bfloat16", 100),
         part(90, "offload", "--shapes", "llama-7b"),
         part(120, "offload", "--shapes", "opt-13b"),
         part(60, "backprop", "--shapes", "llama-1b", "llama-7b"),
         part(30, "trace"),
         steps("llama-1b", "float16", 45),
-        steps("llama-7b", "float16", 90),
+        steps("llama-7b", "float16", 100),
     ]
 
 

@@ -67,7 +67,7 @@ def figures(
 ) -> dict[str, float]:
     """Seconds, launches, host synchronisations and peak GB of a contestant's step."""
     step = make(model, ids)
-    seconds = timed(step, 1 if a.rehearse else 5, a.device)
+    seconds = timed(step, 1 if a.rehearse else 3, a.device)
     launches, syncs = counted(step, a.device)
     return {
         "seconds": seconds,

@@ -11,7 +11,7 @@ from pathlib import Path
 from gpu.measuring import part
 from gpu.results import Results
 
-TESTS = Path(__file__).parents[3] / "tests" / "gpu"
+TESTS = Path(__file__).parents[3] / "tests" / "on_gpu"
 
 
 class Rows:
