@@ -33,7 +33,7 @@ run() { # bench NAME [arguments]: one benchmark; a quick one leaves RESULTS.md a
 
 if [[ $quick ]]; then
     quick=--repeats=1
-    run kernels.py
+    run kernel_time.py
     run step_time.py
     run widths.py --widths 256
     run memory.py --steps 1
@@ -47,7 +47,7 @@ if [[ $quick ]]; then
 fi
 bash scripts/quickstart.sh
 bash scripts/campaign.sh
-run kernels.py
+run kernel_time.py
 run step_time.py
 run widths.py
 run memory.py

@@ -2,11 +2,14 @@
 
 Assumed is an H200: 4.3 TB/s of a copy (read and written), 790 TFLOP/s in bfloat16 or float16, and 50
 GB/s each way between its host and it (PCIe gen5, 16 lanes). Only weights count as bytes, only products
-with them and attention as arithmetic: both are floors, not estimates.
+with them and attention as arithmetic: both are floors, not estimates. A sweep's arithmetic is the
+instructions of its compiled kernel, of which 132 processors issue four of 32 lanes a clock of 1.98 GHz.
 """
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the campaign itself imports no torch
@@ -14,6 +17,8 @@ if TYPE_CHECKING:  # the campaign itself imports no torch
 
 CARD = "assumed: an H200 of 4.3 TB/s copied, 790 TFLOP/s, 50 GB/s each way to its host"
 COPY, FLOPS, HOST = 4.3e12, 790e12, 50e9
+INSTRUCTIONS = 132 * 4 * 32 * 1.98e9  # of one lane, a second
+COMPILED = Path(__file__).parents[2] / "tests/engine/kernels/triton/ptx_table.json"
 
 # How often a step reads or writes the weights that a pass multiplies with, and how often all of them. A
 # dense probe reads a weight, writes its perturbed copy and reads that; an update reads and writes. A
@@ -47,3 +52,9 @@ def by_arithmetic(counts: Counts, rows: int, row: int, *, scored: int = 1) -> fl
 def by_link(streamed_bytes: int, passes: int) -> float:
     """Seconds of a step that fetches these bytes for each pass, and writes them back meanwhile."""
     return streamed_bytes * max(passes, 1) / HOST
+
+
+def of_instructions(kernel: str, turns: int) -> float:
+    """Seconds for an element of a sweep that draws so many directions for it."""
+    row = json.loads(COMPILED.read_text(encoding="utf-8"))[f"{kernel} | sm_90"]
+    return float(row["once"] + turns * row["loop"]) / INSTRUCTIONS

@@ -16,7 +16,8 @@ NOTES = {
     "Step": "Seconds of a step: the median. A floor is what the step would take if nothing but its "
     "bytes (floor by bytes) or its products (floor by arithmetic) cost time, {card}; over floor: "
     "the measured over the greater one. All contestants score the last token of a row.",
-    "Sweep": "GB/s of one sweep over one matrix, read and written. Predicted: the copy of {card}.",
+    "Sweep": "GB/s of one sweep over one matrix, read and written, and the most that its bytes and its "
+    "instructions allow, {card}.",
     "Offload": "Blocks in host memory; every weight is tuned. The floor by bytes is that of the host's "
     "link, each way at once, {card}.",
     "Backprop": "Torch alone, on the rows and the loss of the steps above: what zoft is compared with.",
