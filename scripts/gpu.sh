@@ -29,6 +29,6 @@ commit=${commit:-$(git describe --always --dirty 2>/dev/null || echo 'commit unk
 card=$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null | head -n 1) || card=''
 export PYTHONPATH=$PWD:$PWD/benchmarks${PYTHONPATH:+:$PYTHONPATH} HF_HUB_OFFLINE=1
 code=0
-"$python" -m gpu.campaign --out "$out" --card "${card:-no GPU}" --commit "$commit" "${more[@]}" || code=$?
+"$python" -W ignore -m gpu.campaign --out "$out" --card "${card:-no GPU}" --commit "$commit" "${more[@]}" || code=$?
 echo "$out/gpu.md"
 exit "$code"

@@ -1,4 +1,4 @@
-"""The whole campaign in order of worth: each part a process of its own, with a time limit.
+"""The whole campaign in order of worth: each part is a process of its own, with a time limit.
 
     python -m gpu.campaign --out DIR [--minutes 10] [--rehearse] [--card NAME] [--commit ID]
 
@@ -10,9 +10,10 @@ takes nothing from the others. What parts print is in DIR/gpu.log. Exit 1 if one
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
+import runpy
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -20,7 +21,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 from gpu.floors import CARD
 from gpu.results import LOG, PARTS, ROWS, Results
@@ -28,16 +31,18 @@ from gpu.results import LOG, PARTS, ROWS, Results
 TURN = 0.2  # seconds between two looks at a part
 GRACE = 3.0  # seconds that a part has to end by itself after SIGTERM
 LEAST = 10.0  # seconds without which no part is begun
-SAID = 3  # last lines of a failed part that stand in its row
+SAID, LONGEST = 3, 400  # last lines of a failed part that stand in its row, and their characters
 
 
 @dataclass(frozen=True)
 class Part:
-    """A program and the most seconds that it may take in a campaign of ten minutes."""
+    """A module that is run as a program, its arguments, and the most seconds that it may take in a
+    campaign of ten minutes."""
 
     name: str
-    command: tuple[str, ...]
-    seconds: float
+    module: str
+    arguments: tuple[str, ...] = ()
+    seconds: float = 300.0
 
 
 class Stopped(Exception):
@@ -57,16 +62,18 @@ def main() -> None:
     title += ", REHEARSED on the CPU with tiny shapes" if a.rehearse else ""
     if a.rehearse:
         os.environ |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
-    sys.exit(run(parts(a.out, rehearse=a.rehearse), a.out, title, a.minutes))
+        import zoft.training.run  # noqa: F401  (once for all parts, which are forked)
+    todo = parts(a.out, rehearse=a.rehearse)
+    sys.exit(run(todo, a.out, title, a.minutes, method="fork" if a.rehearse else "spawn"))
 
 
 def parts(out: Path, *, rehearse: bool) -> list[Part]:
     """The most telling first. A rehearsal runs all of the code, each of it once."""
 
     def part(seconds: float, module: str, *arguments: str, name: str = "") -> Part:
-        options = ["--out", str(out), *(["--rehearse"] if rehearse else []), *arguments]
-        command = (sys.executable, "-W", "ignore", "-m", f"gpu.parts.{module}", *options)
-        return Part(name or " ".join([module, *arguments[1:]]), command, seconds)
+        options = ("--out", str(out), *(["--rehearse"] if rehearse else []), *arguments)
+        named = name or " ".join([module, *arguments[1:]])
+        return Part(named, f"gpu.parts.{module}", options, seconds)
 
     def steps(shape: str, dtype: str, seconds: float) -> Part:
         named = f"steps {shape} {dtype}"
@@ -99,8 +106,13 @@ def parts(out: Path, *, rehearse: bool) -> list[Part]:
     ]
 
 
-def run(parts: Sequence[Part], out: Path, title: str, minutes: float = 10.0) -> int:
-    """Run the parts one after the other, as long as the minutes last. Returns 1 if one went wrong."""
+def run(
+    parts: Sequence[Part], out: Path, title: str, minutes: float = 10.0, method: str = "spawn"
+) -> int:
+    """Run the parts one after the other, as long as the minutes last. Returns 1 if one went wrong.
+
+    `method` starts their processes: `spawn` from nothing, as a GPU's driver wants it, or `fork`.
+    """
     out.mkdir(parents=True, exist_ok=True)
     results, end = Results(out), time.monotonic() + 60 * minutes
     signal.signal(signal.SIGTERM, _stop)
@@ -114,7 +126,7 @@ def run(parts: Sequence[Part], out: Path, title: str, minutes: float = 10.0) -> 
         elif not stopped:
             print(f"== {part.name}, at most {limit:.0f} s", flush=True)
             try:
-                how = _run(part, limit, results, title)
+                how = _run(part, limit, results, title, method)
             except (Stopped, KeyboardInterrupt):
                 how, stopped = "stopped", True
             wrong = wrong or how is not None
@@ -124,46 +136,58 @@ def run(parts: Sequence[Part], out: Path, title: str, minutes: float = 10.0) -> 
     return int(wrong or stopped)
 
 
-def _run(part: Part, limit: float, results: Results, title: str) -> str | None:
+def _run(part: Part, limit: float, results: Results, title: str, method: str) -> str | None:
     """Wait for a part, and write the page whenever it has found more. Returns what went wrong."""
     log, rows = results.folder / LOG, results.folder / ROWS
     with log.open("a", encoding="utf-8") as file:
         print(f"== {part.name}", file=file, flush=True)
         before = file.tell()
-        process = subprocess.Popen(
-            part.command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
-        )
+    sys.stdout.flush()
+    context: Any = multiprocessing.get_context(method)
+    process = context.Process(target=_inside, args=(part, log))
+    process.start()
     end, seen = time.monotonic() + limit, -1
     try:
-        while process.poll() is None:
+        while process.is_alive():
             size = rows.stat().st_size if rows.exists() else 0
             if size != seen:
                 results.write_page(title, CARD)
                 seen = size
             if time.monotonic() > end:
                 return f"cut off after {limit:.0f} s"
-            time.sleep(TURN)
+            process.join(TURN)
     finally:
         _end(process)
-    if process.returncode == 0:
+    if process.exitcode == 0:
         return None
-    how = f"exit {process.returncode}"
-    if process.returncode < 0:
-        how = f"killed by {signal.Signals(-process.returncode).name}"
+    how = f"exit {process.exitcode}"
+    if process.exitcode < 0:
+        how = f"killed by {signal.Signals(-process.exitcode).name}"
     with log.open("rb") as printed:
         printed.seek(before)
-        lines = printed.read().decode(errors="replace").strip().splitlines()
-    return ": ".join([how, " / ".join(lines[-SAID:])[:400]]).removesuffix(": ")
+        lines = printed.read().decode(errors="replace").strip().splitlines()[-SAID:]
+    said = " / ".join(" ".join(line.split()) for line in lines)
+    return f"{how}: {said[-LONGEST:]}" if said else how
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _inside(part: Part, log: Path) -> None:
+    """What the part's process does: it leads a group of its own, and prints to the log."""
+    os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    with log.open("a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.argv = [part.module, *part.arguments]
+    runpy.run_module(part.module, run_name="__main__", alter_sys=True)
+
+
+def _end(process: BaseProcess) -> None:
     """End the part and all that it started."""
     for number, seconds in ((signal.SIGTERM, GRACE), (signal.SIGKILL, None)):
-        if process.poll() is None:
+        if process.is_alive() and process.pid is not None:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, number)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(seconds)
+            process.join(seconds)
 
 
 def _stop(*_: object) -> None:

@@ -38,10 +38,10 @@ def test_a_resumed_run_ends_in_the_bytes_of_a_whole_one(
 
 @METHODS
 def test_a_journal_of_the_gpu_replays_on_the_cpu(
-    method: str, device: torch.device, tmp_path: Path
+    method: str, gpu: torch.device, tmp_path: Path
 ) -> None:
     run, rebuilt = tmp_path / "run", tmp_path / "rebuilt"
-    train(str(small.write(tmp_path, method)), [*SHORT, f"device={device}"])
+    train(str(small.write(tmp_path, method)), [*SHORT, f"device={gpu}"])
     hidden = dict.fromkeys(("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"), "")
     command = [sys.executable, "-m", "zoft", "replay", str(run), "--out", str(rebuilt)]
     subprocess.run(command, check=True, env={**os.environ, **hidden, "PYTHONPATH": str(ROOT)})

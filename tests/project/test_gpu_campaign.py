@@ -17,7 +17,7 @@ from types import ModuleType
 import pytest
 from support import ROOT
 
-GOOD = "from pathlib import Path; from gpu.results import Results; Results(Path({out!r})).emit"
+EMITS = "from pathlib import Path; from gpu.results import Results; Results(Path({out!r})).emit"
 
 
 @pytest.fixture(scope="module")
@@ -28,43 +28,37 @@ def campaign() -> Iterator[ModuleType]:
 
 
 @pytest.fixture(autouse=True)
-def settled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Parts find the campaign's modules; the signal is this process's again."""
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")]))
+def settled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Parts are found in the test's folder; the signal is this process's again."""
+    monkeypatch.syspath_prepend(str(tmp_path))
     before = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, before)
 
 
-def part(campaign: ModuleType, name: str, code: str, seconds: float = 60.0) -> object:
-    return campaign.Part(name, (sys.executable, "-c", code), seconds)
-
-
 def test_what_goes_wrong_is_named_and_the_rest_is_there(
     campaign: ModuleType, tmp_path: Path
 ) -> None:
-    good = GOOD.format(out=str(tmp_path))
+    emits = EMITS.format(out=str(tmp_path))
     kill = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
-    code = campaign.run(
-        [
-            part(campaign, "first", f"{good}('Step', seconds=1.25)"),
-            part(campaign, "crashing", f"{good}('Step', seconds=2.5); raise ValueError('no luck')"),
-            part(
-                campaign, "hanging", f"{good}('Step', seconds=3.5); import time; time.sleep(600)", 3
-            ),
-            part(campaign, "killed", kill),
-            part(campaign, "last", f"{good}('Sweep', rate=4321.0)"),
-        ],
-        tmp_path,
-        "A card, a driver",
-    )
-    assert code == 1
+    codes = {
+        "first": f"{emits}('Step', seconds=1.25)",
+        "crashing": f"{emits}('Step', seconds=2.5); raise ValueError('no luck')",
+        "hanging": f"{emits}('Step', seconds=3.5); import time; time.sleep(600)",
+        "killed": kill,
+        "last": f"{emits}('Sweep', rate=4321.0)",
+    }
+    todo = []
+    for name, code in codes.items():
+        (tmp_path / f"part_{name}.py").write_text(code)
+        todo.append(campaign.Part(name, f"part_{name}", (), 8 if name == "hanging" else 60))
+    assert campaign.run(todo, tmp_path, "A card, a driver") == 1
     page = (tmp_path / "gpu.md").read_text()
     assert page.startswith("A card, a driver\n")
     assert "| first | well |" in page
     assert "| crashing | exit 1: " in page
     assert "ValueError: no luck" in page
-    assert "| hanging | cut off after 3 s |" in page
+    assert "| hanging | cut off after 8 s |" in page
     assert "| killed | killed by SIGKILL |" in page
     assert "| last | well |" in page
     assert all(figure in page for figure in ("1.25", "2.5", "3.5", "4,321"))
@@ -73,8 +67,7 @@ def test_what_goes_wrong_is_named_and_the_rest_is_there(
 def test_when_the_minutes_are_over_the_rest_is_left_out(
     campaign: ModuleType, tmp_path: Path
 ) -> None:
-    good = GOOD.format(out=str(tmp_path))
-    assert campaign.run([part(campaign, "late", f"{good}('Step')")], tmp_path, "A card", 0.1) == 0
+    assert campaign.run([campaign.Part("late", "part_late")], tmp_path, "A card", 0.1) == 0
     assert "| late | left out: the 0.1 minutes are over |" in (tmp_path / "gpu.md").read_text()
 
 
@@ -82,15 +75,23 @@ CUT = """\
 import sys
 from pathlib import Path
 from gpu.campaign import Part, run
-hangs = "{good}('Step', seconds=1.5); import time; time.sleep(600)"
-sys.exit(run([Part("first", (sys.executable, "-c", hangs), 600)], Path({out!r}), "A card"))
+if __name__ == "__main__":
+    sys.exit(run([Part("first", "part_first")], Path({out!r}), "A card"))
 """
 
 
 def test_a_cut_leaves_what_was_found(tmp_path: Path) -> None:
     """Also a cut that nobody hears of: the page is written while a part still runs."""
-    code = CUT.format(good=GOOD.format(out=str(tmp_path)), out=str(tmp_path))
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
+    emits, script = EMITS.format(out=str(tmp_path)), tmp_path / "cut.py"
+    hangs = f"{emits}('Step', seconds=1.5); import time; time.sleep(600)"
+    (tmp_path / "part_first.py").write_text(hangs)
+    script.write_text(CUT.format(out=str(tmp_path)))
+    found = os.pathsep.join(map(str, (ROOT, ROOT / "benchmarks", tmp_path)))
+    process = subprocess.Popen(
+        [sys.executable, str(script)],
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": found},
+    )
     page, end = tmp_path / "gpu.md", time.monotonic() + 60
     while not (page.exists() and "1.5" in page.read_text()) and time.monotonic() < end:
         time.sleep(0.05)
