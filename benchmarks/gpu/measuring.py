@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -49,10 +50,11 @@ def timed(step: Step, repeats: int, device: torch.device) -> float:
     return statistics.median(seconds)
 
 
-def profiled(step: Step, device: torch.device) -> torch.profiler.profile:
-    """One step under torch's profiler."""
+def profiled(step: Step, device: torch.device) -> Any:
+    """The profile that torch's profiler makes of one step."""
+    profiler: Any = torch.profiler
     wait(device)
-    with torch.profiler.profile(activities=torch.profiler.supported_activities()) as profile:
+    with profiler.profile(activities=profiler.supported_activities()) as profile:
         step()
         wait(device)
     return profile

@@ -68,9 +68,9 @@ def llama(config: Any, dtype: torch.dtype, device: torch.device) -> LlamaForCaus
     torch.set_default_dtype(dtype)  # else 7B weights would be float32 for a while
     try:
         with device:
-            model = LlamaForCausalLM(config)
+            model: Any = LlamaForCausalLM(config)
     finally:
         torch.set_default_dtype(before)
     model.config.use_cache = False
-    model.eval().requires_grad_(False)
-    return model
+    made: LlamaForCausalLM = model.eval().requires_grad_(False)
+    return made

@@ -7,15 +7,18 @@ import torch
 
 from zoft.errors import EnvironmentProblem
 from zoft.planning.doctor.gpu import card
+from zoft.system.device import make_repeatable
 
 
 @pytest.fixture(scope="session")
 def device() -> torch.device:
     """The GPU; the CPU in a rehearsal (TRITON_INTERPRET=1)."""
     try:
-        return card()
+        found = card()
     except EnvironmentProblem as error:
         pytest.skip(str(error))
+    make_repeatable(found)
+    return found
 
 
 @pytest.fixture

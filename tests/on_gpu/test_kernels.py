@@ -11,8 +11,8 @@ from zoft.planning.doctor.parity import Inputs, kernels_on, parity
 
 pytestmark = pytest.mark.gpu
 LARGE = {
-    "lengths": (1_000_003,),
-    "shapes": ((1_000_003,), (512, 4096), (577, 2049), (3, 65, 1024)),
+    "lengths": (300_007,),
+    "shapes": ((300_007,), (128, 4096), (33, 2049), (3, 9, 1024)),
     "product": (1024, 4096),
 }
 

@@ -86,7 +86,8 @@ def fused_backward(model: LlamaForCausalLM) -> Iterator[Callable[[Tensor], None]
         loss.item()
 
     with gradients(model), checkpointed(model):
-        hooks = [p.register_post_accumulate_grad_hook(move) for p in model.parameters()]
+        tensors: list[Any] = list(model.parameters())
+        hooks = [p.register_post_accumulate_grad_hook(move) for p in tensors]
         yield step
         for hook in hooks:
             hook.remove()

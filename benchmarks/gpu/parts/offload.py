@@ -86,7 +86,7 @@ def figures(a: argparse.Namespace, shape: str, folder: Path, budget: str) -> dic
     engine = build_engine(recipe, run, model, data, place, None, print)
     examples, taken = data.examples["train"], list[Step]()
 
-    def note(_trainer: Trainer, step: Step | None) -> None:
+    def note(trainer: Trainer, step: Step | None) -> None:  # noqa: ARG001  (a `Hook`)
         if step is not None:
             taken.append(step)
 

@@ -38,6 +38,7 @@ def main() -> None:
         a.results.emit("Tests", test="all", outcome="left out", why="pytest is not installed")
         sys.exit(0)
     options = ["-m", "gpu", "-o", "filterwarnings=default", "-p", "no:cacheprovider", str(TESTS)]
+    options += ["-k", "not lora"] if a.rehearse else []
     sys.exit(int(pytest.main(options, plugins=[Rows(a.results)])))
 
 

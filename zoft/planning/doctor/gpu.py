@@ -26,7 +26,7 @@ from zoft.planning.doctor.machine import driver
 from zoft.planning.doctor.parity import Inputs, kernels_on, parity
 from zoft.planning.doctor.toy_step import STEPS, steps_agree
 from zoft.system.atomic_io import write_atomically
-from zoft.system.device import fast_dtype
+from zoft.system.device import fast_dtype, make_repeatable
 from zoft.system.host_memory import gib
 
 REHEARSAL = "TRITON_INTERPRET"  # =1: Triton's interpreter runs the kernels, on the CPU
@@ -63,6 +63,7 @@ def doctor(json_file: Path | None = None, seed: int | None = None) -> bool:
     Raises EnvironmentProblem where there is no GPU.
     """
     begun, device = time.monotonic(), card()
+    make_repeatable(device)  # before the first product
     report = Report(secrets.randbits(32) if seed is None else seed, str(device))
     report.line("seed", str(report.seed))
     report.check("card", partial(_card, device))
