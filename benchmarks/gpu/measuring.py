@@ -38,14 +38,14 @@ def part(documentation: str | None, *options: str) -> argparse.Namespace:
 
 
 def timed(step: Step, repeats: int, device: torch.device) -> float:
-    """Median seconds, after steps that compile and allocate."""
-    seconds = []
-    for i in range(repeats + WARM):
+    """Median seconds, after steps that compile and allocate; of one repeat, what that takes itself."""
+    seconds, warm = [], WARM if repeats > 1 else 0
+    for i in range(repeats + warm):
         wait(device)
         begun = time.perf_counter()
         step()
         wait(device)
-        if i >= WARM:
+        if i >= warm:
             seconds.append(time.perf_counter() - begun)
     return statistics.median(seconds)
 
