@@ -33,7 +33,7 @@ run() { # bench NAME [arguments]: one benchmark; a quick one leaves RESULTS.md a
 
 if [[ $quick ]]; then
     quick=--repeats=1
-    run kernels.py
+    run kernel_time.py
     run step_time.py
     run widths.py --widths 256
     run memory.py --steps 1
@@ -47,7 +47,7 @@ if [[ $quick ]]; then
 fi
 bash scripts/quickstart.sh
 bash scripts/campaign.sh
-run kernels.py
+run kernel_time.py
 run step_time.py
 run widths.py
 run memory.py
@@ -62,6 +62,6 @@ fi
 if [[ $sst2 ]]; then
     run convergence.py --sst2 "$sst2" --jobs 2
 fi
-if [[ -f benchmarks/gpu.py ]] && "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
-    "$python" benchmarks/gpu.py
+if "$python" -c 'import sys, torch; sys.exit(not torch.accelerator.is_available())'; then
+    bash scripts/gpu.sh
 fi

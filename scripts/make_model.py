@@ -42,7 +42,33 @@ _LLAMA: dict[str, Any] = {
     "num_attention_heads": 32,
     "tie_word_embeddings": False,
 }
+_OPT: dict[str, Any] = {
+    "model_type": "opt",
+    "vocab_size": 50272,
+    "max_position_embeddings": 2048,
+}
 SHAPES: dict[str, dict[str, Any]] = {
+    "llama-135m": {  # as the demo's
+        **_LLAMA,
+        "vocab_size": 49152,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "max_position_embeddings": 2048,
+        "tie_word_embeddings": True,
+    },
+    "llama-1b": {
+        **_LLAMA,
+        "vocab_size": 32000,
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 20,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 2048,
+        "tie_word_embeddings": True,
+    },
     "llama-7b": {
         **_LLAMA,
         "vocab_size": 32000,
@@ -60,14 +86,20 @@ SHAPES: dict[str, dict[str, Any]] = {
         "eos_token_id": 128001,
     },
     "opt-1.3b": {
-        "model_type": "opt",
-        "vocab_size": 50272,
+        **_OPT,
         "hidden_size": 2048,
         "word_embed_proj_dim": 2048,
         "ffn_dim": 8192,
         "num_hidden_layers": 24,
         "num_attention_heads": 32,
-        "max_position_embeddings": 2048,
+    },
+    "opt-13b": {
+        **_OPT,
+        "hidden_size": 5120,
+        "word_embed_proj_dim": 5120,
+        "ffn_dim": 20480,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 40,
     },
     "qwen3-30b-a3b": {
         "model_type": "qwen3_moe",

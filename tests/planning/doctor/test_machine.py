@@ -61,15 +61,15 @@ def test_a_driver_is_asked_for_its_version(monkeypatch: pytest.MonkeyPatch, tmp_
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.setattr(torch.version, "cuda", None)
-    found, advice = doctor._driver()
+    found, advice = doctor.driver()
     assert found == "NVIDIA H200, 570.10"
     assert "built without CUDA" in advice
     tool.write_text("#!/bin/sh\necho no devices; exit 9\n")
-    assert doctor._driver() == ["nvidia-smi fails: no devices"]
+    assert doctor.driver() == ["nvidia-smi fails: no devices"]
     tool.write_text("#!/bin/sh\nexec sleep 60\n")
     monkeypatch.setattr(doctor, "SECONDS", 0.1)
     with pytest.raises(subprocess.TimeoutExpired):
-        doctor._driver()
+        doctor.driver()
 
 
 def test_the_login_is_asked_for_and_the_token_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:

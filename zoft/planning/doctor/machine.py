@@ -52,7 +52,7 @@ def doctor() -> None:
         ("zoft", _zoft),
         ("torch", _torch),
         ("gpu", _gpu),
-        ("driver", _driver),
+        ("driver", driver),
         ("triton", _triton),
         ("extras", _extras),
         ("memory", _memory),
@@ -106,7 +106,8 @@ def _gpu() -> list[str]:
     return lines
 
 
-def _driver() -> list[str]:
+def driver() -> list[str]:
+    """Cards with their driver's version, as nvidia-smi knows them, or why it does not."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return ["no nvidia-smi"]

@@ -1,6 +1,6 @@
 """Every CPU kernel's time per element, beside a copy of as many elements, interleaved.
 
-    python benchmarks/kernels.py [--repeats 15] [--append]
+    python benchmarks/kernel_time.py [--repeats 15] [--append]
 
 The matrix is SmolLM2's embedding, 49,152 x 576: out of the caches. `copy` is Tensor.copy_ of the same
 elements in the same type. The kernels of a pass work on 768 vectors of 576, as a batch of 16 rows does.
