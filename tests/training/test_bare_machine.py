@@ -1,4 +1,4 @@
-"""A machine that has torch, transformers and peft, and not all that zoft names: training needs no more."""
+"""A machine with torch, transformers and peft, and not all that zoft names: training needs no more."""
 
 from __future__ import annotations
 
