@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Fetch what zoft and its tests need beside torch, transformers and peft, for a machine without a network.
+# Fetch what zoft and its tests need beside torch and transformers, for a machine without a network.
 #
 #   bash scripts/gpu_wheels.sh DIR      CPython 3.12, Linux x86-64; the versions of constraints.txt
 #
@@ -28,7 +28,7 @@ mkdir -p "$dir"
 rm -f "$dir"/*.whl
 fetch pydantic ruamel.yaml tenacity typer rich
 fetch pytest pytest-xdist hypothesis jsonschema starlette uvicorn # for the tests
-fetch --no-deps gguf                                              # its own needs come with transformers
+fetch --no-deps gguf peft # what they need comes with transformers and torch; an older peft may be there
 
 wheels=$(cat "$dir"/*.whl | wc -c)
 tree=$(git archive HEAD | wc -c)

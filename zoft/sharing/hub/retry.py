@@ -24,7 +24,8 @@ from huggingface_hub.utils.tqdm import (
 
 from zoft.errors import EnvironmentProblem, ZoftError, first_line
 
-httpx: Any = getattr(_http, "httpx2", None) or _http.httpx  # huggingface_hub 1 speaks through httpx
+# The HTTP library of huggingface_hub: httpx2, of its version 1 httpx, with the same names.
+httpx: Any = vars(_http).get("httpx2") or vars(_http)["httpx"]
 
 ATTEMPTS = 6
 FIRST_PAUSE = 1.0  # seconds between the first two attempts; each pause is twice the one before
