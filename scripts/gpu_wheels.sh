@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Fetch what zoft and its tests need beside torch and transformers, for a machine without a network.
 #
-#   bash scripts/gpu_wheels.sh DIR      CPython 3.12, Linux x86-64; the versions of constraints.txt
+#   bash scripts/gpu_wheels.sh DIR      CPython 3.12, Linux x86-64; the versions of constraints.txt (.gpu/ is ignored by git)
 #
 # There, from the copied tree:   python3 -m pip install --no-index --no-deps DIR/*.whl
 #

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from support import ROOT, small
 
+from zoft.cli.main import main
 from zoft.training import start
 
 # numba compiles the kernels of a CPU: here the literal ones take its place, as Triton's do on a GPU.
@@ -34,6 +35,16 @@ def test_training_on_local_rows_does_without_what_is_large(tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "final").is_dir()
     assert "no loss.png: ModuleNotFoundError" in done.stdout + done.stderr
+
+
+def test_what_cannot_do_without_names_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    table = tmp_path / "rows.parquet"
+    table.write_bytes(b"PAR1")
+    assert main(["train", str(small.write(tmp_path)), f"data.train.path={table}"]) == 4
+    assert "error: this needs pyarrow: pip install pyarrow" in capsys.readouterr().err
 
 
 def test_a_run_names_the_versions_of_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
