@@ -153,7 +153,7 @@ def _explained(arguments: list[str]) -> int:
         if refused is not None:  # rights, a full or a broken disk: file and reason say it all
             _complain(f"{refused.filename or 'the system'}: {disk_words(refused)}")
             return EnvironmentProblem.exit_code
-        if why := _unusable_name(error, arguments):
+        if why := _missing_package(error) or _unusable_name(error, arguments):
             _complain(why)
             return EnvironmentProblem.exit_code
         summary = next(iter(str(error).splitlines()), "")
@@ -161,6 +161,12 @@ def _explained(arguments: list[str]) -> int:
         return 1  # a defect of zoft: one line here, the traceback in a file
     # A command returns nothing; a number is the code of typer.Exit, and 130 its Ctrl-C.
     return _interrupted() if code == 130 else int(code or 0)
+
+
+def _missing_package(error: Exception) -> str | None:
+    """The package that is not installed where a part of zoft first needs it."""
+    package = isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0]
+    return f"this needs {package}: pip install {package}" if package and package != "zoft" else None
 
 
 def _unusable_name(error: Exception, arguments: list[str]) -> str | None:

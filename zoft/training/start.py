@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -187,11 +188,12 @@ def surroundings(recipe: Resolved) -> dict[str, object]:
 
 
 def versions() -> dict[str, str]:
+    """Of zoft and of what it stands on; not all of it is needed everywhere (numba: on a CPU)."""
     packages = ("torch", "transformers", "peft", "datasets", "numba", "numpy", "safetensors")
     return {
         "zoft": __version__,
         "python": platform.python_version(),
-        **{name: version(name) for name in packages},
+        **{name: version(name) for name in packages if find_spec(name)},
     }
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-import httpx2
 import pytest
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
 from zoft.errors import EnvironmentProblem, Interrupted
 from zoft.sharing.hub import retry
-from zoft.sharing.hub.retry import no_check, with_retries
+from zoft.sharing.hub.retry import httpx, no_check, with_retries
 
 
 def quiet(_: str) -> None:
@@ -19,8 +18,8 @@ def quiet(_: str) -> None:
 
 
 def answered(status: int, **headers: str) -> HfHubHTTPError:
-    request = httpx2.Request("GET", "https://hub/api?token=secret")
-    response = httpx2.Response(status, headers=headers, request=request)
+    request = httpx.Request("GET", "https://hub/api?token=secret")
+    response = httpx.Response(status, headers=headers, request=request)
     return HfHubHTTPError(f"{status} for url https://hub/api?token=secret", response=response)
 
 
@@ -53,8 +52,8 @@ def wrapped(error: Exception) -> RuntimeError:
 def test_what_may_pass_is_tried_again(waited: list[float]) -> None:
     said: list[str] = []
     errors = (
-        answered(500), answered(429, **{"Retry-After": "7"}), wrapped(httpx2.ReadError("cut")),
-        httpx2.ReadTimeout("slow"), json.JSONDecodeError("?", "<", 0),
+        answered(500), answered(429, **{"Retry-After": "7"}), wrapped(httpx.ReadError("cut")),
+        httpx.ReadTimeout("slow"), json.JSONDecodeError("?", "<", 0),
     )  # fmt: skip
     assert with_retries(failing(*errors), "cannot push", say=said.append, check=no_check) == "done"
     assert waited == [1.0, 7.0, 4.0, 8.0, 16.0]
@@ -65,7 +64,7 @@ def test_what_may_pass_is_tried_again(waited: list[float]) -> None:
 def test_patience_ends(waited: list[float]) -> None:
     with pytest.raises(EnvironmentProblem, match=r"^cannot push: the Hub does not answer$"):
         with_retries(
-            failing(*[httpx2.ReadTimeout("slow")] * 6), "cannot push", say=quiet, check=no_check
+            failing(*[httpx.ReadTimeout("slow")] * 6), "cannot push", say=quiet, check=no_check
         )
     assert len(waited) == 5
 

@@ -11,12 +11,11 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
-import httpx2
 import tenacity
 from huggingface_hub import errors, set_client_factory
-from huggingface_hub.utils._http import default_client_factory
+from huggingface_hub.utils import _http
 from huggingface_hub.utils.tqdm import (
     are_progress_bars_disabled,
     disable_progress_bars,
@@ -24,6 +23,9 @@ from huggingface_hub.utils.tqdm import (
 )
 
 from zoft.errors import EnvironmentProblem, ZoftError, first_line
+
+# The HTTP library of huggingface_hub: httpx2, of its version 1 httpx, with the same names.
+httpx: Any = vars(_http).get("httpx2") or vars(_http)["httpx"]
 
 ATTEMPTS = 6
 FIRST_PAUSE = 1.0  # seconds between the first two attempts; each pause is twice the one before
@@ -98,9 +100,9 @@ def reason(error: BaseException) -> str:
                 return (
                     f"the Hub answered {cause.response.status_code} {first_line(Exception(said))}"
                 )
-            case httpx2.TimeoutException():
+            case httpx.TimeoutException():
                 return "the Hub does not answer"
-            case httpx2.TransportError():
+            case httpx.TransportError():
                 return "the connection to the Hub broke"
             case json.JSONDecodeError():
                 return "the Hub's answer makes no sense"
@@ -115,7 +117,7 @@ def _is_transient(error: BaseException) -> bool:
             return False
         if isinstance(cause, errors.HfHubHTTPError):
             return cause.response.status_code in TRANSIENT
-        if isinstance(cause, httpx2.TransportError | json.JSONDecodeError):
+        if isinstance(cause, httpx.TransportError | json.JSONDecodeError):
             return True
     return False
 
@@ -164,13 +166,13 @@ def hub_client() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
-        set_client_factory(default_client_factory)
+        set_client_factory(_http.default_client_factory)
         logger.setLevel(level)
         if not bars:
             enable_progress_bars()
 
 
-def _client() -> httpx2.Client:
-    client = default_client_factory()
-    client.timeout = httpx2.Timeout(ANSWER_SECONDS, connect=min(ANSWER_SECONDS, 20.0))
+def _client() -> Any:
+    client = _http.default_client_factory()
+    client.timeout = httpx.Timeout(ANSWER_SECONDS, connect=min(ANSWER_SECONDS, 20.0))
     return client
