@@ -64,9 +64,31 @@ def test_gradients_of_the_norm_alone_and_of_all_blocks_are_autograds(
     check_gradients(build, task, tail, "rank1", True, 2)
 
 
+@pytest.mark.parametrize("build", MODELS)
+@pytest.mark.parametrize("tail", ["norm", "blocks:1"])
+def test_weights_that_are_cast_have_their_gradient(build: Any, tail: str) -> None:
+    """Stored in float32 and computed with in bfloat16, the norm between blocks and head included."""
+    found, exact = gradients(build, "lm", tail, "rank1", True, 2, torch.bfloat16)
+    assert found.keys() == exact.keys()
+    for name, gradient in exact.items():
+        if gradient.norm() > 1e-3 * max(g.norm() for g in exact.values()):
+            assert torch.cosine_similarity(found[name].flatten(), gradient.flatten(), dim=0) > 0.98
+
+
 def check_gradients(
     build: Any, task: str, named: str, structure: str, paired: bool, size: int
 ) -> None:
+    found, exact = gradients(build, task, named, structure, paired, size, torch.float32)
+    assert found.keys() == exact.keys()
+    largest = max(float(g.abs().max()) for g in exact.values())
+    for name, gradient in exact.items():
+        torch.testing.assert_close(found[name], gradient, rtol=2e-5, atol=2e-6 * largest)
+
+
+def gradients(
+    build: Any, task: str, named: str, structure: str, paired: bool, size: int, dtype: torch.dtype
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Of the tail by name: taken from probes that compute in `dtype`, and autograd's in float32."""
     torch.manual_seed(0)
     model = build().requires_grad_(False).eval()
     model.config.use_cache = False
@@ -76,9 +98,8 @@ def check_gradients(
     tuned, tail = tuned_parameters(model, tune), tail_parameters(model, tune)
     assert not {*tuned} & {*tail}
     assert bool(tuned) == (number < len(stack))
-    view = ProbedModel(
-        model, tuned, parameter_ids(tuned), torch.float32, torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8]])
-    )
+    example = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8]])
+    view = ProbedModel(model, tuned, parameter_ids(tuned), dtype, example)
     assert view.probed == bool(tuned)
     objective, examples = objective_for(task.split()[0]), EXAMPLES[task]
     batches = micro_batches(objective, examples, size, torch.device("cpu"))
@@ -98,14 +119,13 @@ def check_gradients(
 
     for parameter in tail.values():
         parameter.requires_grad_(True)
-    with view.plain(), view.with_graph():
-        whole = losses()
+    plain = ProbedModel(model, {}, {}, torch.float32, example)
+    with plain.plain(), plain.with_graph():
+        whole = batch_losses(objective, plain, batches)
     torch.autograd.backward(whole.sums.sum() / whole.weights.sum())
-    gradients = {name: p.grad for name, p in tail.items() if p.grad is not None}
-    assert found.keys() == gradients.keys() == tail.keys()
-    largest = max(float(g.abs().max()) for g in gradients.values())
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(found[name], gradient, rtol=2e-5, atol=2e-6 * largest)
+    exact = {name: p.grad for name, p in tail.items() if p.grad is not None}
+    assert exact.keys() == tail.keys()
+    return found, exact
 
 
 def test_the_tail_is_the_last_blocks_and_the_norm_behind_them() -> None:

@@ -124,8 +124,9 @@ class HeadForward:
         weight = self.module.weight.detach()
         gradient = -weight[targets].float()
         for part in self._parts(hidden):
-            p = (self._part(hidden, part).float() - total[:, None]).exp()
+            p = self._part(hidden, part).float().sub_(total[:, None]).exp_()
             gradient += p.to(weight.dtype) @ weight[part]
+            del p  # before the next chunk's
         return total - wanted, gradient
 
     def _total_and_wanted(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -92,6 +92,7 @@ class LastBlocks:
                 batch = batches[number % len(batches)]
                 copies = call.hidden.shape[0] // batch.input_ids.shape[0]
                 gradients.append(self._from_loss(objective, batch, call, copies, items * passes))
+            assert all(p.grad is not None for p in self._outside.values()), "cut off from the loss"
             _move(self._outside, update)
         if not self.number:
             self._calls.clear()

@@ -71,7 +71,10 @@ class DensePerturbation:
     def materialise(
         self, ref: ParameterRef, dtype: torch.dtype, run: int, part: slice | None
     ) -> Tensor:
-        """The parameter itself or its cast where `run` does not perturb it, else a copy in scratch."""
+        """The parameter itself or its cast where `run` does not perturb it, else a copy in scratch. One
+        that wants a gradient gets it."""
+        if torch.is_grad_enabled() and ref.parameter.requires_grad:
+            return (ref.parameter if part is None else ref.parameter[part]).to(dtype)
         weight = ref.parameter.detach() if part is None else ref.parameter.detach()[part]
         scale = self.probe.rows.scales[run]
         if not self.probe.is_tuned(ref) or scale == 0.0:
