@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from random import Random
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
@@ -29,7 +30,7 @@ class LateStreams(Cuda):
 
     def __init__(self, random: Random, faults: list[str]) -> None:
         super().__init__(random)
-        self._faults, self._used = faults, defaultdict[Any, Usage](Usage)
+        self._faults, self._used = faults, WeakKeyDictionary[Any, Usage]()
         self._host: Clock = defaultdict(int)
 
     def thread(self) -> Clock:
@@ -52,7 +53,10 @@ class LateStreams(Cuda):
             for tensor in writes:
                 _spoil(tensor.held)
             yield
-            work()
+            try:
+                work()
+            except Exception as error:  # raised here, it would end the thread, and all would wait
+                self._faults.append(f"a late copy fails: {error}")
 
         with self._changed:
             stream.pending.append((lambda: True, steps()))  # type: ignore[attr-defined]
@@ -77,7 +81,7 @@ class LateStreams(Cuda):
             for tensor in (*reads, *writes):
                 if not tensor.allocation.shared:
                     continue
-                used = self._used[tensor.allocation]
+                used = self._used.setdefault(tensor.allocation, Usage())
                 written = any(tensor is x for x in writes)
                 before = [] if used.write is None else [used.write]
                 before += list(used.reads.items()) if written else []
