@@ -53,6 +53,7 @@ class Stopped(Exception):
 
 
 def main() -> None:
+    """Read the options, and run what they ask for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=10.0)
