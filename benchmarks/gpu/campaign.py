@@ -28,6 +28,9 @@ from typing import Any
 from gpu.floors import CARD
 from gpu.results import LOG, PARTS, ROWS, Results
 
+# Of a rehearsal's processes: no GPU, Triton's interpreter, and no threads that wait for each other.
+REHEARSAL = dict.fromkeys(("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"), "")
+REHEARSAL |= dict.fromkeys(("TRITON_INTERPRET", "OMP_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
 TURN = 0.2  # seconds between two looks at a part
 GRACE = 3.0  # seconds that a part has to end by itself after SIGTERM
 LEAST = 10.0  # seconds without which no part is begun
@@ -50,6 +53,7 @@ class Stopped(Exception):
 
 
 def main() -> None:
+    """Read the options, and run what they ask for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=10.0)
@@ -61,7 +65,7 @@ def main() -> None:
     title = f"{a.card}, torch {version('torch')}, {a.commit}, {date}"
     title += ", REHEARSED on the CPU with tiny shapes" if a.rehearse else ""
     if a.rehearse:
-        os.environ |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+        os.environ |= REHEARSAL
         import zoft.training.run  # noqa: F401  (once for all parts, which are forked)
     todo = parts(a.out, rehearse=a.rehearse)
     sys.exit(run(todo, a.out, title, a.minutes, method="fork" if a.rehearse else "spawn"))
@@ -91,7 +95,7 @@ def parts(out: Path, *, rehearse: bool) -> list[Part]:
             part(300, "trace"),
         ]
     return [
-        part(90, "doctor"),
+        part(120, "doctor"),
         part(90, "tests"),
         part(120, "training"),
         part(30, "sweeps"),
