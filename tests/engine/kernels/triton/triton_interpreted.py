@@ -24,11 +24,8 @@ from zoft.recipe.sections.optimizers.radazo import RAdaZO
 from zoft.recipe.sections.optimizers.rule import AdamConstants, OptimizerSection
 from zoft.system.philox import PURPOSE_U, PURPOSE_V
 
-# The interpreter computes with numpy, which warns where IEEE says inf, and at loops of Triton 3.6.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
-    pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning"),
-]
+# The interpreter computes with numpy, which warns where IEEE says inf.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 ADDRESS = {"seed": 2**32 - 3, "step": 17, "param": 0xDEADBEEF, "k": 5}
