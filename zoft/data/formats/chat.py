@@ -22,7 +22,12 @@ from zoft.errors import DataError
 from zoft.recipe.sections import template as templates
 
 # What a turn may hold beside its text, by its names: left out by templates that do not know it.
-BESIDES = (("reasoning_content", "reasoning", "thinking"), ("tool_calls",), ("tools",))
+THOUGHTS = (
+    "reasoning_content",
+    "thinking",
+    "reasoning",
+)  # the first is the one that templates read
+BESIDES = (THOUGHTS, ("tool_calls",), ("tools",))
 WORD = "\ue000"  # stands in no text: of Unicode's private use
 MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 # The date that templates write: Llama 3's own where they can ask for none. With today's, a run that
@@ -103,7 +108,7 @@ class Chat:
                 )
             )
 
-        turns = suited(self.turns, render)
+        turns = suited([with_thoughts(turn) for turn in self.turns], render)
         whole = render(turns)
         self._require_whole(turns, whole, template, render)
         if MARKS.search(template):
@@ -202,7 +207,7 @@ class Chat:
                 bare = {"content": "", **turns[i]}
                 bare = {key: value for key, value in bare.items() if key not in names}
                 if same(render, [*turns[:i], bare], render(turns[: i + 1])):
-                    name = next(name for name in names if turns[i].get(name))
+                    name = next(name for name in names if self.turns[i].get(name))
                     raise self._left_out(f"{name} of turn {i + 1}")
         if in_order(map(spoken, turns), whole):
             return
@@ -229,6 +234,12 @@ def dated(template: str) -> str:
     return re.sub(
         r"strftime_now\((['\"])(.*?)\1\)", lambda found: repr(DAY.strftime(found[2])), template
     )
+
+
+def with_thoughts(turn: Row) -> Row:
+    """The turn with its thoughts under the names that templates read (gpt-oss's: thinking)."""
+    thought = next((turn[name] for name in THOUGHTS if turn.get(name) is not None), None)
+    return turn if thought is None else {"thinking": thought, **turn, THOUGHTS[0]: thought}
 
 
 def in_order(texts: Iterable[str], whole: str) -> bool:
