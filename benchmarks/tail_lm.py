@@ -74,7 +74,7 @@ class Run:
     def seconds(self) -> float:
         """A step's, at the median."""
         events = Metrics(self.folder / "metrics.jsonl").read()
-        return statistics.median(e["seconds"] for e in events if e["event"] == "train")
+        return float(statistics.median(e["seconds"] for e in events if e["event"] == "train"))
 
 
 def main() -> None:

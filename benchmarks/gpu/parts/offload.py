@@ -26,7 +26,6 @@ from zoft.data.sets import load_data
 from zoft.engine.build import order_for
 from zoft.errors import ZoftError, first_line
 from zoft.planning.memory.footprint import CUDA_CONTEXT
-from zoft.planning.placement import placed
 from zoft.planning.resolve import resolve, with_data
 from zoft.planning.step_time import passes
 from zoft.recipe.load import load_recipe
@@ -79,9 +78,8 @@ def figures(a: argparse.Namespace, shape: str, folder: Path, budget: str) -> dic
     recipe = resolve(load_recipe(str(recipe_in(folder, shape, budget, tokens)), changes))
     files = base_files(recipe, print)
     data = load_data(recipe, tokenizer_for(recipe, files), say=print, check=lambda: None)
-    recipe = with_data(recipe, data)
-    place = choose_placement(recipe, data, print)
-    recipe, run = placed(recipe, place), RunFolder(folder / "run")
+    recipe, place = choose_placement(with_data(recipe, data), data, print)
+    run = RunFolder(folder / "run")
     model = load_model(recipe, run, files, place, None, resumed=False)
     engine = build_engine(recipe, run, model, data, place, None, print)
     examples, taken = data.examples["train"], list[Step]()
