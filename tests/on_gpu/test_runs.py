@@ -17,11 +17,11 @@ from zoft.training.run import train
 
 pytestmark = pytest.mark.gpu
 WEIGHTS = {"full": "model.safetensors", "lora": "adapter_model.safetensors"}
-METHODS = pytest.mark.parametrize("method", WEIGHTS)
+BY_METHOD = pytest.mark.parametrize("method", WEIGHTS)
 SHORT = ["train.steps=8", "checkpoint.every=3", "~data.eval"]
 
 
-@METHODS
+@BY_METHOD
 def test_a_resumed_run_ends_in_the_bytes_of_a_whole_one(
     method: str, device: torch.device, tmp_path: Path
 ) -> None:
@@ -36,7 +36,7 @@ def test_a_resumed_run_ends_in_the_bytes_of_a_whole_one(
         assert (cut / file).read_bytes() == (whole / file).read_bytes(), file
 
 
-@METHODS
+@BY_METHOD
 def test_a_journal_of_the_gpu_replays_on_the_cpu(
     method: str, gpu: torch.device, tmp_path: Path
 ) -> None:
@@ -48,7 +48,7 @@ def test_a_journal_of_the_gpu_replays_on_the_cpu(
     assert same(run / "final", rebuilt, method)
 
 
-@METHODS
+@BY_METHOD
 @pytest.mark.usefixtures("device")
 def test_a_journal_of_the_cpu_replays_on_the_gpu(method: str, tmp_path: Path) -> None:
     run, rebuilt = tmp_path / "run", tmp_path / "rebuilt"

@@ -146,9 +146,9 @@ def _runtime(device: Device) -> Any:
 
 def send(tensor: Tensor, device: Device) -> Tensor:
     """Copy a small tensor of the host to the device, without waiting for what runs there; on a CPU it is
-    there already."""
-    if torch.device(device).type == "cpu":
-        return tensor
+    there already, and an outline has no data."""
+    if torch.device(device).type in ("cpu", "meta"):
+        return tensor.to(device)
     # torch keeps the pinned copy until the device has read it.
     return tensor.pin_memory().to(device, non_blocking=True)
 

@@ -109,7 +109,7 @@ def _versions() -> tuple[str, dict[str, Any]]:
     triton = version("triton") if find_spec("triton") else None
     figures = {
         "zoft": __version__, "torch": torch.__version__, "triton": triton,
-        "cuda": torch.version.cuda or torch.version.hip,
+        "CUDA or HIP": torch.version.cuda or torch.version.hip,
     }  # fmt: skip
     return ", ".join(f"{name} {said or '-'}" for name, said in figures.items()), figures
 
