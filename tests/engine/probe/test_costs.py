@@ -193,13 +193,11 @@ class Syncs:
         return asked
 
 
-# What still waits for the device in every pass: transformers, which looks for packed sequences, and
-# the map from positions to examples.
-PACKED = "transformers.masking_utils.find_packed_sequence_indices"
-PASSES = {
-    "dense": [PACKED],
-    "rank1": [PACKED],
-    "example": [PACKED, *2 * ["zoft.engine.probe.head._rows"]],
+# What is read in every pass: the map from positions to examples, of tensors that are on the host.
+PASSES: dict[str, list[str]] = {
+    "dense": [],
+    "rank1": [],
+    "example": ["zoft.engine.probe.head._rows"],
 }
 
 
