@@ -16,13 +16,13 @@ import pytest
 from packaging.version import Version
 from support import ROOT
 
-# Loops to a bound that is no constant: numpy 2.5 raises TypeError where older ones warn.
+# Loops to a bound that is no constant: numpy 2.4 raises TypeError where older ones warn.
 NO_LOOPS = Version(version("triton")) < Version("3.7") and Version(version("numpy")) >= Version(
-    "2.5"
+    "2.4"
 )
 
 
-@pytest.mark.skipif(NO_LOOPS, reason="the interpreter of Triton 3.6 takes numpy below 2.5")
+@pytest.mark.skipif(NO_LOOPS, reason="the interpreter of Triton 3.6 takes numpy below 2.4")
 def test_every_sweep_has_the_bits_of_the_reference() -> None:
     file = Path(__file__).with_name("triton_interpreted.py")
     done = subprocess.run(
